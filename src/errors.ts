@@ -1,0 +1,60 @@
+/**
+ * The errors this project raises on purpose. They are thrown where the trouble is seen and
+ * turned into an answer in one place, `server/interceptors.ts`.
+ */
+
+/** gRPC's status codes that we raise ourselves, in Connect's spelling. */
+export type ErrorCode =
+  | "invalid_argument"
+  | "resource_exhausted"
+  | "failed_precondition"
+  | "aborted"
+  | "unavailable"
+  | "deadline_exceeded"
+  | "canceled";
+
+/** Stable words for programs; the list is documented on `ErrorDetail.reason` in the proto. */
+export type ErrorReason =
+  | "REQUIRED"
+  | "TOO_LONG"
+  | "TOO_MANY"
+  | "OUT_OF_RANGE"
+  | "NUL_CHARACTER"
+  | "LONE_SURROGATE"
+  | "INVALID_JSON"
+  | "NOT_A_JSON_OBJECT"
+  | "DUPLICATE"
+  | "RESERVED"
+  | "MESSAGE_TOO_LARGE"
+  | "QUEUE_FULL"
+  | "QUEUE_TIMEOUT"
+  | "NOT_READY"
+  | "DATABASE_UNAVAILABLE";
+
+/** An error whose message is meant for the client: no SQL, no stack, no payload. */
+export class CheckpointdError extends Error {
+  override readonly name = "CheckpointdError";
+
+  constructor(
+    readonly code: ErrorCode,
+    message: string,
+    readonly detail?: { reason: ErrorReason; field?: string; limit?: number },
+    options?: ErrorOptions,
+  ) {
+    super(message, options);
+  }
+}
+
+/** The request's `field` (a path such as `blobs[3].channel`) is wrong; nothing was stored. */
+export function invalidArgument(
+  field: string,
+  reason: ErrorReason,
+  message: string,
+  limit?: number,
+): CheckpointdError {
+  return new CheckpointdError("invalid_argument", `${field}: ${message}`, {
+    reason,
+    field,
+    ...(limit === undefined ? {} : { limit }),
+  });
+}

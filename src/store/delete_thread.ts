@@ -1,0 +1,17 @@
+import type { Db } from "./db.js";
+
+/**
+ * Deletes everything of a thread in all namespaces, in one statement and so all or nothing.
+ * A thread that does not exist is deleted already.
+ *
+ * Relies on the primary keys of the three tables, which all start with thread_id.
+ */
+export async function deleteThread(db: Db, threadId: string, signal?: AbortSignal): Promise<void> {
+  await db.run(statement(db.schema), [threadId], signal);
+}
+
+const statement = (schema: string) => `
+with
+  deleted_writes as (delete from ${schema}.checkpoint_writes where thread_id = $1),
+  deleted_blobs as (delete from ${schema}.checkpoint_blobs where thread_id = $1)
+delete from ${schema}.checkpoints where thread_id = $1`;

@@ -1,0 +1,260 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { type MigrationBuilder, type RunnerOption, runner } from "node-pg-migrate";
+import pg from "pg";
+import { findMigrationsDir, readMigrationFile, readMigrationFiles } from "./migration_files.js";
+import { checkSchemaName, quoteSchema } from "./schema_name.js";
+
+/** The table that records which of our migrations have run; it lies in the same schema. */
+const BOOKKEEPING = "checkpointd_migrations";
+/** node-pg-migrate's table as it would make it; made here because its errors lose their code. */
+const createBookkeeping = (schema: string) =>
+  `CREATE TABLE IF NOT EXISTS ${quoteSchema(schema)}.${BOOKKEEPING} (id serial PRIMARY KEY, name varchar(255) NOT NULL, run_on timestamp NOT NULL)`;
+const LOCK_WAIT_MS = 600_000;
+const CONNECT_MS = 10_000;
+const TRIES = 10;
+/**
+ * What a direct saver's setup() or its traffic can make us run into, gone at the next try: two
+ * CREATE … IF NOT EXISTS at once (23505, 42P06, 42P07, 42710, XX000 "tuple concurrently
+ * updated"), a deadlock (40P01), and a lock_timeout of ours behind a long statement (55P03).
+ */
+const PASSING = new Set(["23505", "42P06", "42P07", "42710", "XX000", "40P01", "55P03"]);
+
+/** Where to migrate. */
+export interface Target {
+  /** A postgres:// URL of a direct connection: a transaction pooler cannot hold the lock. */
+  databaseUrl: string;
+  /** The schema of LangGraph's tables, created when it does not exist. */
+  schema: string;
+}
+
+/** What `migrate` takes besides. */
+export interface MigrateOptions extends Target {
+  /** Receives one line for each step. */
+  onProgress?: (line: string) => void;
+  /** Gives up when it aborts: the running statement is cancelled, its migration undone. */
+  signal?: AbortSignal;
+  /** How long to wait for another process that is migrating, in ms; 10 minutes by default. */
+  lockWaitMs?: number;
+}
+
+/**
+ * Brings the schema's tables up to date and answers the names of the migrations it applied, in
+ * order: none when there was nothing to do.
+ *
+ * Safe to call again and from any number of processes at once: one migrates, the others wait
+ * for it. Each migration is applied whole or not at all (an index build that was cut short is
+ * repeated). Rows of the direct JS and Python savers are kept, and their setup() finds nothing
+ * left to do. Needs CREATE in the schema and, on tables that exist, their ownership; CREATE on
+ * the database only if the schema is missing; and when there is nothing to do, SELECT on
+ * `checkpointd_migrations`.
+ *
+ * Throws the connection's error when the database is out of reach (after 10 s at the most) and
+ * Postgres' error when it refuses, an error naming the wait when the lock is not
+ * obtained in time, and the signal's reason when it aborts.
+ */
+export async function migrate(options: MigrateOptions): Promise<{ applied: string[] }> {
+  const { signal, onProgress = () => {} } = options;
+  checkSchemaName(options.schema);
+  const applied: string[] = [];
+  for (let tries = 1; ; tries += 1) {
+    try {
+      await withClient(options, (client) => migrateOnce(client, options, applied, onProgress));
+      return { applied };
+    } catch (error) {
+      signal?.throwIfAborted();
+      const code = (error as { code?: string }).code ?? "";
+      if (tries >= TRIES || !PASSING.has(code)) throw error;
+      onProgress(`trying again: ${(error as Error).message}`);
+      const pause = 100 * tries + 100 * Math.random();
+      await sleep(pause, undefined, signal ? { signal } : {}).catch(() => {});
+      signal?.throwIfAborted();
+    }
+  }
+}
+
+/**
+ * The SQL that `migrate` would run now, as a script for psql, without running any of it. Empty
+ * text when there is nothing to do. Reads only, in a read-only transaction.
+ */
+export async function dryRun(target: Target): Promise<string> {
+  checkSchemaName(target.schema);
+  return withClient(target, async (client) => {
+    await client.query("BEGIN READ ONLY");
+    const pending = await findPending(client, target.schema);
+    if (pending.files.length === 0) return "";
+    const schema = quoteSchema(target.schema);
+    const script: string[] = [];
+    if (!pending.hasSchema) script.push(`CREATE SCHEMA IF NOT EXISTS ${schema};`);
+    script.push(`SET search_path TO ${schema};`);
+    if (!pending.hasBookkeeping) script.push(`${createBookkeeping(target.schema)};`);
+    await client.query(`SET LOCAL search_path TO ${schema}`);
+    for (const { name, text, inTransaction } of pending.files) {
+      const record = `INSERT INTO ${BOOKKEEPING} (name, run_on) VALUES ('${name}', now());`;
+      script.push(`\n-- ${name}`);
+      if (inTransaction) {
+        script.push("BEGIN;", text.trim(), record, "COMMIT;");
+      } else {
+        const comment = text.split("\n").filter((line) => line.startsWith("--"));
+        const { rows } = await client.query<[string]>({ text, rowMode: "array" });
+        script.push(...comment, ...rows.map(([statement]) => `${statement};`), record);
+      }
+    }
+    return `${script.join("\n")}\n`;
+  });
+}
+
+async function migrateOnce(
+  client: pg.Client,
+  { schema, lockWaitMs = LOCK_WAIT_MS, signal }: MigrateOptions,
+  applied: string[],
+  onProgress: (line: string) => void,
+): Promise<void> {
+  // The usual start: nothing to do, no lock taken, no privilege needed but to read.
+  if ((await findPending(client, schema)).files.length === 0) return;
+  await client.query("SET statement_timeout = 0");
+  await takeLock(client, schema, lockWaitMs, onProgress, signal);
+  const { files, hasSchema, hasBookkeeping } = await findPending(client, schema);
+  if (files.length === 0) return;
+  // Not the runner's createSchema: it issues the statement for a schema that exists, too, which
+  // Postgres refuses to a role that may not create schemas.
+  if (!hasSchema) await client.query(`CREATE SCHEMA IF NOT EXISTS ${quoteSchema(schema)}`);
+  if (!hasBookkeeping) await client.query(createBookkeeping(schema));
+  const silent = () => {};
+  const options: RunnerOption = {
+    dbClient: client,
+    dir: findMigrationsDir(),
+    ignorePattern: "(?!\\d{4}_\\w+\\.sql).*",
+    direction: "up",
+    migrationsTable: BOOKKEEPING,
+    schema,
+    // One transaction each: what succeeded stays, and CONCURRENTLY can stand between them.
+    singleTransaction: false,
+    noLock: true,
+    logger: { info: silent, warn: silent, error: silent },
+    migrationLoaderStrategies: [
+      { extensions: [".sql"], loader: (paths) => loadMigrations(paths, onProgress) },
+    ],
+    count: 1,
+  };
+  // One at a time: the runner does not tell what it had applied when a later one fails.
+  for (;;) {
+    const [done] = await runner(options);
+    if (done === undefined) return;
+    applied.push(done.name);
+  }
+}
+
+/**
+ * A lock of this session, one for each schema. It is polled: a session that blocks in
+ * pg_advisory_lock holds a snapshot, and CREATE INDEX CONCURRENTLY in the session that has the
+ * lock waits for every older snapshot, so the two would wait for each other.
+ */
+async function takeLock(
+  client: pg.Client,
+  schema: string,
+  waitMs: number,
+  onProgress: (line: string) => void,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const end = Date.now() + waitMs;
+  for (let polls = 0; ; polls += 1) {
+    const { rows } = await client.query<{ taken: boolean }>(
+      "SELECT pg_try_advisory_lock(hashtextextended('checkpointd migrate ' || $1, 0)) AS taken",
+      [schema],
+    );
+    if (rows[0]?.taken) return;
+    if (Date.now() >= end) {
+      throw new Error(
+        `another process has been migrating schema ${schema} for ${waitMs / 1000} s: look for it in pg_stat_activity, or try again later`,
+      );
+    }
+    if (polls === 0) onProgress(`waiting for another process that migrates schema ${schema}`);
+    await sleep(100, undefined, signal ? { signal } : {});
+  }
+}
+
+async function loadMigrations(paths: readonly string[], onProgress: (line: string) => void) {
+  const files = await Promise.all(paths.map(readMigrationFile));
+  return files.map(({ name, text, inTransaction }, index) => {
+    const file = paths[index] as string;
+    const up = async (pgm: MigrationBuilder) => {
+      onProgress(`migrating: ${name}`);
+      if (inTransaction) {
+        pgm.sql(text);
+        return;
+      }
+      pgm.noTransaction();
+      const { rows } = await pgm.db.query({ text, rowMode: "array" });
+      for (const [statement] of rows as [string][]) pgm.sql(statement);
+    };
+    return { id: file, filePaths: [file], actions: { up, down: false as const } };
+  });
+}
+
+async function findPending(client: pg.Client, schema: string) {
+  const { rows } = await client.query<{ has_schema: boolean; has_table: boolean }>(
+    `SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1) AS has_schema,
+       EXISTS (
+         SELECT FROM pg_class WHERE relname = $2 AND relnamespace = to_regnamespace($3)
+       ) AS has_table`,
+    [schema, BOOKKEEPING, quoteSchema(schema)],
+  );
+  const { has_schema: hasSchema = false, has_table: hasBookkeeping = false } = rows[0] ?? {};
+  const done = new Set<string>();
+  if (hasBookkeeping) {
+    const names = await client.query<{ name: string }>(
+      `SELECT name FROM ${quoteSchema(schema)}.${BOOKKEEPING}`,
+    );
+    for (const { name } of names.rows) done.add(name);
+  }
+  const files = (await readMigrationFiles()).filter(({ name }) => !done.has(name));
+  return { files, hasSchema, hasBookkeeping };
+}
+
+async function withClient<T>(
+  { databaseUrl, signal }: Target & { signal?: AbortSignal },
+  use: (client: pg.Client) => Promise<T>,
+): Promise<T> {
+  signal?.throwIfAborted();
+  const client = new pg.Client({
+    connectionString: asLibpq(databaseUrl),
+    connectionTimeoutMillis: CONNECT_MS,
+  });
+  // A connection lost between two statements must reject the next one, not end the process.
+  client.on("error", () => {});
+  await client.connect();
+  const onAbort = () => void terminate(databaseUrl, client);
+  signal?.addEventListener("abort", onAbort, { once: true });
+  try {
+    return await use(client);
+  } catch (error) {
+    signal?.throwIfAborted();
+    throw error;
+  } finally {
+    signal?.removeEventListener("abort", onAbort);
+    // Ends an open transaction and gives the lock back, whatever happened.
+    await client.end().catch(() => {});
+  }
+}
+
+/** Ends the session from outside: its running statement would go on after a closed socket. */
+async function terminate(databaseUrl: string, client: pg.Client): Promise<void> {
+  const pid = (client as unknown as { processID: number }).processID;
+  const other = new pg.Client({ connectionString: asLibpq(databaseUrl) });
+  other.on("error", () => {});
+  try {
+    await other.connect();
+    await other.query("SELECT pg_terminate_backend($1)", [pid]);
+  } catch {
+    // The server is out of reach: the session ends with the connection.
+  }
+  await other.end().catch(() => {});
+}
+
+/** `sslmode=require` shall mean to pg what it means to libpq and postgres.js: no certificate. */
+function asLibpq(databaseUrl: string): string {
+  if (!/[?&]sslmode=/.test(databaseUrl) || /[?&]uselibpqcompat=/.test(databaseUrl)) {
+    return databaseUrl;
+  }
+  return `${databaseUrl}&uselibpqcompat=true`;
+}

@@ -1,0 +1,278 @@
+import { create } from "@bufbuild/protobuf";
+import { PostgresSaver } from "@langchain/langgraph-checkpoint-postgres";
+import pg from "pg";
+import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
+import {
+  GetTupleRequestSchema,
+  ListRequestSchema,
+  ListView,
+  PutRequestSchema,
+  PutWritesRequestSchema,
+} from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { createDatabase, type TestDatabase, withDatabase } from "../testing/postgres.js";
+import type { Db, Parameter } from "./db.js";
+import { deleteThread } from "./delete_thread.js";
+import { list } from "./list.js";
+import { migrate } from "./migrate.js";
+import { put } from "./put.js";
+import { putWrites } from "./put_writes.js";
+import { getTuple } from "./read.js";
+
+/** 1,000 threads of 90 checkpoints in two namespaces, and one of 10,000: 100,000 in all. */
+const fill = `
+insert into checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
+select thread_id, checkpoint_ns, checkpoint_id, checkpoint_id,
+  jsonb_build_object('v', 4, 'channel_versions', jsonb_build_object('a', i, 'b', 1, 'c', 2)),
+  jsonb_build_object('step', i % 100, 'source', 'loop')
+from (
+  select i, 'thread-' || i % 1000 as thread_id, case when i % 7 = 0 then 'sub' else '' end as checkpoint_ns,
+    lpad(i::text, 12, '0') as checkpoint_id
+  from generate_series(1, 90000) as i
+  union all
+  select i, 'long', '', lpad(i::text, 12, '0') from generate_series(1, 10000) as i
+) as rows;
+insert into checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+select distinct thread_id, checkpoint_ns, v.key, v.value, 'json', '\\x31'::bytea
+from checkpoints, jsonb_each_text(checkpoint -> 'channel_versions') as v;
+insert into checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob)
+select thread_id, checkpoint_ns, checkpoint_id, 'task', idx, 'a', 'json', '\\x31'
+from checkpoints, generate_series(0, 1) as idx;
+analyze checkpoints, checkpoint_blobs, checkpoint_writes`;
+
+/** The indexes a statement may use on each table it reads or writes. */
+type Plan = Record<string, string[]>;
+
+const tables = {
+  "made by checkpointd": { latest: "checkpoints_pkey" },
+  "made by the direct saver, in a linguistic collation": {
+    latest: "checkpointd_checkpoints_latest_idx",
+  },
+};
+
+describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s", (made, index) => {
+  let database: TestDatabase;
+  let client: pg.Client;
+
+  beforeAll(async () => {
+    if (made === "made by checkpointd") {
+      database = await createDatabase();
+    } else {
+      database = await createLinguisticDatabase();
+      const saver = PostgresSaver.fromConnString(database.url);
+      await saver.setup();
+      await saver.end();
+      await migrate({ databaseUrl: database.url, schema: "public" });
+    }
+    client = new pg.Client({ connectionString: database.url });
+    await client.connect();
+    await client.query(fill);
+  });
+  afterAll(async () => {
+    await client?.end();
+    await database?.drop();
+  });
+
+  const blobs = { checkpoint_blobs: ["checkpoint_blobs_pkey"] };
+  const writes = { checkpoint_writes: ["checkpoint_writes_pkey"] };
+  const tuple = (checkpoints: string[]): Plan => ({ checkpoints, ...blobs, ...writes });
+  const named = { threadId: "long", checkpointId: "000000005000" };
+  const after = { threadId: "long", checkpointNs: "", checkpointId: "000000005000" };
+
+  const cases: [string, (db: Db) => Promise<unknown>, Plan][] = [
+    [
+      "put",
+      (db) =>
+        put(
+          db,
+          create(PutRequestSchema, {
+            ...named,
+            checkpointJson: "{}",
+            blobs: [{ channel: "a", version: "1" }],
+          }),
+        ),
+      { checkpoints: ["checkpoints_pkey"], checkpoint_blobs: ["checkpoint_blobs_pkey"] },
+    ],
+    ...([0, -1] as const).map((idx): [string, (db: Db) => Promise<unknown>, Plan] => [
+      `putWrites, ${idx < 0 ? "replacing" : "keeping"}`,
+      (db) =>
+        putWrites(
+          db,
+          create(PutWritesRequestSchema, {
+            ...named,
+            taskId: "task",
+            writes: [{ idx, channel: "a", value: { type: "json" } }],
+          }),
+        ),
+      writes,
+    ]),
+    [
+      "getTuple by id",
+      (db) => getTuple(db, create(GetTupleRequestSchema, named)),
+      tuple(["checkpoints_pkey"]),
+    ],
+    [
+      "getTuple of the latest",
+      (db) => getTuple(db, create(GetTupleRequestSchema, { threadId: "long" })),
+      tuple([index.latest]),
+    ],
+    [
+      "deleteThread",
+      (db) => deleteThread(db, "thread-5"),
+      // Any index that starts with thread_id will do.
+      tuple(["checkpoints_pkey", "checkpointd_checkpoints_latest_idx"]),
+    ],
+    ...Object.entries({
+      "of all threads": { request: {}, indexes: ["checkpointd_checkpoints_newest_idx"] },
+      "of all threads, resumed": {
+        request: { after },
+        indexes: ["checkpointd_checkpoints_newest_idx"],
+      },
+      "of one id in all threads": {
+        request: { checkpointId: "000000000077" },
+        indexes: ["checkpointd_checkpoints_newest_idx"],
+      },
+      "of all threads before an id": {
+        request: { beforeCheckpointId: "000000000077" },
+        indexes: ["checkpointd_checkpoints_newest_idx"],
+      },
+      "of a namespace in all threads": {
+        request: { checkpointNs: "sub" },
+        indexes: ["checkpointd_checkpoints_newest_idx"],
+      },
+      "of a thread": {
+        request: { threadId: "long" },
+        indexes: ["checkpoints_pkey", "checkpointd_checkpoints_latest_idx"],
+      },
+      "of a thread, resumed": {
+        request: { threadId: "long", after },
+        indexes: ["checkpoints_pkey", "checkpointd_checkpoints_latest_idx"],
+      },
+      "of a thread and namespace": {
+        request: { threadId: "long", checkpointNs: "" },
+        indexes: [index.latest],
+      },
+      "of a thread and namespace, resumed": {
+        request: { threadId: "long", checkpointNs: "", after },
+        indexes: [index.latest],
+      },
+      "of a thread and namespace before an id": {
+        request: { threadId: "long", checkpointNs: "", beforeCheckpointId: "000000005000" },
+        indexes: [index.latest],
+      },
+      "of a thread and namespace with a metadata filter": {
+        request: { threadId: "long", checkpointNs: "", metadataFilterJson: '{"step": 7}' },
+        indexes: [index.latest],
+      },
+    }).flatMap(([name, { request, indexes }]) =>
+      [ListView.FULL, ListView.METADATA].map(
+        (view): [string, (db: Db) => Promise<unknown>, Plan] => [
+          `list ${name}, ${ListView[view]}`,
+          (db) => list(db, create(ListRequestSchema, { ...request, view })).next(),
+          view === ListView.FULL ? tuple(indexes) : { checkpoints: indexes },
+        ],
+      ),
+    ),
+  ];
+
+  it.each(cases)("%s", async (_, use, expected) => {
+    const [text, parameters] = await recordStatement(use);
+    // With the values of this call, and as Postgres plans it once a statement was used often.
+    const custom = await explain(`explain (format json) ${text}`, parameters);
+    const generic = await explain(`explain (format json, generic_plan) ${text}`);
+    for (const plan of [custom, generic]) {
+      expect(Object.keys(plan).sort()).toEqual(Object.keys(expected).sort());
+      for (const [table, used] of Object.entries(plan)) {
+        expect(used, JSON.stringify(plan)).not.toHaveLength(0);
+        for (const name of used) expect(expected[table]).toContain(name);
+      }
+    }
+  });
+
+  it("reads no more of a thread and namespace than a page, wherever the cursor is", async () => {
+    const [text, parameters] = await recordStatement((db) =>
+      list(
+        db,
+        create(ListRequestSchema, { threadId: "long", checkpointNs: "", limit: 8, after }),
+      ).next(),
+    );
+    const { rows } = await client.query(
+      `explain (analyze, format json) ${text}`,
+      parameters as unknown[],
+    );
+    for (const node of nodes(rows[0]["QUERY PLAN"][0].Plan)) {
+      if (node["Relation Name"] !== "checkpoints") continue;
+      expect(node["Actual Rows"]).toBeLessThanOrEqual(8);
+      expect(node["Rows Removed by Filter"] ?? 0).toBe(0);
+    }
+  });
+
+  /** The indexes used, by table; a table read without one is there with "a scan". */
+  async function explain(text: string, parameters: readonly Parameter[] = []) {
+    const { rows } = await client.query(text, parameters as unknown[]);
+    const found: Plan = {};
+    const use = (table: string, index: string) => {
+      found[table] = [...(found[table] ?? []), index];
+    };
+    for (const node of nodes(rows[0]["QUERY PLAN"][0].Plan)) {
+      const table = node["Relation Name"] as string | undefined;
+      if (!table) continue;
+      if (node["Node Type"] === "ModifyTable") {
+        for (const arbiter of (node["Conflict Arbiter Indexes"] as string[]) ?? []) {
+          use(table, arbiter);
+        }
+      } else if (node["Node Type"] === "Bitmap Heap Scan") {
+        for (const inner of nodes(node)) {
+          if (inner["Node Type"] === "Bitmap Index Scan") use(table, inner["Index Name"] as string);
+        }
+      } else {
+        use(table, (node["Index Name"] as string | undefined) ?? "a scan");
+      }
+    }
+    return found;
+  }
+});
+
+type PlanNode = Record<string, unknown> & { Plans?: PlanNode[] };
+
+function* nodes(plan: PlanNode): Generator<PlanNode> {
+  yield plan;
+  for (const inner of plan.Plans ?? []) yield* nodes(inner);
+}
+
+/** The statement that an operation runs, without running it. */
+async function recordStatement(
+  use: (db: Db) => Promise<unknown>,
+): Promise<[string, readonly Parameter[]]> {
+  let recorded: [string, readonly Parameter[]] | undefined;
+  await use({
+    schema: '"public"',
+    load: () => ({ running: 0, waiting: 0 }),
+    async run(text, parameters) {
+      recorded = [text, parameters];
+      return [];
+    },
+    close: async () => {},
+  });
+  if (!recorded) throw new Error("no statement was run");
+  return recorded;
+}
+
+async function createLinguisticDatabase(): Promise<TestDatabase> {
+  const server = inject("postgresUrl");
+  const name = `test_linguistic_${process.pid}`;
+  const admin = new pg.Client({ connectionString: server });
+  await admin.connect();
+  await admin.query(
+    `create database ${name} template template0 locale_provider icu icu_locale 'en-US' locale 'C'`,
+  );
+  await admin.end();
+  return {
+    url: withDatabase(server, name),
+    async drop() {
+      const client = new pg.Client({ connectionString: server });
+      await client.connect();
+      await client.query(`drop database if exists ${name} with (force)`);
+      await client.end();
+    },
+  };
+}

@@ -1,0 +1,54 @@
+import { randomBytes } from "node:crypto";
+import pg from "pg";
+import { inject } from "vitest";
+
+/** The migrated database that `createDatabase` clones. */
+export const templateDatabase = "checkpointd_template";
+
+/** A database of one test file. */
+export interface TestDatabase {
+  /** The superuser's URL of this database, for pg and postgres.js. */
+  url: string;
+  /** Removes the database, ending whatever is still connected to it. */
+  drop(): Promise<void>;
+}
+
+/**
+ * Creates a database with a name of its own on the run's Postgres: a copy of the migrated
+ * template, or an empty one with `template: false`.
+ */
+export async function createDatabase(options?: { template?: boolean }): Promise<TestDatabase> {
+  const server = inject("postgresUrl");
+  const name = `test_${randomBytes(8).toString("hex")}`;
+  const template = options?.template === false ? "template0" : templateDatabase;
+  // CREATE DATABASE fails while another session copies the same template, hence one at a time.
+  await asAdmin(server, async (client) => {
+    await client.query("SELECT pg_advisory_lock(7261)");
+    await client.query(`CREATE DATABASE ${name} TEMPLATE ${template}`);
+  });
+  return {
+    url: withDatabase(server, name),
+    drop: () =>
+      asAdmin(server, async (client) => {
+        await client.query(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`);
+      }),
+  };
+}
+
+/** The same server's URL for another database. */
+export function withDatabase(url: string, database: string): string {
+  const changed = new URL(url);
+  changed.pathname = `/${database}`;
+  return changed.href;
+}
+
+async function asAdmin(server: string, use: (client: pg.Client) => Promise<void>): Promise<void> {
+  const client = new pg.Client({ connectionString: server });
+  client.on("error", () => {});
+  await client.connect();
+  try {
+    await use(client);
+  } finally {
+    await client.end();
+  }
+}

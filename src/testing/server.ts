@@ -1,0 +1,31 @@
+import { createLog } from "../log.js";
+import { type Server, type ServerOptions, startServer } from "../server/main.js";
+
+/**
+ * Starts a server in this process on a free port, on a database that is there, and waits
+ * until it is ready. The caller drains it.
+ */
+export async function startTestServer(
+  databaseUrl: string,
+  options: Partial<ServerOptions> = {},
+): Promise<Server> {
+  const server = await startServer({
+    databaseUrl,
+    schema: "public",
+    poolSize: 4,
+    queueLimit: 5000,
+    queueTimeoutMs: 10_000,
+    prepare: true,
+    host: "127.0.0.1",
+    port: 0,
+    migrate: true,
+    maxMessageSize: 64 * 1024 * 1024,
+    callTimeoutMs: 60_000,
+    drainTimeoutMs: 5_000,
+    corsOrigins: [],
+    log: createLog("silent"),
+    ...options,
+  });
+  await server.ready;
+  return server;
+}
