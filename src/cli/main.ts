@@ -1,0 +1,45 @@
+#!/usr/bin/env node
+import { UsageError } from "../config.js";
+import { help } from "./help.js";
+import { runMigrate } from "./migrate.js";
+import { runServe } from "./serve.js";
+import { version } from "./version.js";
+
+/** Exit codes: 0 done, 1 failed, 2 the command line is wrong. */
+const commands: Record<string, (args: string[]) => Promise<number>> = {
+  serve: runServe,
+  migrate: runMigrate,
+};
+
+async function main(args: string[]): Promise<number> {
+  const [name, ...rest] = args;
+  if (name === "--version" || name === "-v") {
+    process.stdout.write(`${version()}\n`);
+    return 0;
+  }
+  if (name === undefined || name === "--help" || name === "-h" || name === "help") {
+    (name === undefined ? process.stderr : process.stdout).write(help());
+    return name === undefined ? 2 : 0;
+  }
+  const command = commands[name];
+  if (!command) {
+    throw new UsageError(
+      `Unknown command "${name}". Commands are ${Object.keys(commands).join(" and ")}.`,
+    );
+  }
+  if (rest.includes("--help") || rest.includes("-h")) {
+    process.stdout.write(help());
+    return 0;
+  }
+  return command(rest);
+}
+
+try {
+  process.exitCode = await main(process.argv.slice(2));
+} catch (error) {
+  const usage = error instanceof UsageError;
+  const message = error instanceof Error ? error.message : String(error);
+  process.stderr.write(`checkpointd: ${message}\n`);
+  if (usage) process.stderr.write("Run checkpointd --help for all flags.\n");
+  process.exitCode = usage ? 2 : 1;
+}

@@ -1,0 +1,164 @@
+/**
+ * What a request may hold. Each check throws INVALID_ARGUMENT with the field and the limit
+ * before anything is stored, and changes nothing.
+ *
+ * The sizes keep every key within the 2,704 bytes a Postgres B-tree accepts.
+ */
+import { Buffer } from "node:buffer";
+import type { Value } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import type {
+  DeleteThreadRequest,
+  GetTupleRequest,
+  ListRequest,
+  PutRequest,
+  PutWritesRequest,
+} from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { invalidArgument } from "../errors.js";
+
+/** Limits of names in bytes of UTF-8, and of lists in elements. */
+export const limits = {
+  threadId: 512,
+  checkpointNs: 1024,
+  checkpointId: 128,
+  taskId: 128,
+  taskPath: 4096,
+  channel: 512,
+  version: 128,
+  type: 256,
+  elements: 10_000,
+} as const;
+
+export function checkGetTuple(request: GetTupleRequest): void {
+  checkName("thread_id", request.threadId, limits.threadId);
+  checkText("checkpoint_ns", request.checkpointNs, limits.checkpointNs);
+  checkText("checkpoint_id", request.checkpointId, limits.checkpointId);
+}
+
+export function checkPut(request: PutRequest): void {
+  checkName("thread_id", request.threadId, limits.threadId);
+  checkText("checkpoint_ns", request.checkpointNs, limits.checkpointNs);
+  checkName("checkpoint_id", request.checkpointId, limits.checkpointId);
+  checkText("parent_checkpoint_id", request.parentCheckpointId, limits.checkpointId);
+  if (request.checkpointJson === "") {
+    throw invalidArgument("checkpoint_json", "REQUIRED", "must not be empty");
+  }
+  checkJsonObject("checkpoint_json", request.checkpointJson);
+  if (request.metadataJson !== "") checkJsonObject("metadata_json", request.metadataJson);
+  checkCount("blobs", request.blobs.length);
+  const channels = new Set<string>();
+  for (const [i, blob] of request.blobs.entries()) {
+    checkName(`blobs[${i}].channel`, blob.channel, limits.channel);
+    checkName(`blobs[${i}].version`, blob.version, limits.version);
+    if (blob.value) checkValue(`blobs[${i}].value`, blob.value);
+    if (channels.size === channels.add(blob.channel).size) {
+      throw invalidArgument(`blobs[${i}].channel`, "DUPLICATE", "names a channel a second time");
+    }
+  }
+}
+
+export function checkPutWrites(request: PutWritesRequest): void {
+  checkName("thread_id", request.threadId, limits.threadId);
+  checkText("checkpoint_ns", request.checkpointNs, limits.checkpointNs);
+  checkName("checkpoint_id", request.checkpointId, limits.checkpointId);
+  checkName("task_id", request.taskId, limits.taskId);
+  checkText("task_path", request.taskPath, limits.taskPath);
+  checkCount("writes", request.writes.length);
+  for (const [i, write] of request.writes.entries()) {
+    checkName(`writes[${i}].channel`, write.channel, limits.channel);
+    if (!write.value) throw invalidArgument(`writes[${i}].value`, "REQUIRED", "must be set");
+    checkValue(`writes[${i}].value`, write.value);
+  }
+}
+
+export function checkList(request: ListRequest): void {
+  if (request.threadId !== undefined) checkName("thread_id", request.threadId, limits.threadId);
+  if (request.checkpointNs !== undefined) {
+    checkText("checkpoint_ns", request.checkpointNs, limits.checkpointNs);
+  }
+  if (request.checkpointId !== undefined) {
+    checkName("checkpoint_id", request.checkpointId, limits.checkpointId);
+  }
+  if (request.beforeCheckpointId !== undefined) {
+    checkName("before_checkpoint_id", request.beforeCheckpointId, limits.checkpointId);
+  }
+  if (request.metadataFilterJson !== "") {
+    checkJsonObject("metadata_filter_json", request.metadataFilterJson);
+  }
+  if (request.limit !== undefined && request.limit < 0) {
+    throw invalidArgument("limit", "OUT_OF_RANGE", "must be zero or more", 0);
+  }
+  if (!(request.view in [0, 1, 2])) {
+    throw invalidArgument("view", "OUT_OF_RANGE", "must be a ListView this server knows");
+  }
+  const { after } = request;
+  if (!after) return;
+  checkName("after.thread_id", after.threadId, limits.threadId);
+  checkText("after.checkpoint_ns", after.checkpointNs, limits.checkpointNs);
+  checkName("after.checkpoint_id", after.checkpointId, limits.checkpointId);
+  if (request.threadId !== undefined && request.threadId !== after.threadId) {
+    throw invalidArgument("after.thread_id", "OUT_OF_RANGE", "must be the thread that is listed");
+  }
+  if (request.checkpointNs !== undefined && request.checkpointNs !== after.checkpointNs) {
+    throw invalidArgument(
+      "after.checkpoint_ns",
+      "OUT_OF_RANGE",
+      "must be the namespace that is listed",
+    );
+  }
+}
+
+export function checkDeleteThread(request: DeleteThreadRequest): void {
+  checkName("thread_id", request.threadId, limits.threadId);
+}
+
+function checkName(field: string, text: string, limit: number): void {
+  if (text === "") throw invalidArgument(field, "REQUIRED", "must not be empty");
+  checkText(field, text, limit);
+}
+
+function checkText(field: string, text: string, limit: number): void {
+  // A UTF-16 unit is at most 3 bytes of UTF-8, so most names need no counting.
+  if (text.length * 3 > limit && Buffer.byteLength(text) > limit) {
+    throw invalidArgument(field, "TOO_LONG", `must be at most ${limit} bytes`, limit);
+  }
+  checkCharacters(field, text);
+}
+
+function checkCharacters(field: string, text: string): void {
+  if (text.includes("\0")) {
+    throw invalidArgument(field, "NUL_CHARACTER", "must not hold a NUL character");
+  }
+  if (!text.isWellFormed()) {
+    throw invalidArgument(field, "LONE_SURROGATE", "must not hold a lone surrogate");
+  }
+}
+
+/** Only what costs nothing to see; Postgres parses the rest (see store/json.ts). */
+function checkJsonObject(field: string, text: string): void {
+  checkCharacters(field, text);
+  if (!/^\s*\{/.test(text)) {
+    throw invalidArgument(field, "NOT_A_JSON_OBJECT", "must be a JSON object");
+  }
+}
+
+function checkValue(field: string, value: Value): void {
+  checkName(`${field}.type`, value.type, limits.type);
+  if (value.type === "empty") {
+    throw invalidArgument(
+      `${field}.type`,
+      "RESERVED",
+      'must not be "empty", which marks a channel without a value: leave the value out',
+    );
+  }
+}
+
+function checkCount(field: string, count: number): void {
+  if (count > limits.elements) {
+    throw invalidArgument(
+      field,
+      "TOO_MANY",
+      `must have at most ${limits.elements} elements, has ${count}`,
+      limits.elements,
+    );
+  }
+}

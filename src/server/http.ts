@@ -1,0 +1,296 @@
+import { once } from "node:events";
+import * as http from "node:http";
+import * as http2 from "node:http2";
+import * as net from "node:net";
+import type { Log } from "../log.js";
+import { createCors } from "./cors.js";
+
+/** A request over either version of HTTP. */
+export type NodeRequest = http.IncomingMessage | http2.Http2ServerRequest;
+/** Its response. */
+export type NodeResponse = http.ServerResponse | http2.Http2ServerResponse;
+
+/** What one connection may take. Milliseconds and bytes; every bound is per connection. */
+export const defaultLimits = {
+  /** Connections open at once in all; further ones are closed as they arrive. */
+  connections: 10_000,
+  /** HTTP/2 streams open at once; a client queues the rest. */
+  streams: 256,
+  /** All headers of one request together. */
+  headerBytes: 32 * 1024,
+  /** From the first byte of a connection's life until it is known what it speaks. */
+  helloMs: 10_000,
+  /** HTTP/1.1: the time in which a request's headers must have arrived. */
+  headersMs: 15_000,
+  /** HTTP/1.1: the time in which a whole request must have arrived. */
+  requestMs: 300_000,
+  /** HTTP/1.1: how long an idle connection is kept, longer than the usual balancer's 60 s. */
+  keepAliveMs: 75_000,
+  /** What a client may send on one HTTP/2 stream before it waits (Node's default: 64 KiB). */
+  streamWindowBytes: 4 * 1024 * 1024,
+  /** The same for all streams of a connection together. */
+  sessionWindowBytes: 16 * 1024 * 1024,
+  /** Answers waiting for the reader of one HTTP/2 connection; above it new streams are refused. */
+  unreadBytes: 1024 * 1024 * 1024,
+  /** The age at which a connection is retired gently, give or take 10 %; 0 is never. */
+  ageMs: 0,
+};
+
+/** What `startListener` takes. */
+export interface ListenerOptions {
+  host: string;
+  /** 0 lets the system choose a free one. */
+  port: number;
+  /** Answers every request that is not a CORS preflight. */
+  handler: (request: NodeRequest, response: NodeResponse) => void | Promise<void>;
+  /** The web origins whose pages may call; "*" is all of them. */
+  corsOrigins?: readonly string[];
+  limits?: Partial<typeof defaultLimits>;
+  log: Log;
+}
+
+/** A port that is being listened on. */
+export interface Listener {
+  readonly port: number;
+  /** The IP address that the host's name led to. */
+  readonly address: string;
+  /** How many connections are open. */
+  connections(): number;
+  /**
+   * Stops accepting, lets what is under way finish (HTTP/2 clients get a GOAWAY, HTTP/1.1
+   * clients `Connection: close`), and resolves when every connection is closed. Those still
+   * open after `timeoutMs` are cut. Never rejects. Calling it again is how to cut earlier.
+   */
+  drain(timeoutMs: number): Promise<void>;
+}
+
+interface Connection {
+  readonly socket: net.Socket;
+  /** Set as soon as the connection turns out to speak HTTP/2. */
+  session?: http2.ServerHttp2Session;
+  /** HTTP/1.1 responses under way. */
+  readonly responses: Set<http.ServerResponse>;
+  retiring: boolean;
+}
+
+/** What every HTTP/2 connection begins with, as far as it tells it from HTTP/1.1. */
+const preface = Buffer.from("PRI * HTTP/2.0", "latin1");
+
+/**
+ * Listens on one cleartext port for HTTP/1.1 and for HTTP/2 with prior knowledge. Rejects
+ * with a sentence for the operator when the port cannot be had.
+ *
+ * Nothing that a client sends or fails to send ends the process. A handler that writes
+ * faster than its client reads is held back by `write` and `drain`, as always in Node.
+ */
+export async function startListener(options: ListenerOptions): Promise<Listener> {
+  const { host, port, handler, log } = options;
+  const limits = { ...defaultLimits, ...options.limits };
+  const answerCors = createCors(options.corsOrigins ?? []);
+  const connections = new Map<net.Socket, Connection>();
+
+  async function answer(request: NodeRequest, response: NodeResponse): Promise<void> {
+    response.on("error", (error: Error) => log.debug({ err: error }, "a response failed"));
+    response.on("close", () => tellWriter(response));
+    try {
+      if (!answerCors(request, response)) await handler(request, response);
+    } catch (error) {
+      // connectNodeAdapter throws for a Host that makes no URL, or for none (HTTP/1.0).
+      const status = hasHost(request) ? 500 : 400;
+      const fields = { err: error, status };
+      if (status === 500) log.error(fields, "a handler failed");
+      else log.debug(fields, "a request could not be handled");
+      if (!response.headersSent) response.writeHead(status);
+      response.end();
+    }
+  }
+
+  // Neither of these two servers listens. They get their sockets from the third.
+  const http1 = http.createServer({
+    maxHeaderSize: limits.headerBytes,
+    headersTimeout: limits.headersMs,
+    requestTimeout: limits.requestMs,
+    keepAliveTimeout: limits.keepAliveMs,
+    connectionsCheckingInterval: Math.min(1_000, limits.headersMs),
+  });
+  // Node begins to enforce headersTimeout and requestTimeout when a server listens, with a
+  // listener of its own on this event.
+  http1.emit("listening");
+  http1.on("request", (request, response) => {
+    const connection = connections.get(request.socket);
+    if (connection) trackResponse(connection, response);
+    void answer(request, response);
+  });
+
+  const http2Server = http2.createServer({
+    settings: {
+      initialWindowSize: limits.streamWindowBytes,
+      maxConcurrentStreams: limits.streams,
+      maxHeaderListSize: limits.headerBytes,
+    },
+    // In MB. Node's own 10 is exceeded by ten unread answers of 1 MB, and then it refuses new
+    // streams (ENHANCE_YOUR_CALM) and, after a hundred of them, drops the connection.
+    maxSessionMemory: Math.ceil(limits.unreadBytes / 1e6),
+  });
+  http2Server.on("request", (request, response) => void answer(request, response));
+
+  const server = net.createServer({
+    noDelay: true,
+    keepAlive: true,
+    keepAliveInitialDelay: 30_000,
+  });
+  server.maxConnections = limits.connections;
+  server.on("drop", () => log.warn({ limit: limits.connections }, "too many connections"));
+  server.on("connection", (socket) => {
+    const connection: Connection = { socket, responses: new Set(), retiring: false };
+    connections.set(socket, connection);
+    const age = limits.ageMs && limits.ageMs * (0.9 + Math.random() * 0.2);
+    const timer = age ? setTimeout(() => retire(connection), age).unref() : undefined;
+    // An HTTP/2 session's errors arrive here too. grpc-go's client causes one whenever it
+    // leaves: nghttp2 takes the stream id in its GOAWAY for a protocol error. Hence debug.
+    socket.on("error", (error) => log.debug({ err: error }, "a connection failed"));
+    socket.on("close", () => {
+      clearTimeout(timer);
+      connections.delete(socket);
+    });
+    awaitHello(socket, limits.helloMs, (speaksHttp2) => {
+      if (!speaksHttp2) {
+        http1.emit("connection", socket);
+        return;
+      }
+      http2Server.once("session", (session) => {
+        connection.session = session;
+        session.setLocalWindowSize(limits.sessionWindowBytes);
+      });
+      http2Server.emit("connection", socket);
+    });
+  });
+
+  await listen(server, host, port);
+  server.on("error", (error) => log.error({ err: error }, "a connection could not be accepted"));
+  const bound = server.address() as net.AddressInfo;
+
+  async function closeServers(): Promise<void> {
+    // It counts a connection as closed somewhat earlier than the connection's own event.
+    await new Promise((resolve) => server.close(resolve));
+    await Promise.all([...connections.keys()].map((socket) => once(socket, "close")));
+    http1.close(); // ends the timer that "listening" started
+  }
+
+  let closed: Promise<void> | undefined;
+  return {
+    port: bound.port,
+    address: bound.address,
+    connections: () => connections.size,
+    async drain(timeoutMs) {
+      closed ??= closeServers();
+      for (const connection of connections.values()) retire(connection);
+      if (!(await settlesWithin(closed, timeoutMs))) {
+        log.warn({ connections: connections.size }, "cutting connections that did not finish");
+        // Not session.destroy: whatever its code, it resets streams with NO_ERROR, on which a
+        // call of connect-node never settles (connectrpc/connect-es#1678).
+        for (const socket of connections.keys()) socket.destroy();
+      }
+      await closed;
+    },
+  };
+}
+
+/** Waits for enough bytes to tell the protocol, puts them back, and calls `then` once. */
+function awaitHello(socket: net.Socket, timeoutMs: number, then: (speaksHttp2: boolean) => void) {
+  let hello = Buffer.alloc(0);
+  const timer = setTimeout(() => socket.destroy(), timeoutMs);
+  const onReadable = () => {
+    const bytes: Buffer | null = socket.read();
+    if (bytes === null) return;
+    hello = Buffer.concat([hello, bytes]);
+    const length = Math.min(hello.length, preface.length);
+    const isPreface = hello.subarray(0, length).equals(preface.subarray(0, length));
+    if (isPreface && length < preface.length) return;
+    clearTimeout(timer);
+    socket.off("readable", onReadable);
+    socket.unshift(hello);
+    then(isPreface);
+  };
+  socket.on("readable", onReadable);
+  socket.on("close", () => clearTimeout(timer));
+}
+
+function hasHost(request: NodeRequest): boolean {
+  const host = "authority" in request ? request.authority : request.headers.host;
+  return host !== undefined && URL.canParse(`http://${host}`);
+}
+
+/**
+ * Ends the wait of a writer whose reader stalled and then went away. Node 20 tells such a
+ * writer nothing but "close" (later ones fail its write), and connectNodeAdapter waits for
+ * "drain" or "error": without this, a streaming handler stays suspended for ever, with the
+ * message that it holds.
+ */
+function tellWriter(response: NodeResponse): void {
+  if (response.writableEnded) return;
+  const error = Object.assign(new Error("the client went away"), { code: "ECONNRESET" });
+  // Later than the other listeners for "close", which abort the handler's signal.
+  setImmediate(() => response.emit("error", error));
+}
+
+function trackResponse(connection: Connection, response: http.ServerResponse): void {
+  connection.responses.add(response);
+  if (connection.retiring) response.shouldKeepAlive = false;
+  response.on("close", () => {
+    connection.responses.delete(response);
+    if (connection.retiring && connection.responses.size === 0) connection.socket.destroySoon();
+  });
+}
+
+/** Asks the client to go, and closes the connection when nothing is under way on it. */
+function retire(connection: Connection): void {
+  if (connection.retiring) return;
+  connection.retiring = true;
+  const { socket, session, responses } = connection;
+  if (session) {
+    // One GOAWAY that names the last stream taken; a client knows that later ones may be
+    // retried. Not gRPC's two: with no stream open Node stops reading after the first, so
+    // that a request on its way is lost without the client being told.
+    session.close();
+  } else if (responses.size === 0) {
+    // Not http.Server's closeIdleConnections: it also closes a connection whose response
+    // has been ended but not yet sent.
+    socket.destroySoon();
+  } else {
+    for (const response of responses) {
+      if (!response.headersSent) response.shouldKeepAlive = false;
+    }
+  }
+}
+
+async function settlesWithin(promise: Promise<void>, timeoutMs: number): Promise<boolean> {
+  let timer: NodeJS.Timeout | undefined;
+  const timeout = new Promise<boolean>((resolve) => {
+    timer = setTimeout(() => resolve(false), timeoutMs);
+  });
+  const settled = await Promise.race([promise.then(() => true), timeout]);
+  clearTimeout(timer);
+  return settled;
+}
+
+function listen(server: net.Server, host: string, port: number): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const onError = (error: NodeJS.ErrnoException) => {
+      const reason = listenErrors[error.code ?? ""] ?? error.message;
+      reject(new Error(`cannot listen on ${host} port ${port}: ${reason}`, { cause: error }));
+    };
+    server.once("error", onError);
+    server.listen(port, host, () => {
+      server.off("error", onError);
+      resolve();
+    });
+  });
+}
+
+const listenErrors: Record<string, string> = {
+  EADDRINUSE: "another process is listening there; stop it or choose another port",
+  EADDRNOTAVAIL: "this machine has no such address",
+  EACCES: "this user may not use that port; choose one above 1023",
+  ENOTFOUND: "there is no host of that name",
+};

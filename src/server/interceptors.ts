@@ -1,0 +1,167 @@
+import { randomUUID } from "node:crypto";
+import { Code, ConnectError, type Interceptor } from "@connectrpc/connect";
+import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { CheckpointdError, type ErrorCode } from "../errors.js";
+import type { Log } from "../log.js";
+
+/** The header that carries a call's id, taken from the client or made here. */
+export const requestIdHeader = "x-request-id";
+
+/**
+ * Wraps every call: gives it an id, refuses it while the database is not ready, turns errors
+ * into answers and writes one line to the log. No payload and no name of a thread is logged.
+ */
+export function createInterceptor(log: Log, isReady: () => boolean): Interceptor {
+  return (next) => async (request) => {
+    const started = performance.now();
+    const given = request.header.get(requestIdHeader);
+    const requestId = given && /^[\w.:/+=@-]{1,128}$/.test(given) ? given : randomUUID();
+    const rpc = `${request.service.typeName}/${request.method.name}`;
+    const finish = (error?: unknown) => {
+      const answer = error === undefined ? undefined : toConnectError(error, request.signal);
+      answer?.metadata.set(requestIdHeader, requestId);
+      logCall(log, {
+        requestId,
+        rpc,
+        code: answer ? Code[answer.code] : "Ok",
+        ms: Math.round((performance.now() - started) * 10) / 10,
+        error: answer && isOurFault(answer.code) ? describeCause(error) : undefined,
+      });
+      return answer;
+    };
+    try {
+      if (request.service.typeName === CheckpointService.typeName && !isReady()) throw notReady();
+      const response = await next(request);
+      response.header.set(requestIdHeader, requestId);
+      if (!response.stream) {
+        finish();
+        return response;
+      }
+      return { ...response, message: watch(response.message, finish) };
+    } catch (error) {
+      throw finish(error);
+    }
+  };
+}
+
+async function* watch<T>(messages: AsyncIterable<T>, finish: (error?: unknown) => unknown) {
+  let ended = false;
+  try {
+    yield* messages;
+    ended = true;
+    finish();
+  } catch (error) {
+    ended = true;
+    throw finish(error);
+  } finally {
+    // The reader went away while a message was waiting to be taken.
+    if (!ended) finish(new ConnectError("the client went away", Code.Canceled));
+  }
+}
+
+function notReady(): CheckpointdError {
+  return new CheckpointdError(
+    "unavailable",
+    "the database is not ready yet; the server keeps trying, so try again",
+    { reason: "NOT_READY" },
+  );
+}
+
+/** The one mapping of errors. Clients see fixed text; what Postgres said goes to the log. */
+export function toConnectError(error: unknown, signal?: AbortSignal): ConnectError {
+  if (error instanceof ConnectError) return error;
+  if (error instanceof CheckpointdError) {
+    const { detail } = error;
+    return new ConnectError(
+      error.message,
+      codes[error.code],
+      undefined,
+      detail && [
+        {
+          desc: ErrorDetailSchema,
+          value: {
+            reason: detail.reason,
+            field: detail.field ?? "",
+            limit: BigInt(detail.limit ?? 0),
+          },
+        },
+      ],
+    );
+  }
+  const { name, code } = error as { name?: string; code?: unknown };
+  if (name === "TimeoutError") {
+    return new ConnectError("the server's limit for one call passed", Code.DeadlineExceeded);
+  }
+  if (name === "AbortError" || signal?.aborted) {
+    return new ConnectError("the call was cancelled", Code.Canceled);
+  }
+  if (typeof code === "string") {
+    if (code === "40001" || code === "40P01") {
+      return new ConnectError("lost a conflict with another write, try again", Code.Aborted);
+    }
+    if (code === "57014") {
+      return new ConnectError("Postgres cancelled the statement", Code.DeadlineExceeded);
+    }
+    if (code === "42501") {
+      return new ConnectError("the server's database role lacks a privilege", Code.Internal);
+    }
+    if (isUnreachable(code)) {
+      return toConnectError(
+        new CheckpointdError("unavailable", "the database cannot be reached, try again", {
+          reason: "DATABASE_UNAVAILABLE",
+        }),
+      );
+    }
+  }
+  return new ConnectError(
+    "internal error; the server's log has it by the request id",
+    Code.Internal,
+  );
+}
+
+const codes: Record<ErrorCode, Code> = {
+  invalid_argument: Code.InvalidArgument,
+  resource_exhausted: Code.ResourceExhausted,
+  failed_precondition: Code.FailedPrecondition,
+  aborted: Code.Aborted,
+  unavailable: Code.Unavailable,
+  deadline_exceeded: Code.DeadlineExceeded,
+  canceled: Code.Canceled,
+};
+
+/**
+ * Classes 08 (connection), 53 (resources), 57P (shutdown) and 25006 (a replica that became
+ * read-only); 3D000 and 28 while a database is being set up; Node's and postgres.js's words
+ * for a connection that could not be made or kept.
+ */
+export function isUnreachable(code: string): boolean {
+  return (
+    /^(08|53|57P|28)/.test(code) ||
+    code === "25006" ||
+    code === "3D000" ||
+    /^(CONNECT|CONNECTION_\w+|CONNECT_TIMEOUT|E(CONN\w+|PIPE|TIMEDOUT|HOSTUNREACH|NETUNREACH|NOTFOUND|AI_AGAIN)|ENOENT)$/.test(
+      code,
+    )
+  );
+}
+
+function isOurFault(code: Code): boolean {
+  return code === Code.Internal || code === Code.Unknown || code === Code.Unavailable;
+}
+
+/** What the log may know of an error: never parameters, details or rows, which hold payloads. */
+export function describeCause(error: unknown): Record<string, unknown> {
+  const { name, message, code, routine, table_name, constraint_name, stack } = error as Record<
+    string,
+    unknown
+  >;
+  const known = code === undefined ? { stack } : {};
+  return { name, message, code, routine, table_name, constraint_name, ...known };
+}
+
+function logCall(log: Log, call: { code: string; error: unknown } & Record<string, unknown>): void {
+  if (call.error !== undefined) log.error(call, "call failed");
+  else if (call.code !== "Ok") log.info(call, "call refused");
+  else log.debug(call, "call");
+}

@@ -1,0 +1,128 @@
+import { compressionGzip, connectNodeAdapter } from "@connectrpc/connect-node";
+import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { Health } from "../../gen/health/v1/health_pb.js";
+import type { Log } from "../log.js";
+import { type DbOptions, openDb } from "../store/db.js";
+import { createCheckpointService } from "./checkpoint_service.js";
+import { createHealth, ServingStatus } from "./health.js";
+import { startListener } from "./http.js";
+import { createInterceptor } from "./interceptors.js";
+import { startReadiness } from "./readiness.js";
+import { createReflection } from "./reflection.js";
+
+/** What a server is started with. Durations in milliseconds, sizes in bytes. */
+export interface ServerOptions extends DbOptions {
+  host: string;
+  /** 0 takes a free port. */
+  port: number;
+  /** Whether to bring the tables up to date before becoming ready. */
+  migrate: boolean;
+  /** The largest request accepted. */
+  maxMessageSize: number;
+  /** The limit of a unary call whose client sets no deadline. */
+  callTimeoutMs: number;
+  /** How long running calls may go on once the server drains. */
+  drainTimeoutMs: number;
+  /** Origins whose pages may call from a browser. */
+  corsOrigins: readonly string[];
+  log: Log;
+}
+
+/** A server that listens. */
+export interface Server {
+  /** Where it listens: `http://127.0.0.1:8080`. */
+  readonly url: string;
+  readonly port: number;
+  /** Resolves when the database was reached and its tables are there, for the first time. */
+  readonly ready: Promise<void>;
+  /**
+   * Health turns NOT_SERVING, no connection is accepted any more, running calls finish within
+   * the drain timeout, the pool is closed. Resolves when all is done; idempotent.
+   */
+  drain(): Promise<void>;
+}
+
+/**
+ * Starts listening, whether or not the database can be reached: the server becomes ready by
+ * itself once it can.
+ *
+ * @throws when the address cannot be listened on
+ */
+export async function startServer(options: ServerOptions): Promise<Server> {
+  const { log } = options;
+  const db = openDb(options);
+  const health = createHealth(CheckpointService.typeName);
+  const readiness = startReadiness(db, options, log, (ready) =>
+    health.setAll(ready ? ServingStatus.SERVING : ServingStatus.NOT_SERVING),
+  );
+  const handler = connectNodeAdapter({
+    routes(router) {
+      router.service(CheckpointService, createCheckpointService(db, options.callTimeoutMs));
+      router.service(Health, health.service);
+      createReflection([CheckpointService, Health])(router);
+    },
+    interceptors: [createInterceptor(log, readiness.wasReady)],
+    readMaxBytes: options.maxMessageSize,
+    // Compressed requests are read, answers are never compressed: the library would do it
+    // from 1 KiB on for every client that says it accepts it, on the one thread that serves
+    // all of them.
+    acceptCompression: [compressionGzip],
+    compressMinBytes: 0xffff_ffff,
+    fallback: (request, response) => answerProbe(request, response, readiness.isReady()),
+  });
+
+  let listener: Awaited<ReturnType<typeof startListener>>;
+  try {
+    listener = await startListener({
+      host: options.host,
+      port: options.port,
+      handler,
+      corsOrigins: options.corsOrigins,
+      log,
+    });
+  } catch (error) {
+    readiness.stop();
+    await db.close(0);
+    throw error;
+  }
+
+  let draining: Promise<void> | undefined;
+  const drain = async () => {
+    log.info({ connections: listener.connections() }, "draining");
+    readiness.stop();
+    health.close();
+    await listener.drain(options.drainTimeoutMs);
+    await db.close(5000);
+    log.info("drained");
+  };
+  return {
+    url: `http://${options.host.includes(":") ? `[${options.host}]` : options.host}:${listener.port}`,
+    port: listener.port,
+    ready: readiness.firstTime,
+    drain: () => (draining ??= drain()),
+  };
+}
+
+type NodeRequest = Parameters<ReturnType<typeof connectNodeAdapter>>[0];
+type NodeResponse = Parameters<ReturnType<typeof connectNodeAdapter>>[1];
+
+/** Plain HTTP for probes: /healthz says the process lives, /readyz that the database does too. */
+function answerProbe(request: NodeRequest, response: NodeResponse, ready: boolean): void {
+  const path = request.url?.split("?", 1)[0];
+  const known = path === "/healthz" || path === "/readyz";
+  const get = request.method === "GET" || request.method === "HEAD";
+  const [status, body] = !known
+    ? [404, "not found\n"]
+    : !get
+      ? [405, "method not allowed\n"]
+      : path === "/healthz" || ready
+        ? [200, "ok\n"]
+        : [503, "not ready\n"];
+  response.writeHead(status as number, {
+    "content-type": "text/plain; charset=utf-8",
+    "cache-control": "no-store",
+    ...(status === 405 ? { allow: "GET, HEAD" } : {}),
+  });
+  if (request.method === "HEAD") response.end();
+  else response.end(body);
+}
