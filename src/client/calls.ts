@@ -1,0 +1,219 @@
+/** The service's calls with deadlines, retries, resumed streams and an end. */
+import { setTimeout as delay } from "node:timers/promises";
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import {
+  type CallOptions,
+  type Client,
+  Code,
+  ConnectError,
+  createClient,
+  type Transport,
+} from "@connectrpc/connect";
+import type { CheckpointKey, CheckpointTuple } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import {
+  CheckpointService,
+  type ListRequestSchema,
+  type ListResponse,
+} from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { isRetryable, pauseBefore, type RetryOptions } from "./retry.js";
+
+/** What a List asks for. `after` is not the caller's: it resumes a broken stream. */
+export type ListInit = Omit<MessageInitShape<typeof ListRequestSchema>, "after" | "$typeName">;
+
+/** What holds for every call of a saver. */
+export interface CallsOptions {
+  /**
+   * How long a call may take, retries included, in milliseconds. For a list: how long it may
+   * take until the next tuple is there. Default 30000, at most 2^31 - 1.
+   */
+  timeoutMs?: number;
+  /** How calls that found no server are repeated. */
+  retry?: RetryOptions;
+  /** Sent with every call, for example `{ authorization: "Bearer …" }`. */
+  headers?: Record<string, string> | Headers;
+}
+
+type Unary<I, O> = (request: I, options: CallOptions) => Promise<O>;
+
+interface Stream {
+  messages: AsyncIterator<ListResponse>;
+  controller: AbortController;
+}
+
+/** Makes the calls of one saver until it is ended. */
+export class Calls {
+  readonly client: Client<typeof CheckpointService>;
+  readonly #timeoutMs: number;
+  readonly #retry: Required<RetryOptions>;
+  readonly #headers: Headers | undefined;
+  readonly #streams = new Set<Stream>();
+  readonly #ending = new AbortController();
+  #running = 0;
+  #onIdle: (() => void) | undefined;
+  #ended: Promise<void> | undefined;
+
+  /** Throws a TypeError naming the option if its value is not allowed. */
+  constructor(transport: Transport, options: CallsOptions) {
+    this.client = createClient(CheckpointService, transport);
+    const { timeoutMs = 30_000, retry = {}, headers } = options;
+    const { attempts = 8, initialDelayMs = 100, maxDelayMs = 2_000 } = retry;
+    this.#timeoutMs = checkInteger("timeoutMs", timeoutMs, 1);
+    this.#retry = {
+      attempts: checkInteger("retry.attempts", attempts, 1),
+      initialDelayMs: checkInteger("retry.initialDelayMs", initialDelayMs, 0),
+      maxDelayMs: checkInteger("retry.maxDelayMs", maxDelayMs, 0),
+    };
+    this.#headers = headers === undefined ? undefined : new Headers(headers);
+  }
+
+  /**
+   * Makes one call, repeated while the server cannot be reached. Rejects with the error of the
+   * last try. Settles by the deadline whatever the connection does.
+   */
+  async unary<I, O>(call: Unary<I, O>, request: I): Promise<O> {
+    this.#checkOpen();
+    const deadline = this.#deadline();
+    this.#running++;
+    try {
+      for (let attempt = 1; ; attempt++) {
+        const timeoutMs = Math.max(1, Math.ceil(deadline - performance.now()));
+        try {
+          return await call(request, this.#callOptions(timeoutMs));
+        } catch (error) {
+          await this.#pause(attempt, deadline, error);
+        }
+      }
+    } finally {
+      this.#running--;
+      if (this.#running === 0) this.#onIdle?.();
+    }
+  }
+
+  /**
+   * Streams the tuples that match, in the service's order, each once: a stream that breaks is
+   * opened again after the last tuple that arrived. The number of tries starts anew with every
+   * tuple. Leaving the loop early cancels the call.
+   */
+  async *list(request: ListInit): AsyncGenerator<CheckpointTuple, void, undefined> {
+    let left = request.limit;
+    if (left === 0) return;
+    let after: CheckpointKey | undefined;
+    let stream: Stream | undefined;
+    try {
+      for (let attempt = 1, deadline = this.#deadline(); ; ) {
+        this.#checkOpen();
+        let tuple: CheckpointTuple | undefined;
+        // Only around our own reading: what a reader throws into the generator is not a
+        // reason to open another stream.
+        try {
+          stream ??= this.#open(request, left, after);
+          tuple = await nextTuple(stream, deadline);
+        } catch (error) {
+          this.#close(stream);
+          stream = undefined;
+          await this.#pause(attempt++, deadline, error);
+          continue;
+        }
+        if (tuple === undefined) return;
+        after = tuple.key;
+        yield tuple;
+        if (left !== undefined && --left === 0) return;
+        attempt = 1;
+        deadline = this.#deadline();
+      }
+    } finally {
+      this.#close(stream);
+    }
+  }
+
+  /**
+   * Fails every call from now on, and every list under way. Resolves when no other call runs,
+   * at the latest after the deadline of one call: a put under way is not thrown away.
+   * Idempotent.
+   */
+  end(): Promise<void> {
+    this.#ended ??= new Promise((resolve) => {
+      this.#onIdle = resolve;
+      this.#ending.abort();
+      for (const { controller } of this.#streams) controller.abort(endedError());
+      if (this.#running === 0) resolve();
+    });
+    return this.#ended;
+  }
+
+  #open(request: ListInit, limit: number | undefined, after: CheckpointKey | undefined): Stream {
+    const controller = new AbortController();
+    // No deadline for the stream as a whole (0 also turns off one the transport may have): a
+    // history is read as slowly as its reader likes.
+    const options = { ...this.#callOptions(0), signal: controller.signal };
+    const init: MessageInitShape<typeof ListRequestSchema> = { ...request };
+    if (limit !== undefined) init.limit = limit;
+    if (after !== undefined) init.after = after;
+    const messages = this.client.list(init, options)[Symbol.asyncIterator]();
+    const stream = { messages, controller };
+    this.#streams.add(stream);
+    return stream;
+  }
+
+  #close(stream: Stream | undefined): void {
+    if (stream === undefined) return;
+    this.#streams.delete(stream);
+    // Resets the HTTP/2 stream if it is still open, which stops the server's reading.
+    stream.controller.abort();
+  }
+
+  /** Waits before another try, or throws `error` if there is to be none. */
+  async #pause(attempt: number, deadline: number, error: unknown): Promise<void> {
+    const { signal } = this.#ending;
+    if (signal.aborted || attempt >= this.#retry.attempts || !isRetryable(error)) throw error;
+    const pauseMs = pauseBefore(attempt, this.#retry);
+    // What went wrong says more than that the deadline would have passed.
+    if (performance.now() + pauseMs >= deadline) throw error;
+    await delay(pauseMs, undefined, { signal }).catch(() => {
+      throw error;
+    });
+  }
+
+  #callOptions(timeoutMs: number): CallOptions {
+    return this.#headers === undefined ? { timeoutMs } : { timeoutMs, headers: this.#headers };
+  }
+
+  #deadline(): number {
+    return performance.now() + this.#timeoutMs;
+  }
+
+  #checkOpen(): void {
+    if (this.#ending.signal.aborted) throw endedError();
+  }
+}
+
+/** The stream's next tuple, or undefined at its end. Aborts the stream at the deadline. */
+async function nextTuple(stream: Stream, deadline: number): Promise<CheckpointTuple | undefined> {
+  const timer = setTimeout(
+    () => {
+      stream.controller.abort(
+        new ConnectError("no checkpoint arrived in time", Code.DeadlineExceeded),
+      );
+    },
+    Math.max(1, deadline - performance.now()),
+  );
+  try {
+    const { done, value } = await stream.messages.next();
+    if (done) return undefined;
+    if (value.tuple?.key === undefined) {
+      throw new ConnectError("the service sent a list entry without a key", Code.Internal);
+    }
+    return value.tuple;
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+function endedError(): ConnectError {
+  return new ConnectError("this ConnectSaver was ended: end() was called", Code.Canceled);
+}
+
+function checkInteger(name: string, value: number, least: number): number {
+  if (Number.isInteger(value) && value >= least && value < 2 ** 31) return value;
+  throw new TypeError(`${name} must be a whole number from ${least} to 2147483647, not ${value}`);
+}

@@ -1,0 +1,231 @@
+/**
+ * Between LangGraph's objects and the service's messages. The only caller of the serializer:
+ * values travel as it wrote them, checkpoint and metadata as JSON text that jsonb accepts.
+ */
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import {
+  type ChannelVersions,
+  type Checkpoint,
+  type CheckpointMetadata,
+  type CheckpointPendingWrite,
+  type CheckpointTuple,
+  MemorySaver,
+  maxChannelVersion,
+  type PendingWrite,
+  type SerializerProtocol,
+  TASKS,
+  WRITES_IDX_MAP,
+} from "@langchain/langgraph-checkpoint";
+import type {
+  ChannelBlobSchema,
+  CheckpointTuple as StoredTuple,
+  Value,
+  ValueSchema,
+} from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import type { WriteSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { checkName } from "./names.js";
+import { nextVersion, versionText } from "./versions.js";
+
+type ValueInit = MessageInitShape<typeof ValueSchema>;
+type BlobInit = MessageInitShape<typeof ChannelBlobSchema>;
+type WriteInit = MessageInitShape<typeof WriteSchema>;
+
+// Metadata is searched as jsonb in Postgres, so it stays JSON whatever serde the values use.
+// LangGraph does not export its JsonPlusSerializer; this is how it hands one out.
+const metadataSerde = new MemorySaver().serde;
+
+/**
+ * One blob for each channel of `newVersions`, without a value where `values` has none.
+ * Rejects, naming the channel, where a name or version cannot be stored unaltered.
+ */
+export function toBlobs(
+  serde: SerializerProtocol,
+  values: Record<string, unknown>,
+  newVersions: ChannelVersions,
+): Promise<BlobInit[]> {
+  // All at once rather than one after the other: every dumpsTyped starts before the caller
+  // runs again, so what is stored is what the graph held when it called put.
+  return Promise.all(
+    Object.entries(newVersions).map(async ([name, rawVersion]): Promise<BlobInit> => {
+      const channel = checkName("a channel's name", name);
+      const field = `the version of channel "${name}"`;
+      const version = checkName(field, versionText(field, rawVersion));
+      if (!Object.hasOwn(values, name)) return { channel, version };
+      return { channel, version, value: await toValue(serde, values[name]) };
+    }),
+  );
+}
+
+/** The writes of one task, in order, each with its position or its special channel's index. */
+export function toWrites(serde: SerializerProtocol, writes: PendingWrite[]): Promise<WriteInit[]> {
+  return Promise.all(
+    writes.map(
+      async ([name, value], position): Promise<WriteInit> => ({
+        // Own keys only: a channel may be called "constructor".
+        idx: Object.hasOwn(WRITES_IDX_MAP, name) ? WRITES_IDX_MAP[name]! : position,
+        channel: checkName("a channel's name", name),
+        value: await toValue(serde, value),
+      }),
+    ),
+  );
+}
+
+async function toValue(serde: SerializerProtocol, value: unknown): Promise<ValueInit> {
+  const [type, data] = await serde.dumpsTyped(value);
+  // The default serde hands a Uint8Array on as it is. A copy, because the graph may go on
+  // changing it while the call is sent, or sent again.
+  return { type, data: data === value ? new Uint8Array(data) : data };
+}
+
+/**
+ * The checkpoint without its channel values, as JSON that jsonb accepts.
+ * Throws, naming the key, if a channel's or node's name or version in `channel_versions` or
+ * `versions_seen` has a NUL or a lone surrogate: stored under another name, the graph would
+ * not find them again.
+ */
+export function toCheckpointJson(checkpoint: Checkpoint): string {
+  const { channel_values: _, ...rest } = checkpoint;
+  const text = JSON.stringify(rest);
+  const storable = storableJson(text);
+  // Names are looked at only when something was replaced, which is next to never.
+  if (storable !== text) {
+    checkNames("channel_versions", rest.channel_versions);
+    checkNames("versions_seen", rest.versions_seen);
+  }
+  return storable;
+}
+
+function checkNames(field: string, versions: unknown): void {
+  if (typeof versions === "string") checkName(`a version in ${field}`, versions);
+  if (typeof versions !== "object" || versions === null) return;
+  for (const [name, version] of Object.entries(versions)) {
+    checkName(`a name in ${field}`, name);
+    checkNames(field, version);
+  }
+}
+
+/** The metadata as JSON that jsonb accepts. */
+export async function toMetadataJson(metadata: CheckpointMetadata): Promise<string> {
+  const [, data] = await metadataSerde.dumpsTyped(metadata);
+  return storableJson(new TextDecoder().decode(data));
+}
+
+/** The filter of a list as JSON, altered as metadata is, or "" when it asks for nothing. */
+export function toFilterJson(filter: Record<string, unknown> | undefined): string {
+  if (filter === undefined || filter === null || Object.keys(filter).length === 0) return "";
+  return storableJson(JSON.stringify(filter));
+}
+
+/**
+ * JSON text that jsonb accepts: escaped NULs are dropped (as LangGraph does with metadata) and
+ * escaped lone surrogates become U+FFFD. `text` must come from JSON.stringify, which escapes
+ * both. An escaped backslash that happens to stand before "u0000" is left alone.
+ */
+export function storableJson(text: string): string {
+  // A scan for two characters, against a regular expression over every escape.
+  if (!text.includes("\\u")) return text;
+  return text.replace(
+    /\\u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}|\\u([\da-fA-F]{4})|\\[^u]/g,
+    (escaped: string, hex: string | undefined) => {
+      if (hex === undefined) return escaped;
+      if (hex === "0000") return "";
+      return /^[dD][89a-fA-F]/.test(hex) ? "\\ufffd" : escaped;
+    },
+  );
+}
+
+/**
+ * A stored tuple as LangGraph's direct Postgres saver returns it. `threadId` is the thread as
+ * the caller spelled it (a number stays a number), or absent to take the stored one.
+ */
+export async function fromTuple(
+  serde: SerializerProtocol,
+  tuple: StoredTuple,
+  threadId?: unknown,
+): Promise<CheckpointTuple> {
+  const key = tuple.key!;
+  const [checkpoint, metadata, pendingWrites] = await Promise.all([
+    fromCheckpoint(serde, tuple),
+    metadataSerde.loadsTyped("json", tuple.metadataJson),
+    Promise.all(
+      tuple.pendingWrites.map(
+        async (write): Promise<CheckpointPendingWrite> => [
+          write.taskId,
+          write.channel,
+          await fromValue(serde, write.value),
+        ],
+      ),
+    ),
+  ]);
+  const configurable = (checkpoint_id: string) => ({
+    configurable: {
+      thread_id: threadId ?? key.threadId,
+      checkpoint_ns: key.checkpointNs,
+      checkpoint_id,
+    },
+  });
+  // parentConfig is there but undefined for a first checkpoint, as with the direct saver; the
+  // cast is for exactOptionalPropertyTypes.
+  return {
+    config: configurable(key.checkpointId),
+    checkpoint,
+    metadata,
+    parentConfig: tuple.parentCheckpointId ? configurable(tuple.parentCheckpointId) : undefined,
+    pendingWrites,
+  } as CheckpointTuple;
+}
+
+async function fromCheckpoint(serde: SerializerProtocol, tuple: StoredTuple): Promise<Checkpoint> {
+  const checkpoint = JSON.parse(tuple.checkpointJson) as Checkpoint;
+  const values = checkpoint.channel_values ?? {};
+  const versions = checkpoint.channel_versions ?? {};
+  checkpoint.channel_values = values;
+  checkpoint.channel_versions = versions;
+  checkpoint.versions_seen ??= {};
+  const decoded = await Promise.all(tuple.blobs.map((blob) => fromValue(serde, blob.value)));
+  for (let i = 0; i < decoded.length; i++) {
+    const blob = tuple.blobs[i]!;
+    if (blob.value?.type !== "empty") setOwn(values, blob.channel, decoded[i]);
+  }
+  if (tuple.pendingSends.length > 0) {
+    values[TASKS] = await fromPendingSends(serde, tuple);
+    const all = Object.values(versions);
+    versions[TASKS] = all.length > 0 ? maxChannelVersion(...all) : nextVersion(undefined);
+  }
+  return checkpoint;
+}
+
+/** The values the parent's tasks sent, in order; only checkpoints of a format before 4 have any. */
+export function fromPendingSends(
+  serde: SerializerProtocol,
+  tuple: StoredTuple,
+): Promise<unknown[]> {
+  return Promise.all(tuple.pendingSends.map((value) => fromValue(serde, value)));
+}
+
+/** The decoded value. A channel stored as emptied, or no value at all, is undefined. */
+export async function fromValue(
+  serde: SerializerProtocol,
+  value: Value | undefined,
+): Promise<unknown> {
+  if (value === undefined || value.type === "empty") return undefined;
+  // What the message holds is a view of the whole answer. A serde may keep the bytes it is
+  // given (the default one does for type "bytes"), which must neither pin 64 MiB for ten bytes
+  // nor be a Buffer where a Uint8Array was stored. JSON is read and dropped: no copy.
+  const data = value.type === "json" ? value.data : new Uint8Array(value.data);
+  return serde.loadsTyped(value.type, data);
+}
+
+/** Sets an own property, also for the key `__proto__`, where an assignment would not. */
+function setOwn(target: Record<string, unknown>, key: string, value: unknown): void {
+  if (key === "__proto__") {
+    Object.defineProperty(target, key, {
+      value,
+      writable: true,
+      enumerable: true,
+      configurable: true,
+    });
+  } else {
+    target[key] = value;
+  }
+}

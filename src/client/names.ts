@@ -1,0 +1,69 @@
+/**
+ * Checks of the names a caller hands in (threads, namespaces, ids, channels) and the way they
+ * are read out of a RunnableConfig. Lengths are the server's business: it names the limit.
+ */
+import type { RunnableConfig } from "@langchain/core/runnables";
+
+/** What `config.configurable` says about a checkpoint. Absent keys are undefined. */
+export interface ConfigKeys {
+  threadId: string | undefined;
+  checkpointNs: string | undefined;
+  checkpointId: string | undefined;
+}
+
+/**
+ * Returns `value` as text if the service can keep it unaltered.
+ *
+ * Throws an Error naming `field` for anything but a string or a safe integer (which a direct
+ * Postgres saver takes too, as its decimal text), and for a string with a NUL, which Postgres
+ * cannot store, or a lone surrogate, which UTF-8 cannot carry: it would silently become another
+ * name, and two threads could become one.
+ */
+export function checkName(field: string, value: unknown): string {
+  if (typeof value === "number" && Number.isSafeInteger(value)) return String(value);
+  if (typeof value !== "string") {
+    throw new Error(`${field} must be a string, not ${value === null ? "null" : typeof value}`);
+  }
+  if (value.includes("\0")) throw new Error(`${field} must not contain a NUL character`);
+  if (!value.isWellFormed()) throw new Error(`${field} must not contain a lone surrogate`);
+  return value;
+}
+
+/**
+ * Reads the keys that name a checkpoint. undefined, null and, except for the namespace, the
+ * empty string count as absent, as they do for LangGraph's own savers.
+ *
+ * Throws as {@link checkName} does, naming the key.
+ */
+export function readConfig(config: RunnableConfig | undefined): ConfigKeys {
+  const { thread_id, checkpoint_ns, checkpoint_id } = config?.configurable ?? {};
+  return {
+    threadId: isAbsent(thread_id) ? undefined : checkName("configurable.thread_id", thread_id),
+    checkpointNs:
+      checkpoint_ns === undefined || checkpoint_ns === null
+        ? undefined
+        : checkName("configurable.checkpoint_ns", checkpoint_ns),
+    checkpointId: isAbsent(checkpoint_id)
+      ? undefined
+      : checkName("configurable.checkpoint_id", checkpoint_id),
+  };
+}
+
+/** Throws an Error naming `key` if `value`, read by {@link readConfig} for `method`, is absent. */
+export function requireKey(
+  method: string,
+  key: string,
+  config: RunnableConfig | undefined,
+  value: string | undefined,
+): string {
+  if (value !== undefined) return value;
+  throw new Error(
+    config?.configurable === undefined
+      ? `${method}: the config has no "configurable"`
+      : `${method}: the config's "configurable" has no "${key}"`,
+  );
+}
+
+function isAbsent(value: unknown): boolean {
+  return value === undefined || value === null || value === "";
+}

@@ -1,0 +1,14 @@
+/**
+ * What an agent imports: the saver, and what it takes to look into an error of its calls.
+ * Nothing of the server.
+ */
+export { Code, ConnectError } from "@connectrpc/connect";
+export type { ErrorDetail } from "../gen/checkpointd/v1/checkpoint_pb.js";
+export type { CallsOptions } from "./client/calls.js";
+export { errorDetail, type RetryOptions } from "./client/retry.js";
+export {
+  ConnectSaver,
+  type ConnectSaverOptions,
+  type ConnectSaverUrlOptions,
+} from "./client/saver.js";
+export type { TransportOptions } from "./client/transport.js";
