@@ -1,5 +1,5 @@
 import { readConfig } from "../config.js";
-import { createLog, type Log } from "../log.js";
+import { createLog } from "../log.js";
 import { type Server, startServer } from "../server/main.js";
 import { startEmbedded } from "../store/embedded.js";
 
@@ -57,19 +57,16 @@ export async function runServe(args: string[]): Promise<number> {
     });
     process.stdout.write(`checkpointd listens on ${server.url}\n`);
     void server.ready.then(() => process.stdout.write("checkpointd is ready\n"));
-    return await Promise.race([
+    const code = await Promise.race([
       stop.then(() => 0),
-      ...(embedded ? [embedded.exited.then(() => failed(log))] : []),
+      ...(embedded ? [embedded.exited.then(() => 1)] : []),
     ]);
+    if (code === 1) log.error("the embedded Postgres ended by itself");
+    return code;
   } finally {
     await server?.drain();
     await embedded?.stop();
   }
-}
-
-function failed(log: Log): number {
-  log.error("the embedded Postgres ended by itself");
-  return 1;
 }
 
 /** Resolves at the first SIGTERM or SIGINT; the second ends the process. */
