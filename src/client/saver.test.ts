@@ -280,6 +280,25 @@ describe.each(protocols)("over $protocol, json: $json", (options) => {
     await expect(saver.put(thread, emptyCheckpoint(), loop, {})).rejects.toThrow(ConnectError);
   });
 
+  it("does not send a request above its limit, and goes on", async () => {
+    const puts: string[] = [];
+    const { connect } = await startService({
+      put({ checkpointId }) {
+        puts.push(checkpointId);
+        return {};
+      },
+    });
+    const saver = connect({ ...options, maxRequestBytes: 10_000 });
+    const put = (id: string, size: number) => {
+      const checkpoint = { ...emptyCheckpoint(), id, channel_values: { a: "x".repeat(size) } };
+      return saver.put(thread, checkpoint, loop, { a: 1 });
+    };
+    await put("small", 5_000);
+    await expect(put("large", 15_000)).rejects.toMatchObject({ code: Code.ResourceExhausted });
+    await put("after", 5_000);
+    expect(puts).toEqual(["small", "after"]);
+  });
+
   it("sends the headers with every call", async () => {
     const seen: (string | null)[] = [];
     const { connect } = await startService({
@@ -357,6 +376,7 @@ describe("options and arguments", () => {
     ["http://h:1", { protocol: "http" }, "protocol must be"],
     ["http://h:1", { protocol: "grpc", json: true }, "json needs"],
     ["http://h:1", { json: "yes" }, "json must be"],
+    ["http://h:1", { maxRequestBytes: 0 }, "maxRequestBytes must be"],
     ["http://h:1", { timeoutMs: 0 }, "timeoutMs must be"],
     ["http://h:1", { timeoutMs: 1.5 }, "timeoutMs must be"],
     ["http://h:1", { retry: { attempts: 0 } }, "retry.attempts must be"],

@@ -1,4 +1,3 @@
-import { once } from "node:events";
 import * as http from "node:http";
 import * as http2 from "node:http2";
 import * as net from "node:net";
@@ -173,7 +172,10 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
   async function closeServers(): Promise<void> {
     // It counts a connection as closed somewhat earlier than the connection's own event.
     await new Promise((resolve) => server.close(resolve));
-    await Promise.all([...connections.keys()].map((socket) => once(socket, "close")));
+    const closes = [...connections.keys()].map(
+      (socket) => new Promise((resolve) => socket.once("close", resolve)),
+    );
+    await Promise.all(closes);
     http1.close(); // ends the timer that "listening" started
   }
 

@@ -70,7 +70,13 @@ function notReady(): CheckpointdError {
 
 /** The one mapping of errors. Clients see fixed text; what Postgres said goes to the log. */
 export function toConnectError(error: unknown, signal?: AbortSignal): ConnectError {
-  if (error instanceof ConnectError) return error;
+  if (error instanceof ConnectError) {
+    // A client may reset its call with any code (connect-node's: INTERNAL_ERROR at its own
+    // deadline), which the library takes for that error. The client is gone, nothing failed.
+    const isOurs = error.code === Code.DeadlineExceeded || error.code === Code.Unavailable;
+    const isReset = error === signal?.reason && !isOurs;
+    return isReset ? new ConnectError("the client went away", Code.Canceled) : error;
+  }
   if (error instanceof CheckpointdError) {
     const { detail } = error;
     return new ConnectError(

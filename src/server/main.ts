@@ -1,9 +1,11 @@
-import { compressionGzip, connectNodeAdapter } from "@connectrpc/connect-node";
+import { Code, ConnectError } from "@connectrpc/connect";
+import { compressionGzip } from "@connectrpc/connect-node";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { Health } from "../../gen/health/v1/health_pb.js";
 import type { Log } from "../log.js";
 import { type DbOptions, openDb } from "../store/db.js";
 import { createCheckpointService } from "./checkpoint_service.js";
+import { createHandler, type NodeHandler } from "./handler.js";
 import { createHealth, ServingStatus } from "./health.js";
 import { startListener } from "./http.js";
 import { createInterceptor } from "./interceptors.js";
@@ -55,21 +57,27 @@ export async function startServer(options: ServerOptions): Promise<Server> {
   const readiness = startReadiness(db, options, log, (ready) =>
     health.setAll(ready ? ServingStatus.SERVING : ServingStatus.NOT_SERVING),
   );
-  const handler = connectNodeAdapter({
-    routes(router) {
+  const shutdown = new AbortController();
+
+  const handler = createHandler(
+    (router) => {
       router.service(CheckpointService, createCheckpointService(db, options.callTimeoutMs));
       router.service(Health, health.service);
       createReflection([CheckpointService, Health])(router);
     },
-    interceptors: [createInterceptor(log, readiness.wasReady)],
-    readMaxBytes: options.maxMessageSize,
-    // Compressed requests are read, answers are never compressed: the library would do it
-    // from 1 KiB on for every client that says it accepts it, on the one thread that serves
-    // all of them.
-    acceptCompression: [compressionGzip],
-    compressMinBytes: 0xffff_ffff,
-    fallback: (request, response) => answerProbe(request, response, readiness.isReady()),
-  });
+    {
+      interceptors: [createInterceptor(log, readiness.wasReady)],
+      readMaxBytes: options.maxMessageSize,
+      // Compressed requests are read, answers are never compressed: the library would do it
+      // from 1 KiB on for every client that says it accepts it, on the one thread that serves
+      // all of them.
+      acceptCompression: [compressionGzip],
+      compressMinBytes: 0xffff_ffff,
+      shutdownSignal: shutdown.signal,
+    },
+    log,
+    (request, response) => answerProbe(request, response, readiness.isReady()),
+  );
 
   let listener: Awaited<ReturnType<typeof startListener>>;
   try {
@@ -91,7 +99,15 @@ export async function startServer(options: ServerOptions): Promise<Server> {
     log.info({ connections: listener.connections() }, "draining");
     readiness.stop();
     health.close();
-    await listener.drain(options.drainTimeoutMs);
+    // Calls that would be cut at the bound are told a little before, so that their clients
+    // hear UNAVAILABLE and go elsewhere.
+    const { drainTimeoutMs } = options;
+    const notice = setTimeout(
+      () => shutdown.abort(new ConnectError("the server is shutting down", Code.Unavailable)),
+      drainTimeoutMs - Math.min(1000, drainTimeoutMs / 4),
+    );
+    await listener.drain(drainTimeoutMs);
+    clearTimeout(notice);
     await db.close(5000);
     log.info("drained");
   };
@@ -103,11 +119,12 @@ export async function startServer(options: ServerOptions): Promise<Server> {
   };
 }
 
-type NodeRequest = Parameters<ReturnType<typeof connectNodeAdapter>>[0];
-type NodeResponse = Parameters<ReturnType<typeof connectNodeAdapter>>[1];
-
 /** Plain HTTP for probes: /healthz says the process lives, /readyz that the database does too. */
-function answerProbe(request: NodeRequest, response: NodeResponse, ready: boolean): void {
+function answerProbe(
+  request: Parameters<NodeHandler>[0],
+  response: Parameters<NodeHandler>[1],
+  ready: boolean,
+): void {
   const path = request.url?.split("?", 1)[0];
   const known = path === "/healthz" || path === "/readyz";
   const get = request.method === "GET" || request.method === "HEAD";

@@ -1,0 +1,108 @@
+import { describe, expect, it } from "vitest";
+import { readConfig, settings, UsageError } from "../config.js";
+import { createDatabase } from "../testing/postgres.js";
+import { runCommand } from "../testing/serve.js";
+import { migrateSettings } from "./migrate.js";
+import { serveSettings } from "./serve.js";
+
+describe("the command line", () => {
+  it.each([
+    [["--version"], /^\d+\.\d+\.\d+\n$/],
+    [["--help"], /Usage:[\s\S]*--database-url[\s\S]*Exit codes/],
+    [["serve", "--help"], /Usage:/],
+    [["migrate", "-h"], /Usage:/],
+  ])("%j prints to standard output and exits 0", async (args, expected) => {
+    const { code, stdout, stderr } = await runCommand(args);
+    expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+    expect(stdout).toMatch(expected);
+  });
+
+  it.each([
+    [[], {}, "Usage:"],
+    [["surf"], {}, 'Unknown command "surf". Commands are serve and migrate.'],
+    [["serve", "--prot", "1"], {}, "Unknown flag --prot. Did you mean --port?"],
+    [["serve", "--frobnicate"], {}, "Unknown flag --frobnicate. Allowed are --database-url,"],
+    [["serve", "extra"], {}, 'Unexpected argument "extra".'],
+    [
+      ["serve", "--port", "99999"],
+      {},
+      '--port must be a whole number from 0 to 65535, not "99999".',
+    ],
+    [["serve", "--port"], {}, "--port needs a value: a whole number from 0 to 65535."],
+    [["serve", "--host", "--port", "1"], {}, "--host needs a value"],
+    [["serve", "--pool-size=0"], {}, "--pool-size must be a whole number from 1 to 1000"],
+    [["serve", "--drain-timeout", "5"], {}, "--drain-timeout must be a duration from 1ms to 60m"],
+    [["serve", "--max-message-size", "1GB"], {}, "--max-message-size must be a size from 1KiB"],
+    [["serve", "--migrate=maybe"], {}, '--migrate must be true or false, not "maybe".'],
+    [["serve", "--schema", "pg_x"], {}, "--schema must be a schema name"],
+    [["serve", "--cors-origins", "example.com"], {}, "--cors-origins must be origins such as"],
+    [["serve"], { CHECKPOINTD_LOG_LEVEL: "loud" }, "CHECKPOINTD_LOG_LEVEL must be one of silent,"],
+    [["serve"], { DATABASE_URL: "mysql://secret@x" }, "DATABASE_URL must be a URL such as"],
+    [["migrate"], {}, "migrate needs a database: give --database-url or set DATABASE_URL."],
+    [["migrate", "--dry-run=1"], {}, "--dry-run takes no value."],
+  ])("%j with %j is refused with exit code 2 and a sentence", async (args, env, sentence) => {
+    const { code, stdout, stderr } = await runCommand(args, env as Record<string, string>);
+    expect({ code, stdout }).toEqual({ code: 2, stdout: "" });
+    expect(stderr).toContain(sentence);
+    expect(stderr).not.toContain("secret");
+  });
+
+  it("migrate prints its SQL, applies it, and then has nothing to do", async () => {
+    const database = await createDatabase({ template: false });
+    const env = { DATABASE_URL: database.url };
+    const dry = await runCommand(["migrate", "--dry-run"], env);
+    expect(dry.stdout).toContain("CREATE TABLE IF NOT EXISTS checkpoints");
+    const first = await runCommand(["migrate"], env);
+    expect(first).toMatchObject({ code: 0, stdout: expect.stringContaining("Applied 0001_") });
+    const second = await runCommand(["migrate"], env);
+    expect(second).toMatchObject({ code: 0, stdout: expect.stringContaining("Nothing to do") });
+    expect((await runCommand(["migrate", "--dry-run"], env)).stdout).toBe("");
+    await database.drop();
+  });
+
+  it("migrate exits 1 when the database cannot be reached", async () => {
+    const { code, stderr } = await runCommand(["migrate"], {
+      DATABASE_URL: "postgres://127.0.0.1:1/none",
+    });
+    expect(code).toBe(1);
+    expect(stderr).toContain("ECONNREFUSED");
+  });
+});
+
+describe("settings", () => {
+  it("come from the flag, else from the variable, else from the default", () => {
+    const read = (args: string[], env: Record<string, string>) =>
+      readConfig(["port"], args, env).port;
+    expect(read(["--port", "1"], { CHECKPOINTD_PORT: "2" })).toBe(1);
+    expect(read([], { CHECKPOINTD_PORT: "2" })).toBe(2);
+    expect(read([], { CHECKPOINTD_PORT: "" })).toBe(8080);
+  });
+
+  it("have units and lists", () => {
+    const config = readConfig(
+      ["drain-timeout", "max-message-size", "cors-origins", "migrate", "prepare"],
+      [
+        "--drain-timeout=2m",
+        "--cors-origins",
+        "https://a.example, http://localhost:1",
+        "--no-migrate",
+      ],
+      { CHECKPOINTD_MAX_MESSAGE_SIZE: "512KiB", CHECKPOINTD_PREPARE: "false" },
+    );
+    expect(config).toEqual({
+      "drain-timeout": 120_000,
+      "max-message-size": 524_288,
+      "cors-origins": ["https://a.example", "http://localhost:1"],
+      migrate: false,
+      prepare: false,
+    });
+  });
+
+  it("all have a command, a default that is allowed and a variable of their own", () => {
+    const names = Object.keys(settings);
+    expect([...serveSettings].sort()).toEqual([...names].sort());
+    for (const name of migrateSettings) expect(names).toContain(name);
+    expect(() => readConfig(serveSettings, [], {})).not.toThrow(UsageError);
+    expect(new Set(Object.values(settings).map(({ env }) => env)).size).toBe(names.length);
+  });
+});

@@ -1,0 +1,108 @@
+import { execFile } from "node:child_process";
+import { existsSync } from "node:fs";
+import { readFile, rm, writeFile } from "node:fs/promises";
+import { delimiter, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { type SettingName, settings } from "../config.js";
+import type { Server } from "../server/main.js";
+import { createDatabase, type TestDatabase } from "../testing/postgres.js";
+import { startTestServer } from "../testing/server.js";
+
+const run = promisify(execFile);
+const root = fileURLToPath(new URL("../..", import.meta.url));
+const readme = await readFile(`${root}README.md`, "utf8");
+
+describe("the README", () => {
+  let database: TestDatabase;
+  let server: Server;
+  beforeAll(async () => {
+    database = await createDatabase();
+    server = await startTestServer(database.url);
+  });
+  afterAll(async () => {
+    await server?.drain();
+    await database?.drop();
+  });
+
+  it("has the table of settings that the code has", () => {
+    const rows = Object.keys(settings).map((name) => {
+      const { env, fallback, meaning } = settings[name as SettingName];
+      return `| \`--${name}\` | \`${env}\` | ${fallback === undefined ? "" : `\`${fallback}\``} | ${meaning} |`;
+    });
+    const table = /<!-- settings[^\n]*\n([\s\S]*?)<!-- \/settings -->/.exec(readme)?.[1];
+    expect(table?.trim().split("\n").slice(2)).toEqual(rows);
+  });
+
+  it("has an agent that works as it stands", async () => {
+    const [agent = ""] = block("ts");
+    expect(agent).toContain("ConnectSaver.fromUrl");
+    const { stdout } = await runScript(agent);
+    expect(stdout.trim().split("\n").length).toBeGreaterThan(1);
+    expect(stdout).toContain("source: 'input'");
+  });
+
+  it("has a browser client that works as it stands, also in Node", async () => {
+    const [, page = ""] = block("ts");
+    const { stdout } = await runScript(page.replace("./gen/", `${root}dist/gen/`));
+    expect(stdout).toContain('"source": "input"');
+  });
+
+  it("has curl and grpcurl commands that work as they stand", async () => {
+    const [grpcurl = "", curl = ""] = block("sh").filter((text) => /^(grp)?curl /.test(text));
+    expect(grpcurl.split("\n")).toHaveLength(5);
+    for (const command of [...grpcurl.split("\n"), curl]) {
+      const { stdout } = await run("bash", ["-c", atTestServer(substitute(command))], {
+        cwd: root,
+        maxBuffer: 1e8,
+      });
+      expect(stdout, command).not.toBe("");
+      if (command.includes("readme")) expect(stdout).toMatch(/"threadId": ?"readme"/);
+    }
+  });
+
+  it("names scripts and files that are there", async () => {
+    const { scripts } = JSON.parse(await readFile(`${root}package.json`, "utf8"));
+    for (const [, script = ""] of readme.matchAll(/npm run ([\w:]+)/g)) {
+      expect(Object.keys(scripts)).toContain(script);
+    }
+    for (const [, file = ""] of readme.matchAll(/`((?:src|packages|proto|\.ci)\/[\w./-]*)`/g)) {
+      expect(existsSync(root + file), file).toBe(true);
+    }
+  });
+
+  const atTestServer = (text: string) =>
+    text.replaceAll("127.0.0.1:8080", `127.0.0.1:${server.port}`);
+
+  /** Runs a module that imports `checkpointd` by its name: this package's own. */
+  async function runScript(text: string) {
+    const file = join(root, "dist", `readme_${process.pid}.mjs`);
+    await writeFile(file, atTestServer(text));
+    try {
+      return await run(process.execPath, [file]);
+    } finally {
+      await rm(file);
+    }
+  }
+});
+
+/** The fenced blocks of a language, in order. */
+function block(language: string): string[] {
+  return [...readme.matchAll(new RegExp(`^\`\`\`${language}\\n([\\s\\S]*?)\\n\`\`\`$`, "gm"))].map(
+    ([, text = ""]) => text,
+  );
+}
+
+/** Where grpcurl is not installed, buf's curl is asked the same over reflection. */
+function substitute(command: string): string {
+  const installed = (process.env.PATH ?? "")
+    .split(delimiter)
+    .some((folder) => existsSync(join(folder, "grpcurl")));
+  if (installed || !command.startsWith("grpcurl")) return command;
+  const buf = "node_modules/.bin/buf curl --protocol grpc --http2-prior-knowledge";
+  const [, data = "", address = "", method = ""] =
+    /^grpcurl -plaintext (-d '[^']*' )?(\S+) (\S+)/.exec(command) ?? [];
+  if (method === "list" || method === "describe") return `${buf} --list-methods http://${address}`;
+  return `${buf} ${data} http://${address}/${method}`;
+}
