@@ -23,8 +23,8 @@ export const serveSettings = [
 ] as const;
 
 /**
- * Serves until SIGTERM or SIGINT, then drains and exits 0. A second signal exits at once
- * with 1. Without a database URL an embedded Postgres is started first and stopped last.
+ * Serves until SIGTERM or SIGINT, then drains and exits 0. Another signal half a second later or
+ * more exits at once with 1. Without a database URL an embedded Postgres is started first and stopped last.
  */
 export async function runServe(args: string[]): Promise<number> {
   const config = readConfig(serveSettings, args, process.env);
@@ -69,13 +69,16 @@ export async function runServe(args: string[]): Promise<number> {
   }
 }
 
-/** Resolves at the first SIGTERM or SIGINT; the second ends the process. */
+/** Resolves at the first SIGTERM or SIGINT; a later one ends the process. */
 function onStopSignal(): Promise<void> {
   return new Promise((resolve) => {
-    let signals = 0;
+    let first: number | undefined;
     for (const signal of ["SIGTERM", "SIGINT"] as const) {
       process.on(signal, () => {
-        if (++signals > 1) process.exit(1);
+        const now = performance.now();
+        first ??= now;
+        // Under `npm start` one Ctrl-C arrives twice: from the terminal and passed on by npm.
+        if (now - first > 500) process.exit(1);
         resolve();
       });
     }

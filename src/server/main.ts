@@ -1,3 +1,4 @@
+import { setMaxListeners } from "node:events";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { compressionGzip } from "@connectrpc/connect-node";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
@@ -58,6 +59,8 @@ export async function startServer(options: ServerOptions): Promise<Server> {
     health.setAll(ready ? ServingStatus.SERVING : ServingStatus.NOT_SERVING),
   );
   const shutdown = new AbortController();
+  // Every running call listens to it.
+  setMaxListeners(0, shutdown.signal);
 
   const handler = createHandler(
     (router) => {
