@@ -3,9 +3,9 @@ import type { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_serv
 import type { Db } from "../store/db.js";
 import { deleteThread } from "../store/delete_thread.js";
 import { list } from "../store/list.js";
-import { put } from "../store/put.js";
-import { putWrites } from "../store/put_writes.js";
-import { getTuple } from "../store/read.js";
+import { createPut } from "../store/put.js";
+import { createPutWrites } from "../store/put_writes.js";
+import { createGetTuple } from "../store/read.js";
 import { checkDeleteThread, checkGetTuple, checkList, checkPut, checkPutWrites } from "./checks.js";
 
 /**
@@ -18,6 +18,9 @@ export function createCheckpointService(
   db: Db,
   callTimeoutMs: number,
 ): ServiceImpl<typeof CheckpointService> {
+  const getTuple = createGetTuple(db);
+  const put = createPut(db);
+  const putWrites = createPutWrites(db);
   const bounded = (context: HandlerContext) =>
     context.timeoutMs() === undefined
       ? AbortSignal.any([context.signal, AbortSignal.timeout(callTimeoutMs)])
@@ -25,17 +28,17 @@ export function createCheckpointService(
   return {
     async getTuple(request, context) {
       checkGetTuple(request);
-      const tuple = await getTuple(db, request, bounded(context));
+      const tuple = await getTuple(request, bounded(context));
       return tuple ? { tuple } : {};
     },
     async put(request, context) {
       checkPut(request);
-      await put(db, request, bounded(context));
+      await put(request, bounded(context));
       return {};
     },
     async putWrites(request, context) {
       checkPutWrites(request);
-      await putWrites(db, request, bounded(context));
+      await putWrites(request, bounded(context));
       return {};
     },
     async *list(request, context) {

@@ -24,11 +24,18 @@ export interface DbOptions {
   prepare: boolean;
 }
 
+/** Runs a statement on a connection that is held, and returns its rows. See {@link Db.run}. */
+export type Run = (
+  text: string,
+  parameters: readonly Parameter[],
+  signal?: AbortSignal,
+) => Promise<Row[]>;
+
 /** A bounded pool of connections to one database. */
 export interface Db {
   /** The quoted schema, to be put before a table's name: `"public"`. */
   readonly schema: string;
-  /** Statements running now, and statements waiting for a connection. */
+  /** Statements running now, and calls waiting for a connection. */
   load(): { running: number; waiting: number };
   /**
    * Runs one statement in a round trip of its own and returns its rows.
@@ -40,14 +47,22 @@ export interface Db {
    * statement must be idempotent. Errors of Postgres and of the connection are thrown as
    * postgres.js raises them.
    */
-  run(text: string, parameters: readonly Parameter[], signal?: AbortSignal): Promise<Row[]>;
+  run: Run;
+  /**
+   * Calls `use` with a connection when one is free, at once if there is one, and frees it when
+   * the promise settles. In turn with `run`, but without its bounds: who waits holds a place.
+   */
+  withConnection(use: (run: Run) => Promise<void>): void;
+  /** Whether a connection is free. */
+  isFree(): boolean;
+  /**
+   * Takes one of the bounded places for calls that wait, until the returned function is
+   * called. `giveUp` is called with the error when the wait is too long or the signal aborts;
+   * the place is free then. Throws RESOURCE_EXHAUSTED when no place is left.
+   */
+  takePlace(signal: AbortSignal | undefined, giveUp: (reason: unknown) => void): () => void;
   /** Closes every connection, waiting at most `timeoutMs` for running statements. */
   close(timeoutMs: number): Promise<void>;
-}
-
-interface Waiter {
-  start: () => void;
-  timer: NodeJS.Timeout;
 }
 
 const conflictTries = 5;
@@ -69,96 +84,132 @@ export function openDb(options: DbOptions): Db {
     connection: { application_name: "checkpointd" },
     onnotice: () => {},
   });
-  const waiting: Waiter[] = [];
+  // Those that wait for a connection, in turn. postgres.js has a queue of its own, without a
+  // bound or a timeout (porsager/postgres#824); never handing it more statements than it has
+  // connections keeps that one empty.
+  const turns: (() => void)[] = [];
   let running = 0;
+  let waiting = 0;
 
-  // postgres.js has a queue of its own, without a bound or a timeout (porsager/postgres#824).
-  // Never handing it more statements than it has connections keeps that queue empty.
+  function release(): void {
+    const next = turns.shift();
+    if (next) next();
+    else running--;
+  }
+
+  function takePlace(signal: AbortSignal | undefined, giveUp: (reason: unknown) => void) {
+    const { queueLimit, queueTimeoutMs } = options;
+    if (waiting >= queueLimit) {
+      throw new CheckpointdError(
+        "resource_exhausted",
+        `too many calls are waiting for a database connection (limit ${queueLimit})`,
+        { reason: "QUEUE_FULL", limit: queueLimit },
+      );
+    }
+    waiting++;
+    const leave = () => {
+      waiting--;
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", onAbort);
+    };
+    const onAbort = () => {
+      leave();
+      giveUp(signal?.reason);
+    };
+    const timer = setTimeout(() => {
+      leave();
+      giveUp(
+        new CheckpointdError(
+          "unavailable",
+          `no database connection became free within ${queueTimeoutMs} ms`,
+          { reason: "QUEUE_TIMEOUT", limit: queueTimeoutMs },
+        ),
+      );
+    }, queueTimeoutMs);
+    signal?.addEventListener("abort", onAbort);
+    return leave;
+  }
+
   async function acquire(signal: AbortSignal | undefined): Promise<void> {
     if (running < options.poolSize) {
       running++;
       return;
     }
-    if (waiting.length >= options.queueLimit) {
-      throw new CheckpointdError(
-        "resource_exhausted",
-        `too many calls are waiting for a database connection (limit ${options.queueLimit})`,
-        { reason: "QUEUE_FULL", limit: options.queueLimit },
-      );
-    }
     await new Promise<void>((resolve, reject) => {
-      const leave = () => {
-        waiting.splice(waiting.indexOf(waiter), 1);
-        clearTimeout(waiter.timer);
-        signal?.removeEventListener("abort", onAbort);
-      };
-      const onAbort = () => {
+      const start = () => {
         leave();
-        reject(signal?.reason);
+        resolve();
       };
-      const waiter: Waiter = {
-        start: () => {
-          clearTimeout(waiter.timer);
-          signal?.removeEventListener("abort", onAbort);
-          resolve();
-        },
-        timer: setTimeout(() => {
-          leave();
-          reject(
-            new CheckpointdError(
-              "unavailable",
-              `no database connection became free within ${options.queueTimeoutMs} ms`,
-              { reason: "QUEUE_TIMEOUT", limit: options.queueTimeoutMs },
-            ),
-          );
-        }, options.queueTimeoutMs),
-      };
-      waiting.push(waiter);
-      signal?.addEventListener("abort", onAbort);
+      const leave = takePlace(signal, (reason) => {
+        turns.splice(turns.indexOf(start), 1);
+        reject(reason);
+      });
+      turns.push(start);
     });
   }
 
-  function release(): void {
-    const next = waiting.shift();
-    if (next) next.start();
-    else running--;
-  }
-
-  async function execute(
+  async function send(
     text: string,
     parameters: readonly Parameter[],
     signal: AbortSignal | undefined,
   ): Promise<Row[]> {
     const query = sql.unsafe(text, parameters as never, { prepare: options.prepare }).raw();
     if (!signal) return (await query) as unknown as Row[];
-    const onAbort = () => cancel(query as unknown as Cancellable);
-    signal.addEventListener("abort", onAbort);
+    let timer: NodeJS.Timeout | undefined;
+    const cancel = () => {
+      // Only a statement that Postgres has: cancelled earlier, postgres.js would strand the
+      // connection it waits for. Not query.cancel(), which drops the promise of the connection
+      // it opens, so that a refused one would end the process. Again and again, because
+      // Postgres forgets a request that overtakes its statement.
+      const { state, active, canceller } = query as unknown as Cancellable;
+      if (state && active) canceller(query).catch(() => {});
+      timer = setTimeout(cancel, 100);
+    };
+    signal.addEventListener("abort", cancel);
     try {
       return (await query) as unknown as Row[];
     } finally {
-      signal.removeEventListener("abort", onAbort);
+      signal.removeEventListener("abort", cancel);
+      clearTimeout(timer);
+    }
+  }
+
+  async function execute(
+    text: string,
+    parameters: readonly Parameter[],
+    signal?: AbortSignal,
+  ): Promise<Row[]> {
+    for (let attempt = 1; ; attempt++) {
+      signal?.throwIfAborted();
+      try {
+        return await send(text, parameters, signal);
+      } catch (error) {
+        signal?.throwIfAborted();
+        if (attempt >= conflictTries || !mayRunAgain(error)) throw error;
+        await new Promise((resolve) => setTimeout(resolve, Math.random() * 10 * 2 ** attempt));
+      }
     }
   }
 
   return {
     schema: quoteSchema(options.schema),
-    load: () => ({ running, waiting: waiting.length }),
+    load: () => ({ running, waiting }),
+    isFree: () => running < options.poolSize,
+    takePlace,
     async run(text, parameters, signal) {
       signal?.throwIfAborted();
       await acquire(signal);
-      try {
-        for (let attempt = 1; ; attempt++) {
-          try {
-            return await execute(text, parameters, signal);
-          } catch (error) {
-            signal?.throwIfAborted();
-            if (attempt >= conflictTries || !mayRunAgain(error)) throw error;
-            await new Promise((resolve) => setTimeout(resolve, Math.random() * 10 * 2 ** attempt));
-            signal?.throwIfAborted();
-          }
-        }
-      } finally {
-        release();
+      // The caller is told at once; the connection is free when the statement has ended.
+      const rows = execute(text, parameters, signal).finally(release);
+      return signal ? orAborted(rows, signal) : rows;
+    },
+    withConnection(use) {
+      const start = () => void use(execute).finally(release);
+      if (running < options.poolSize) {
+        running++;
+        start();
+      } else {
+        turns.push(start);
       }
     },
     async close(timeoutMs) {
@@ -168,19 +219,19 @@ export function openDb(options: DbOptions): Db {
   };
 }
 
+/** What postgres.js keeps of a running query; its version is pinned for this. */
 interface Cancellable {
-  canceller: ((query: unknown) => Promise<void>) | null;
+  state: unknown;
+  active: boolean;
+  canceller: (query: unknown) => Promise<void>;
 }
 
-/**
- * Asks Postgres to cancel a running query. `query.cancel()` drops the promise of the
- * connection it opens for that, so a refused connection would be an unhandled rejection and
- * end the process; calling what it calls lets us catch it.
- */
-function cancel(query: Cancellable): void {
-  const { canceller } = query;
-  query.canceller = null;
-  canceller?.(query).catch(() => {});
+function orAborted<T>(result: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const onAbort = () => reject(signal.reason);
+    signal.addEventListener("abort", onAbort);
+    result.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
+  });
 }
 
 /**

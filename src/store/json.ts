@@ -1,14 +1,16 @@
 import { invalidArgument } from "../errors.js";
+import type { Run } from "./db.js";
 
 /** What Postgres says of JSON text it cannot store: syntax, \u0000, a number or nesting beyond bounds. */
-const jsonErrors = new Set(["22P02", "22P05", "22003", "22023", "22021", "54001"]);
+const jsonErrors = new Set(["22P02", "22P05", "22003", "22023", "22021", "54000", "54001"]);
 
 /**
  * Waits for a statement that casts the given fields to jsonb. If Postgres refuses one, finds
  * out which and says so. JSON is never parsed here on the way in (Postgres does it anyway);
- * only a refused request pays for a second look.
+ * only a refused request pays for a second look, by us and at last by Postgres.
  */
 export async function explainJson<T>(
+  run: Run,
   fields: Readonly<Record<string, string>>,
   result: Promise<T>,
 ): Promise<T> {
@@ -20,11 +22,18 @@ export async function explainJson<T>(
       const problem = findProblem(text);
       if (problem) throw invalidArgument(field, problem.reason, problem.message);
     }
-    throw invalidArgument(
-      Object.keys(fields).join(" or "),
-      "INVALID_JSON",
-      "Postgres cannot store this JSON (a number out of range, or nested too deeply)",
-    );
+    for (const [field, text] of Object.entries(fields)) {
+      if (text === "") continue;
+      await run("select $1::text::jsonb is null", [text]).catch((refusal) => {
+        if (!jsonErrors.has(refusal.code)) throw refusal;
+        throw invalidArgument(
+          field,
+          "INVALID_JSON",
+          "Postgres cannot store this JSON (a number out of range, or nested too deeply)",
+        );
+      });
+    }
+    throw error;
   }
 }
 

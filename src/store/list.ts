@@ -63,10 +63,11 @@ async function readPage(
 ): Promise<{ tuples: CheckpointTuple[]; candidates: number }> {
   const { statement, parameters } = pageStatement(db.schema, request, after, rows, maxBytes);
   const result: Row[] = await explainJson(
+    db.run,
     { metadata_filter_json: request.metadataFilterJson },
     db.run(statement, parameters, signal),
   );
-  const tuples = toTuples(result);
+  const tuples = [...toTuples(result).values()];
   const candidates = Number(result[0]?.[candidatesColumn] ?? 0);
   // Every candidate that was left out for its bytes comes with the next page.
   return { tuples, candidates: candidates > tuples.length ? rows : candidates };
@@ -111,7 +112,10 @@ export function pageStatement(
     conditions.push(`${id} < ${bind(request.beforeCheckpointId)}`);
   }
   if (request.metadataFilterJson !== "") {
-    conditions.push(`metadata @> ${bind(request.metadataFilterJson)}::text::jsonb`);
+    const filter = `${bind(request.metadataFilterJson)}::text::jsonb`;
+    // The second condition is evaluated once and always: a filter that is not JSON must be
+    // refused also where no row is compared with it.
+    conditions.push(`metadata @> ${filter}`, `${filter} is not null`);
   }
   let order = `${id} desc`;
   if (request.threadId === undefined) {

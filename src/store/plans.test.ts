@@ -14,9 +14,9 @@ import type { Db, Parameter } from "./db.js";
 import { deleteThread } from "./delete_thread.js";
 import { list } from "./list.js";
 import { migrate } from "./migrate.js";
-import { put } from "./put.js";
-import { putWrites } from "./put_writes.js";
-import { getTuple } from "./read.js";
+import { createPut } from "./put.js";
+import { createPutWrites } from "./put_writes.js";
+import { createGetTuple } from "./read.js";
 
 /** 1,000 threads of 90 checkpoints in two namespaces, and one of 10,000: 100,000 in all. */
 const fill = `
@@ -82,8 +82,7 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
     [
       "put",
       (db) =>
-        put(
-          db,
+        createPut(db)(
           create(PutRequestSchema, {
             ...named,
             checkpointJson: "{}",
@@ -95,8 +94,7 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
     ...([0, -1] as const).map((idx): [string, (db: Db) => Promise<unknown>, Plan] => [
       `putWrites, ${idx < 0 ? "replacing" : "keeping"}`,
       (db) =>
-        putWrites(
-          db,
+        createPutWrites(db)(
           create(PutWritesRequestSchema, {
             ...named,
             taskId: "task",
@@ -107,12 +105,12 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
     ]),
     [
       "getTuple by id",
-      (db) => getTuple(db, create(GetTupleRequestSchema, named)),
+      (db) => createGetTuple(db)(create(GetTupleRequestSchema, named)),
       tuple(["checkpoints_pkey"]),
     ],
     [
       "getTuple of the latest",
-      (db) => getTuple(db, create(GetTupleRequestSchema, { threadId: "long" })),
+      (db) => createGetTuple(db)(create(GetTupleRequestSchema, { threadId: "long" })),
       tuple([index.latest]),
     ],
     [
@@ -244,13 +242,17 @@ async function recordStatement(
   use: (db: Db) => Promise<unknown>,
 ): Promise<[string, readonly Parameter[]]> {
   let recorded: [string, readonly Parameter[]] | undefined;
+  const run: Db["run"] = async (text, parameters) => {
+    recorded = [text, parameters];
+    return [];
+  };
   await use({
     schema: '"public"',
     load: () => ({ running: 0, waiting: 0 }),
-    async run(text, parameters) {
-      recorded = [text, parameters];
-      return [];
-    },
+    run,
+    withConnection: (use) => void use(run),
+    isFree: () => true,
+    takePlace: () => () => {},
     close: async () => {},
   });
   if (!recorded) throw new Error("no statement was run");

@@ -1,39 +1,78 @@
 import type { PutWritesRequest, Write } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import type { Db } from "./db.js";
+import { createBatch } from "./batch.js";
+import type { Db, Run } from "./db.js";
 import { packBytes } from "./values.js";
 
 /**
- * Stores the writes of a task in one statement. If all are special (idx below zero) rows that
- * are stored already are replaced, otherwise they are kept: LangGraph's rule.
+ * Returns putWrites: stores the writes of a task in one statement. If all are special (idx
+ * below zero) rows that are stored already are replaced, otherwise they are kept: LangGraph's
+ * rule. Calls that wait for a connection travel together as puts do.
  *
  * Relies on the primary key of checkpoint_writes.
  */
-export async function putWrites(
+export function createPutWrites(
   db: Db,
-  request: PutWritesRequest,
-  signal?: AbortSignal,
-): Promise<void> {
-  if (request.writes.length === 0) return;
-  const replace = request.writes.every((write) => write.idx < 0);
-  const writes = onePerIdx(request.writes, replace);
-  const bytes = packBytes(writes.map((write) => write.value?.data));
-  await db.run(
-    statement(db.schema, replace),
+): (request: PutWritesRequest, signal?: AbortSignal) => Promise<void> {
+  const keep = createBatch(db, batchOptions(db.schema, false));
+  const replace = createBatch(db, batchOptions(db.schema, true));
+  return async (request, signal) => {
+    if (request.writes.length === 0) return;
+    await (request.writes.every((write) => write.idx < 0) ? replace : keep)(request, signal);
+  };
+}
+
+const batchOptions = (schema: string, replace: boolean) => ({
+  maxItems: () => 16,
+  maxBytes: 1024 * 1024,
+  maxRunning: 4,
+  sizeOf: (request: PutWritesRequest) => {
+    let bytes = 0;
+    for (const write of request.writes) bytes += write.value?.data.length ?? 0;
+    return bytes;
+  },
+  keyOf: (request: PutWritesRequest) =>
+    `${request.threadId}\0${request.checkpointNs}\0${request.checkpointId}\0${request.taskId}`,
+  run: (run: Run, requests: readonly PutWritesRequest[], signal: AbortSignal | undefined) =>
+    putAllWrites(schema, replace, run, requests, signal),
+});
+
+async function putAllWrites(
+  schema: string,
+  replace: boolean,
+  run: Run,
+  requests: readonly PutWritesRequest[],
+  signal: AbortSignal | undefined,
+): Promise<undefined[]> {
+  const sorted = requests.length === 1 ? requests : [...requests].sort(compareKeys);
+  const rows = sorted.flatMap((request) =>
+    onePerIdx(request.writes, replace).map((write) => ({ request, write })),
+  );
+  const bytes = packBytes(rows.map(({ write }) => write.value?.data));
+  await run(
+    statement(schema, replace),
     [
-      request.threadId,
-      request.checkpointNs,
-      request.checkpointId,
-      request.taskId,
-      request.taskPath,
-      writes.map((write) => write.idx),
-      writes.map((write) => write.channel),
-      writes.map((write) => write.value?.type ?? null),
+      rows.map(({ request }) => request.threadId),
+      rows.map(({ request }) => request.checkpointNs),
+      rows.map(({ request }) => request.checkpointId),
+      rows.map(({ request }) => request.taskId),
+      rows.map(({ request }) => request.taskPath),
+      rows.map(({ write }) => write.idx),
+      rows.map(({ write }) => write.channel),
+      rows.map(({ write }) => write.value?.type ?? null),
       bytes.offsets,
       bytes.lengths,
       bytes.packed,
     ],
     signal,
   );
+  return requests.map(() => undefined);
+}
+
+function compareKeys(a: PutWritesRequest, b: PutWritesRequest): number {
+  if (a.threadId !== b.threadId) return a.threadId < b.threadId ? -1 : 1;
+  if (a.checkpointNs !== b.checkpointNs) return a.checkpointNs < b.checkpointNs ? -1 : 1;
+  if (a.checkpointId !== b.checkpointId) return a.checkpointId < b.checkpointId ? -1 : 1;
+  return a.taskId < b.taskId ? -1 : 1;
 }
 
 /** A statement that meets the same key twice fails in Postgres, so only one write an idx goes there. */
@@ -42,15 +81,17 @@ function onePerIdx(writes: readonly Write[], lastWins: boolean): readonly Write[
   for (const write of writes) {
     if (lastWins || !byIdx.has(write.idx)) byIdx.set(write.idx, write);
   }
-  return byIdx.size === writes.length ? writes : [...byIdx.values()];
+  return [...byIdx.values()].sort((a, b) => a.idx - b.idx);
 }
 
 const statement = (schema: string, replace: boolean) => `
 insert into ${schema}.checkpoint_writes
   (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-select $1, $2, $3, $4, $5, idx, channel, type, substring($11::bytea from start for length)
-from unnest($6::int[], $7::text[], $8::text[], $9::int[], $10::int[])
-  as w (idx, channel, type, start, length)
+select thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type,
+  substring($11::bytea from start for length)
+from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int[], $7::text[],
+    $8::text[], $9::int[], $10::int[])
+  as w (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, start, length)
 on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) ${
   replace
     ? "do update set channel = excluded.channel, type = excluded.type, blob = excluded.blob"

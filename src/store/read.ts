@@ -8,25 +8,49 @@ import {
   ValueSchema,
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { GetTupleRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import type { Db, Row } from "./db.js";
+import { createBatch } from "./batch.js";
+import type { Db, Row, Run } from "./db.js";
 
 /**
- * Reads the named checkpoint, or the latest of the thread and namespace, with its channel
- * values and writes, in one statement. Undefined when there is none.
+ * Returns getTuple: reads the named checkpoint, or the latest of the thread and namespace,
+ * with its channel values and writes, in one statement. Undefined when there is none. Calls
+ * that wait for a connection travel together.
  *
  * Relies on the primary keys; the latest is the end of the primary key's range, or of
  * checkpointd_checkpoints_latest_idx where LangGraph made the table with another collation.
  */
-export async function getTuple(
+export function createGetTuple(
   db: Db,
-  request: GetTupleRequest,
-  signal?: AbortSignal,
-): Promise<CheckpointTuple | undefined> {
-  const { threadId, checkpointNs, checkpointId } = request;
-  const rows = checkpointId
-    ? await db.run(namedStatement(db.schema), [threadId, checkpointNs, checkpointId], signal)
-    : await db.run(latestStatement(db.schema), [threadId, checkpointNs], signal);
-  return toTuples(rows)[0];
+): (request: GetTupleRequest, signal?: AbortSignal) => Promise<CheckpointTuple | undefined> {
+  const named = createBatch(db, batchOptions(namedStatement(db.schema), true));
+  const latest = createBatch(db, batchOptions(latestStatement(db.schema), false));
+  return (request, signal) => (request.checkpointId ? named : latest)(request, signal);
+}
+
+/** What the answers of one statement should stay below; how large they get is only known after. */
+const answerBytes = 1024 * 1024;
+
+function batchOptions(statement: string, withId: boolean) {
+  let usualBytes = answerBytes / 16;
+  return {
+    maxItems: () => Math.max(1, Math.min(16, Math.floor(answerBytes / usualBytes))),
+    maxBytes: Number.POSITIVE_INFINITY,
+    maxRunning: 4,
+    sizeOf: () => 0,
+    run: async (run: Run, requests: readonly GetTupleRequest[], signal?: AbortSignal) => {
+      const parameters = [
+        requests.map((request) => request.threadId),
+        requests.map((request) => request.checkpointNs),
+      ];
+      if (withId) parameters.push(requests.map((request) => request.checkpointId));
+      const rows = await run(statement, parameters, signal);
+      let bytes = 0;
+      for (const row of rows) bytes += row[8]?.length ?? 0;
+      usualBytes += (bytes / requests.length - usualBytes) / 8;
+      const tuples = toTuples(rows);
+      return requests.map((_, i) => tuples.get(i + 1));
+    },
+  };
 }
 
 const tupleColumns = `thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id,
@@ -35,19 +59,28 @@ const tupleColumns = `thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint
 
 const namedStatement = (schema: string) => `
 with page as materialized (
-  select 1 as n, ${tupleColumns}
-  from ${schema}.checkpoints
-  where thread_id = $1 and checkpoint_ns = $2 and checkpoint_id = $3
+  select n, c.*
+  from unnest($1::text[], $2::text[], $3::text[])
+    with ordinality as w (thread_id, checkpoint_ns, checkpoint_id, n)
+  cross join lateral (
+    select ${tupleColumns} from ${schema}.checkpoints c
+    where c.thread_id = w.thread_id and c.checkpoint_ns = w.checkpoint_ns
+      and c.checkpoint_id = w.checkpoint_id
+    limit 1
+  ) as c
 )
 ${tupleRows(schema)}`;
 
 const latestStatement = (schema: string) => `
 with page as materialized (
-  select 1 as n, ${tupleColumns}
-  from ${schema}.checkpoints
-  where thread_id = $1 and checkpoint_ns = $2
-  order by checkpoint_id collate "C" desc
-  limit 1
+  select n, c.*
+  from unnest($1::text[], $2::text[]) with ordinality as w (thread_id, checkpoint_ns, n)
+  cross join lateral (
+    select ${tupleColumns} from ${schema}.checkpoints c
+    where c.thread_id = w.thread_id and c.checkpoint_ns = w.checkpoint_ns
+    order by c.checkpoint_id collate "C" desc
+    limit 1
+  ) as c
 )
 ${tupleRows(schema)}`;
 
@@ -116,15 +149,15 @@ cross join lateral (
 order by n, kind, sort_path, sort_task, idx`;
 }
 
-/** Puts the rows of `tupleRows` back together: the one place where rows become tuples. */
-export function toTuples(rows: readonly Row[]): CheckpointTuple[] {
-  const tuples: CheckpointTuple[] = [];
+/** Puts the rows of `tupleRows` back together, by n: the one place where rows become tuples. */
+export function toTuples(rows: readonly Row[]): Map<number, CheckpointTuple> {
+  const tuples = new Map<number, CheckpointTuple>();
   let tuple: CheckpointTuple | undefined;
   for (const row of rows) {
     const kind = row[1]?.[0];
     if (kind === tupleRow || !tuple) {
       tuple = toTuple(row);
-      tuples.push(tuple);
+      tuples.set(Number(text(row[0])), tuple);
     } else if (kind === blobRow) {
       tuple.blobs.push(
         create(ChannelBlobSchema, {

@@ -1,0 +1,170 @@
+import type { Db, Run } from "./db.js";
+
+/** How calls of one kind travel together. */
+export interface BatchOptions<Item, Result> {
+  /** Calls in one statement at the most. */
+  maxItems: () => number;
+  /** Bytes in one statement at the most; a larger call travels alone. */
+  maxBytes: number;
+  /** Connections that may carry such statements at once: fewer make fuller batches. */
+  maxRunning: number;
+  /** About how many bytes a call brings. */
+  sizeOf: (item: Item) => number;
+  /** Calls with the same key never travel together: one statement cannot write a row twice. */
+  keyOf?: (item: Item) => string;
+  /** Runs the calls as one statement and returns their results in the same order. */
+  run: (run: Run, items: readonly Item[], signal: AbortSignal | undefined) => Promise<Result[]>;
+}
+
+interface Waiting<Item, Result> {
+  item: Item;
+  signal: AbortSignal | undefined;
+  resolve: (result: Result) => void;
+  reject: (reason: unknown) => void;
+  /** Gives its place in the queue back, once it has taken one. */
+  leave: (() => void) | undefined;
+  /** Tells the statement it travels in, once it does, that nobody waits for it any more. */
+  abandon: (() => void) | undefined;
+}
+
+/**
+ * Returns a function that runs one call. Calls that are made while others run wait and then
+ * travel together in one statement; a call that finds a connection free goes at once, with
+ * those of the same tick. Nothing is ever delayed to wait for company.
+ *
+ * Each call has a result or an error of its own. When a statement of several fails for one
+ * of them, each is run again alone, so only that one fails. A call whose signal aborts is
+ * rejected with the signal's reason: one that waits is dropped, and a statement is cancelled
+ * in Postgres when all its calls have gone. One that left company behind runs on unheard,
+ * which is safe because every operation is idempotent.
+ */
+export function createBatch<Item, Result>(
+  db: Db,
+  options: BatchOptions<Item, Result>,
+): (item: Item, signal?: AbortSignal) => Promise<Result> {
+  const waiting: Waiting<Item, Result>[] = [];
+  /** The calls of this tick that may go at once and so have taken no place in the queue. */
+  let fresh: Waiting<Item, Result>[] = [];
+  let asked = 0;
+  let running = 0;
+
+  function ask(): void {
+    while (asked + running < options.maxRunning && waiting.length > asked * options.maxItems()) {
+      asked++;
+      db.withConnection(serve);
+    }
+  }
+
+  async function serve(run: Run): Promise<void> {
+    // One turn of the microtask queue, in which the calls of the same tick arrive.
+    await undefined;
+    asked--;
+    running++;
+    try {
+      const batch = take();
+      for (const call of fresh) if (waiting.includes(call)) takePlace(call);
+      fresh = [];
+      if (batch.length > 0) await runBatch(run, batch);
+    } finally {
+      running--;
+      ask();
+    }
+  }
+
+  function take(): Waiting<Item, Result>[] {
+    const batch: Waiting<Item, Result>[] = [];
+    const keys = new Set<string>();
+    const most = options.maxItems();
+    let bytes = 0;
+    for (let i = 0; i < waiting.length && batch.length < most; ) {
+      const call = waiting[i] as Waiting<Item, Result>;
+      const size = options.sizeOf(call.item);
+      if (batch.length > 0 && bytes + size > options.maxBytes) break;
+      const key = options.keyOf?.(call.item);
+      if (key !== undefined && keys.has(key)) {
+        i++;
+        continue;
+      }
+      if (key !== undefined) keys.add(key);
+      bytes += size;
+      waiting.splice(i, 1);
+      call.leave?.();
+      batch.push(call);
+    }
+    return batch;
+  }
+
+  async function runBatch(run: Run, batch: readonly Waiting<Item, Result>[]): Promise<void> {
+    const alone = batch.length === 1 ? batch[0] : undefined;
+    const abandoned = new AbortController();
+    let heeded = batch.length;
+    for (const call of batch) {
+      call.abandon = () => {
+        if (--heeded === 0) abandoned.abort(call.signal?.reason);
+      };
+    }
+    try {
+      const items = batch.map((call) => call.item);
+      const results = await options.run(run, items, alone ? alone.signal : abandoned.signal);
+      for (const [i, call] of batch.entries()) call.resolve(results[i] as Result);
+    } catch (error) {
+      if (alone) alone.reject(error);
+      else if (!isOneCallsFault(error)) for (const call of batch) call.reject(error);
+      else for (const call of batch) await runBatch(run, [call]);
+    }
+  }
+
+  function drop(call: Waiting<Item, Result>): void {
+    const i = waiting.indexOf(call);
+    if (i >= 0) waiting.splice(i, 1);
+  }
+
+  function takePlace(call: Waiting<Item, Result>): void {
+    try {
+      call.leave = db.takePlace(undefined, (reason) => {
+        drop(call);
+        call.reject(reason);
+      });
+    } catch (error) {
+      drop(call);
+      call.reject(error);
+    }
+  }
+
+  return (item, signal) =>
+    new Promise<Result>((resolve, reject) => {
+      if (signal?.aborted) {
+        reject(signal.reason);
+        return;
+      }
+      const call: Waiting<Item, Result> = {
+        item,
+        signal,
+        resolve,
+        reject,
+        leave: undefined,
+        abandon: undefined,
+      };
+      signal?.addEventListener(
+        "abort",
+        () => {
+          if (waiting.includes(call)) {
+            drop(call);
+            call.leave?.();
+          }
+          reject(signal.reason);
+          call.abandon?.();
+        },
+        { once: true },
+      );
+      waiting.push(call);
+      if (running < options.maxRunning && db.isFree()) fresh.push(call);
+      else takePlace(call);
+      ask();
+    });
+}
+
+/** Postgres refused what the statement says, not the connection or the transaction. */
+function isOneCallsFault(error: unknown): boolean {
+  return /^(2[123]|54|P0001)/.test((error as { code?: string }).code ?? "");
+}
