@@ -69,11 +69,12 @@ const duration = withUnit(
   3_600_000,
 );
 
+// Bytes reach Postgres as hexadecimal text, and a string of V8 ends at 512 Mi characters.
 const size = withUnit(
   { B: 1, KiB: 1024, MiB: 1024 ** 2 },
-  "a size from 1KiB to 512MiB, such as 512KiB or 64MiB",
+  "a size from 1KiB to 255MiB, such as 512KiB or 64MiB",
   1024,
-  512 * 1024 ** 2,
+  255 * 1024 ** 2,
 );
 
 const databaseUrl: Kind<string> = {

@@ -25,7 +25,6 @@ export type ErrorReason =
   | "NOT_A_JSON_OBJECT"
   | "DUPLICATE"
   | "RESERVED"
-  | "MESSAGE_TOO_LARGE"
   | "QUEUE_FULL"
   | "QUEUE_TIMEOUT"
   | "NOT_READY"

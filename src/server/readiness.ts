@@ -57,7 +57,11 @@ export function startReadiness(
         });
         migrated = true;
       }
-      await db.run(probe(db.schema), [], stopping.signal);
+      await db.run(
+        probe(db.schema),
+        [],
+        AbortSignal.any([stopping.signal, AbortSignal.timeout(recheckMs)]),
+      );
       lastProblem = "";
       if (stopping.signal.aborted) return;
       if (!everReady) log.info({ schema: options.schema }, "database ready");

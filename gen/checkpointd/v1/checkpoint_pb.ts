@@ -239,7 +239,8 @@ export type ErrorDetail = Message<"checkpointd.v1.ErrorDetail"> & {
   /**
    * A stable, upper-case word for programs: REQUIRED, TOO_LONG, TOO_MANY, OUT_OF_RANGE,
    * NUL_CHARACTER, LONE_SURROGATE, INVALID_JSON, NOT_A_JSON_OBJECT, DUPLICATE, RESERVED,
-   * MESSAGE_TOO_LARGE, QUEUE_FULL, QUEUE_TIMEOUT, NOT_READY, DATABASE_UNAVAILABLE.
+   * QUEUE_FULL, QUEUE_TIMEOUT, NOT_READY, DATABASE_UNAVAILABLE. A message above the size limit
+   * is refused before it is read and has no detail; the error's text names the limit.
    *
    * @generated from field: string reason = 1;
    */

@@ -1,0 +1,296 @@
+/** Names, lists and numbers that the contract does not allow, in every field of every RPC. */
+import { randomBytes } from "node:crypto";
+import { Code } from "@connectrpc/connect";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { ErrorReason } from "../errors.js";
+import {
+  type Call,
+  expectHarmless,
+  make,
+  postJson,
+  protocols,
+  secret,
+  startEdge,
+  toRaw,
+} from "../testing/edge.js";
+
+let edge: Awaited<ReturnType<typeof startEdge>>;
+beforeAll(async () => {
+  edge = await startEdge();
+});
+afterAll(async () => {
+  // Whatever was asked above, and however often it was refused.
+  expect(edge.captured.lines({ code: "InvalidArgument" }).length).toBeGreaterThan(100);
+  expect(edge.captured.text()).not.toContain(secret);
+  expect(edge.captured.text()).not.toContain(Buffer.from(secret).toString("hex"));
+  await edge.stop();
+});
+
+const data = new TextEncoder().encode(secret);
+const threadId = `${secret}-thread`;
+const named = { threadId, checkpointId: "1" };
+const whole = { ...named, checkpointJson: "{}" };
+const write = { idx: 0, channel: "c", value: { type: "bytes", data } };
+const blob = { channel: "c", version: "1", value: { type: "bytes", data } };
+
+/** A text field: where it is, how many bytes it takes, whether it may be empty or left out. */
+interface TextField {
+  field: string;
+  limit: number;
+  empty: "refused" | "allowed";
+  fill: (text: string) => Call;
+}
+
+const inPut = (change: object): Call => ({ rpc: "put", request: { ...whole, ...change } });
+const inBlob = (change: object) => inPut({ blobs: [blob, { ...blob, channel: "d", ...change }] });
+const inWrites = (change: object): Call => ({
+  rpc: "putWrites",
+  request: { ...named, taskId: "t", writes: [write], ...change },
+});
+const inWrite = (change: object) => inWrites({ writes: [write, { ...write, idx: 1, ...change }] });
+const inList = (change: object): Call => ({ rpc: "list", request: change });
+const after = { threadId, checkpointNs: "", checkpointId: "1" };
+
+const required = (field: string, limit: number, fill: (text: string) => Call): TextField => ({
+  field,
+  limit,
+  empty: "refused",
+  fill,
+});
+const optional = (field: string, limit: number, fill: (text: string) => Call): TextField => ({
+  ...required(field, limit, fill),
+  empty: "allowed",
+});
+
+const textFields: Record<Call["rpc"], TextField[]> = {
+  getTuple: [
+    required("thread_id", 512, (text) => ({ rpc: "getTuple", request: { threadId: text } })),
+    optional("checkpoint_ns", 1024, (text) => ({
+      rpc: "getTuple",
+      request: { ...named, checkpointNs: text },
+    })),
+    optional("checkpoint_id", 128, (text) => ({
+      rpc: "getTuple",
+      request: { ...named, checkpointId: text },
+    })),
+  ],
+  put: [
+    required("thread_id", 512, (text) => inPut({ threadId: text })),
+    optional("checkpoint_ns", 1024, (text) => inPut({ checkpointNs: text })),
+    required("checkpoint_id", 128, (text) => inPut({ checkpointId: text })),
+    optional("parent_checkpoint_id", 128, (text) => inPut({ parentCheckpointId: text })),
+    required("blobs[1].channel", 512, (text) => inBlob({ channel: text })),
+    required("blobs[1].version", 128, (text) => inBlob({ version: text })),
+    required("blobs[1].value.type", 256, (text) => inBlob({ value: { type: text, data } })),
+  ],
+  putWrites: [
+    required("thread_id", 512, (text) => inWrites({ threadId: text })),
+    optional("checkpoint_ns", 1024, (text) => inWrites({ checkpointNs: text })),
+    required("checkpoint_id", 128, (text) => inWrites({ checkpointId: text })),
+    required("task_id", 128, (text) => inWrites({ taskId: text })),
+    optional("task_path", 4096, (text) => inWrites({ taskPath: text })),
+    required("writes[1].channel", 512, (text) => inWrite({ channel: text })),
+    required("writes[1].value.type", 256, (text) => inWrite({ value: { type: text, data } })),
+  ],
+  list: [
+    required("thread_id", 512, (text) => inList({ threadId: text })),
+    optional("checkpoint_ns", 1024, (text) => inList({ checkpointNs: text })),
+    required("checkpoint_id", 128, (text) => inList({ checkpointId: text })),
+    required("before_checkpoint_id", 128, (text) => inList({ beforeCheckpointId: text })),
+    required("after.thread_id", 512, (text) => inList({ after: { ...after, threadId: text } })),
+    optional("after.checkpoint_ns", 1024, (text) =>
+      inList({ after: { ...after, checkpointNs: text } }),
+    ),
+    required("after.checkpoint_id", 128, (text) =>
+      inList({ after: { ...after, checkpointId: text } }),
+    ),
+  ],
+  deleteThread: [
+    required("thread_id", 512, (text) => ({ rpc: "deleteThread", request: { threadId: text } })),
+  ],
+};
+
+const longText = (bytes: number) => secret.padEnd(bytes, "x");
+/** Incompressible, because Postgres compresses the keys of an index before it measures them. */
+const randomText = (bytes: number) => randomBytes(bytes).toString("base64url").slice(0, bytes);
+
+for (const [rpc, fields] of Object.entries(textFields)) {
+  describe(rpc, () => {
+    for (const { field, limit, empty, fill } of fields) {
+      const refused = async (reason: ErrorReason, call: Call, passed?: number) => {
+        const limit = passed === undefined ? {} : { limit: passed };
+        for (const protocol of protocols) {
+          const refusal = { code: Code.InvalidArgument, reason, field, ...limit };
+          await edge.expectRefused(protocol, call, refusal);
+        }
+      };
+
+      if (empty === "refused") {
+        test(`${field}: missing`, () => refused("REQUIRED", fill("")));
+      } else {
+        test(`${field}: missing is allowed`, () => make(edge.clients.connect, fill("")));
+      }
+
+      test(`${field}: one byte too long`, () =>
+        refused("TOO_LONG", fill(longText(limit + 1)), limit));
+
+      test(`${field}: too long in bytes though not in characters`, () =>
+        refused("TOO_LONG", fill("é".repeat(limit / 2 - 10) + "x".repeat(21)), limit));
+
+      test(`${field}: as long as allowed`, async () => {
+        await make(edge.clients.connect, fill(randomText(limit)));
+        await make(edge.clients.connect, fill("é".repeat(limit / 2)));
+      });
+
+      test(`${field}: NUL`, () => refused("NUL_CHARACTER", fill(`${secret}\0`)));
+
+      // Only JSON can carry one, and the library that decodes it says so without our detail.
+      for (const lone of ["\\ud800", "\\udc00x", "\\udc00\\ud800"]) {
+        test(`${field}: a lone surrogate, ${lone}`, async () => {
+          const before = await edge.rowCounts();
+          const { rpc: name, json } = toRaw(fill(`${secret}LONE`));
+          const answer = await postJson(edge.server.url, name, json.replace("LONE", lone));
+          expect(answer.error?.code).toBe("invalid_argument");
+          expect(answer.error?.message).toContain(field.split(".").at(-1)?.replace(/^.*\]/, ""));
+          expectHarmless(answer.error?.message ?? "");
+          expect(await edge.rowCounts()).toBe(before);
+        });
+      }
+    }
+  });
+}
+
+test("every name as long as allowed at once: the keys fit Postgres's indexes", async () => {
+  const key = {
+    threadId: randomText(512),
+    checkpointNs: randomText(1024),
+    checkpointId: randomText(128),
+  };
+  const { connect } = edge.clients;
+  await connect.put({
+    ...key,
+    parentCheckpointId: randomText(128),
+    checkpointJson: "{}",
+    blobs: [{ channel: randomText(512), version: randomText(128), value: { type: "t", data } }],
+  });
+  await connect.putWrites({
+    ...key,
+    taskId: randomText(128),
+    taskPath: randomText(4096),
+    writes: [{ idx: 0, channel: randomText(512), value: { type: randomText(256), data } }],
+  });
+  const { tuple } = await connect.getTuple(key);
+  expect(tuple).toMatchObject({ key, pendingWrites: [{ idx: 0 }] });
+});
+
+/** What is wrong with a request besides its texts. */
+const wrong: [string, Call, { reason: ErrorReason; field: string; limit?: number }][] = [
+  [
+    "a channel twice",
+    inPut({ blobs: [blob, { ...blob, version: "2" }] }),
+    { reason: "DUPLICATE", field: "blobs[1].channel" },
+  ],
+  [
+    'a blob of the reserved type "empty"',
+    inBlob({ value: { type: "empty", data } }),
+    { reason: "RESERVED", field: "blobs[1].value.type" },
+  ],
+  [
+    "a blob whose value has no type",
+    inBlob({ value: { data } }),
+    { reason: "REQUIRED", field: "blobs[1].value.type" },
+  ],
+  [
+    'a write of the reserved type "empty"',
+    inWrite({ value: { type: "empty", data } }),
+    { reason: "RESERVED", field: "writes[1].value.type" },
+  ],
+  [
+    "a write without a value",
+    inWrite({ value: undefined }),
+    { reason: "REQUIRED", field: "writes[1].value" },
+  ],
+  ["a negative limit", inList({ limit: -1 }), { reason: "OUT_OF_RANGE", field: "limit" }],
+  [
+    "the most negative limit",
+    inList({ limit: -(2 ** 31) }),
+    { reason: "OUT_OF_RANGE", field: "limit" },
+  ],
+  ["an unknown view", inList({ view: 3 }), { reason: "OUT_OF_RANGE", field: "view" }],
+  ["a negative view", inList({ view: -1 }), { reason: "OUT_OF_RANGE", field: "view" }],
+  [
+    "a place in another thread",
+    inList({ threadId: `${secret}-other`, after }),
+    { reason: "OUT_OF_RANGE", field: "after.thread_id" },
+  ],
+  [
+    "a place in another namespace",
+    inList({ threadId, checkpointNs: "other", after }),
+    { reason: "OUT_OF_RANGE", field: "after.checkpoint_ns" },
+  ],
+  [
+    "an empty place",
+    inList({ after: { threadId: "", checkpointId: "" } }),
+    { reason: "REQUIRED", field: "after.thread_id" },
+  ],
+];
+
+for (const [name, call, refusal] of wrong) {
+  test(`${call.rpc}: ${name}`, async () => {
+    for (const protocol of protocols) {
+      await edge.expectRefused(protocol, call, { code: Code.InvalidArgument, ...refusal });
+    }
+  });
+}
+
+const blobs = (count: number) =>
+  Array.from({ length: count }, (_, i) => ({ ...blob, channel: `c${i}` }));
+const writes = (count: number) => Array.from({ length: count }, (_, idx) => ({ ...write, idx }));
+
+describe("long lists", () => {
+  for (const count of [10_001, 100_000]) {
+    for (const protocol of protocols) {
+      test(`${count} channels or writes are refused over ${protocol}`, async () => {
+        const refusal = { code: Code.InvalidArgument, reason: "TOO_MANY", limit: 10_000 } as const;
+        await edge.expectRefused(protocol, inPut({ blobs: blobs(count) }), {
+          ...refusal,
+          field: "blobs",
+        });
+        await edge.expectRefused(protocol, inWrites({ writes: writes(count) }), {
+          ...refusal,
+          field: "writes",
+        });
+      });
+    }
+  }
+
+  test("10,000 channels and 10,000 writes are stored and read", async () => {
+    const { connect } = edge.clients;
+    const many = { threadId: `${secret}-many`, checkpointId: "1" };
+    const versions = Object.fromEntries(blobs(10_000).map(({ channel }) => [channel, 1]));
+    await connect.put({
+      ...many,
+      checkpointJson: JSON.stringify({ v: 4, channel_versions: versions }),
+      blobs: blobs(10_000),
+    });
+    await connect.putWrites({ ...many, taskId: "t", writes: writes(10_000) });
+    const { tuple } = await connect.getTuple(many);
+    expect(tuple?.blobs).toHaveLength(10_000);
+    expect(tuple?.pendingWrites.map(({ idx }) => idx)).toEqual(writes(10_000).map((w) => w.idx));
+  });
+});
+
+test("what looks wrong and is allowed", async () => {
+  const { connect } = edge.clients;
+  const { rowCounts } = edge;
+  const before = await rowCounts();
+  await make(connect, inList({ limit: 0 }));
+  await make(connect, inList({ limit: 2 ** 31 - 1, threadId }));
+  await make(connect, inList({ after }));
+  await make(connect, inWrites({ writes: [] }));
+  expect(await rowCounts()).toBe(before);
+  await make(connect, inWrites({ writes: [{ ...write, idx: -(2 ** 31) }] }));
+  await make(connect, inWrites({ writes: [{ ...write, idx: 2 ** 31 - 1 }] }));
+  await make(connect, inBlob({ value: undefined }));
+  await make(connect, inBlob({ value: { type: "bytes" } }));
+});

@@ -1,0 +1,171 @@
+/** A page in Chromium that calls a server of another origin over the Connect protocol. */
+import { accessSync, constants } from "node:fs";
+import { createServer, type Server } from "node:http";
+import { createRequire } from "node:module";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { fileURLToPath, pathToFileURL } from "node:url";
+import { type Browser, chromium } from "playwright-core";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { Page } from "../testing/browser_page.js";
+import { startEdge } from "../testing/edge.js";
+
+const executable = findChromium();
+if (executable === undefined && process.env.CI) {
+  throw new Error("no Chromium: install Debian's chromium or set CHROMIUM_PATH");
+}
+
+/** CHROMIUM_PATH, or what the system's package is called. */
+function findChromium(): string | undefined {
+  if (process.env.CHROMIUM_PATH) return process.env.CHROMIUM_PATH;
+  const folders = (process.env.PATH ?? "").split(path.delimiter);
+  return ["chromium", "chromium-browser", "google-chrome"]
+    .flatMap((name) => folders.map((folder) => path.join(folder, name)))
+    .find((file) => {
+      try {
+        accessSync(file, constants.X_OK);
+        return true;
+      } catch {
+        return false;
+      }
+    });
+}
+
+/** Bundles the page's script with the Vite that vitest brings. */
+async function bundlePage(): Promise<string> {
+  const vitest = createRequire(createRequire(import.meta.url).resolve("vitest/package.json"));
+  const { build } = await import(pathToFileURL(vitest.resolve("vite")).href);
+  const entry = fileURLToPath(new URL("../testing/browser_page.ts", import.meta.url));
+  const [{ output }] = await build({
+    configFile: false,
+    logLevel: "error",
+    build: {
+      write: false,
+      minify: false,
+      lib: { entry, formats: ["iife"], name: "page" },
+    },
+  });
+  return output[0].code;
+}
+
+async function servePage(script: string): Promise<{ server: Server; origin: string }> {
+  const server = createServer((request, response) => {
+    const isScript = request.url === "/page.js";
+    response.setHeader("content-type", isScript ? "text/javascript" : "text/html");
+    response.end(
+      isScript ? script : `<!doctype html><h1>page</h1><script src="/page.js"></script>`,
+    );
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  return { server, origin: `http://127.0.0.1:${(server.address() as AddressInfo).port}` };
+}
+
+describe.skipIf(executable === undefined)("in Chromium (skipped where there is none)", () => {
+  let page: Awaited<ReturnType<typeof servePage>>;
+  let stranger: typeof page;
+  let browser: Browser;
+  let edge: Awaited<ReturnType<typeof startEdge>>;
+  const ids = Array.from({ length: 300 }, (_, i) => String(i).padStart(3, "0"));
+
+  beforeAll(async () => {
+    const script = await bundlePage();
+    page = await servePage(script);
+    stranger = await servePage(script);
+    edge = await startEdge({ corsOrigins: [page.origin] });
+    for (const checkpointId of ids) {
+      await edge.clients.connect.put({
+        threadId: "page",
+        checkpointId,
+        checkpointJson: `{"v": 4, "channel_versions": {"c": 1}}`,
+        blobs: [
+          { channel: "c", version: "1", value: { type: "b", data: Uint8Array.from([0, 255]) } },
+        ],
+      });
+    }
+    // Its folder for the user's data is a fresh one that it removes again.
+    browser = await chromium.launch({
+      ...(executable === undefined ? {} : { executablePath: executable }),
+      args: [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+      ],
+    });
+  });
+
+  afterAll(async () => {
+    await browser?.close();
+    page?.server.close();
+    stranger?.server.close();
+    await edge?.stop();
+  });
+
+  /** Opens a page and calls one of its functions there. */
+  async function inPage<Name extends keyof Page>(
+    origin: string,
+    how: { binary: boolean; get: boolean },
+    name: Name,
+    ...args: Parameters<Page[Name]>
+  ): Promise<Awaited<ReturnType<Page[Name]>>> {
+    const tab = await browser.newPage();
+    try {
+      await tab.goto(origin);
+      const call = `createPage(${JSON.stringify(edge.server.url)}, ${how.binary}, ${how.get})`;
+      const answer = await tab.evaluate(`${call}.${name}(...${JSON.stringify(args)})`);
+      if (process.env.CHECKPOINTD_SCREENSHOT) {
+        const shown = JSON.stringify(JSON.stringify(answer));
+        await tab.evaluate(`document.body.append(${shown})`);
+        await tab.screenshot({ path: path.join(tmpdir(), `checkpointd-${name}.png`) });
+      }
+      return answer as Awaited<ReturnType<Page[Name]>>;
+    } finally {
+      await tab.close();
+    }
+  }
+
+  for (const how of [
+    { binary: true, get: false },
+    { binary: false, get: false },
+    { binary: false, get: true },
+  ]) {
+    describe(`${how.binary ? "binary" : "JSON"}, ${how.get ? "GET" : "POST"}`, () => {
+      test("GetTuple", async () => {
+        expect(await inPage(page.origin, how, "getTuple", "page")).toEqual({
+          json: `{"v": 4, "channel_versions": {"c": 1}}`,
+          bytes: [0, 255],
+        });
+        expect(edge.captured.lines({ requestId: "page-1" }).length).toBeGreaterThan(0);
+      });
+
+      test("List, to its end", async () => {
+        const { ids: seen } = await inPage(page.origin, how, "list", "page");
+        expect(seen).toEqual(ids.toReversed());
+      });
+
+      test("List, left after three", async () => {
+        const { ids: seen } = await inPage(page.origin, how, "listSome", "page", 3);
+        expect(seen).toEqual(["299", "298", "297"]);
+      });
+
+      test("an error with its detail and its request id", async () => {
+        expect(await inPage(page.origin, how, "fail")).toEqual({
+          code: "InvalidArgument",
+          message: "thread_id: must be at most 512 bytes",
+          detail: { reason: "TOO_LONG", field: "thread_id", limit: 512 },
+          requestId: expect.stringMatching(/^[0-9a-f-]{36}$/),
+        });
+      });
+
+      test("a page of another origin gets nothing", async () => {
+        const { code, message } = await inPage(stranger.origin, how, "getTupleRefused");
+        expect({ code, message }).toEqual({ code: "Unknown", message: "Failed to fetch" });
+      });
+    });
+  }
+});
