@@ -171,6 +171,12 @@ export const settings = {
     "60s",
     "the limit of a unary call whose client sets no deadline",
   ),
+  "session-age": define(
+    duration,
+    "CHECKPOINTD_SESSION_AGE",
+    "10m",
+    "after which an agent is asked to open a new session, so that load balancers can move it",
+  ),
   "drain-timeout": define(
     duration,
     "CHECKPOINTD_DRAIN_TIMEOUT",

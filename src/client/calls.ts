@@ -12,10 +12,19 @@ import {
 import type { CheckpointKey, CheckpointTuple } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import {
   CheckpointService,
+  type DeleteThreadRequestSchema,
+  type DeleteThreadResponse,
+  type GetTupleRequestSchema,
+  type GetTupleResponse,
   type ListRequestSchema,
   type ListResponse,
+  type PutRequestSchema,
+  type PutResponse,
+  type PutWritesRequestSchema,
+  type PutWritesResponse,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { isRetryable, pauseBefore, type RetryOptions } from "./retry.js";
+import { NoSessions, type Session } from "./session.js";
 
 /** What a List asks for. `after` is not the caller's: it resumes a broken stream. */
 export type ListInit = Omit<MessageInitShape<typeof ListRequestSchema>, "after" | "$typeName">;
@@ -33,7 +42,19 @@ export interface CallsOptions {
   headers?: Record<string, string> | Headers;
 }
 
-type Unary<I, O> = (request: I, options: CallOptions) => Promise<O>;
+/** The unary operations, by their names in the client. */
+interface Operations {
+  getTuple: [MessageInitShape<typeof GetTupleRequestSchema>, GetTupleResponse];
+  put: [MessageInitShape<typeof PutRequestSchema>, PutResponse];
+  putWrites: [MessageInitShape<typeof PutWritesRequestSchema>, PutWritesResponse];
+  deleteThread: [MessageInitShape<typeof DeleteThreadRequestSchema>, DeleteThreadResponse];
+}
+
+/**
+ * A larger request makes a call of its own: on the session it would keep the small ones behind
+ * it waiting.
+ */
+const sessionBytes = 256 * 1024;
 
 interface Stream {
   messages: AsyncIterator<ListResponse>;
@@ -42,7 +63,9 @@ interface Stream {
 
 /** Makes the calls of one saver until it is ended. */
 export class Calls {
-  readonly client: Client<typeof CheckpointService>;
+  readonly #client: Client<typeof CheckpointService>;
+  #openSession: ((headers: Headers | undefined) => Session) | undefined;
+  #session: Session | undefined;
   readonly #timeoutMs: number;
   readonly #retry: Required<RetryOptions>;
   readonly #headers: Headers | undefined;
@@ -52,9 +75,18 @@ export class Calls {
   #onIdle: (() => void) | undefined;
   #ended: Promise<void> | undefined;
 
-  /** Throws a TypeError naming the option if its value is not allowed. */
-  constructor(transport: Transport, options: CallsOptions) {
-    this.client = createClient(CheckpointService, transport);
+  /**
+   * Makes unary operations on sessions that `openSession` opens, if it is given and for as long
+   * as the server has them, and all others over the transport. Throws a TypeError naming the
+   * option if its value is not allowed.
+   */
+  constructor(
+    transport: Transport,
+    options: CallsOptions,
+    openSession?: (headers: Headers | undefined) => Session,
+  ) {
+    this.#openSession = openSession;
+    this.#client = createClient(CheckpointService, transport);
     const { timeoutMs = 30_000, retry = {}, headers } = options;
     const { attempts = 8, initialDelayMs = 100, maxDelayMs = 2_000 } = retry;
     this.#timeoutMs = checkInteger("timeoutMs", timeoutMs, 1);
@@ -70,7 +102,10 @@ export class Calls {
    * Makes one call, repeated while the server cannot be reached. Rejects with the error of the
    * last try. Settles by the deadline whatever the connection does.
    */
-  async unary<I, O>(call: Unary<I, O>, request: I): Promise<O> {
+  async unary<Name extends keyof Operations>(
+    name: Name,
+    request: Operations[Name][0],
+  ): Promise<Operations[Name][1]> {
     this.#checkOpen();
     const deadline = this.#deadline();
     this.#running++;
@@ -78,7 +113,7 @@ export class Calls {
       for (let attempt = 1; ; attempt++) {
         const timeoutMs = Math.max(1, Math.ceil(deadline - performance.now()));
         try {
-          return await call(request, this.#callOptions(timeoutMs));
+          return await this.#try(name, request, timeoutMs);
         } catch (error) {
           await this.#pause(attempt, deadline, error);
         }
@@ -87,6 +122,31 @@ export class Calls {
       this.#running--;
       if (this.#running === 0) this.#onIdle?.();
     }
+  }
+
+  async #try<Name extends keyof Operations>(
+    name: Name,
+    request: Operations[Name][0],
+    timeoutMs: number,
+  ): Promise<Operations[Name][1]> {
+    if (this.#openSession && bytesOf(request) <= sessionBytes) {
+      if (!this.#session || this.#session.isLeaving) {
+        this.#session = this.#openSession(this.#headers);
+      }
+      try {
+        // biome-ignore lint/suspicious/noExplicitAny: name and request belong together.
+        const answer = await this.#session.run({ case: name, value: request } as any, timeoutMs);
+        return answer.value as Operations[Name][1];
+      } catch (error) {
+        if (!(error instanceof NoSessions)) throw error;
+        this.#openSession = undefined;
+      }
+    }
+    const call = this.#client[name] as (
+      request: Operations[Name][0],
+      options: CallOptions,
+    ) => Promise<Operations[Name][1]>;
+    return call(request, this.#callOptions(timeoutMs));
   }
 
   /**
@@ -138,7 +198,7 @@ export class Calls {
       for (const { controller } of this.#streams) controller.abort(endedError());
       if (this.#running === 0) resolve();
     });
-    return this.#ended;
+    return this.#ended.then(() => this.#session?.abort(endedError()));
   }
 
   #open(request: ListInit, limit: number | undefined, after: CheckpointKey | undefined): Stream {
@@ -149,7 +209,7 @@ export class Calls {
     const init: MessageInitShape<typeof ListRequestSchema> = { ...request };
     if (limit !== undefined) init.limit = limit;
     if (after !== undefined) init.after = after;
-    const messages = this.client.list(init, options)[Symbol.asyncIterator]();
+    const messages = this.#client.list(init, options)[Symbol.asyncIterator]();
     const stream = { messages, controller };
     this.#streams.add(stream);
     return stream;
@@ -216,4 +276,15 @@ function endedError(): ConnectError {
 function checkInteger(name: string, value: number, least: number): number {
   if (Number.isInteger(value) && value >= least && value < 2 ** 31) return value;
   throw new TypeError(`${name} must be a whole number from ${least} to 2147483647, not ${value}`);
+}
+
+/** About how many bytes a request brings: those of its values. */
+function bytesOf(request: Operations[keyof Operations][0]): number {
+  let bytes = 0;
+  if ("blobs" in request) {
+    for (const blob of request.blobs ?? []) bytes += blob.value?.data?.length ?? 0;
+  } else if ("writes" in request) {
+    for (const write of request.writes ?? []) bytes += write.value?.data?.length ?? 0;
+  }
+  return bytes;
 }

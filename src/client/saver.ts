@@ -24,7 +24,7 @@ import {
 } from "./codec.js";
 import { readDeltaHistory } from "./history.js";
 import { checkName, readConfig, requireKey } from "./names.js";
-import { openTransport, type TransportOptions } from "./transport.js";
+import { type OpenTransport, openTransport, type TransportOptions } from "./transport.js";
 import { nextVersion } from "./versions.js";
 
 /** Options of a saver over any transport. */
@@ -57,9 +57,13 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
    * A saver over a Connect transport of your own, which stays yours to close. Throws a
    * TypeError naming the option if its value is not allowed.
    */
-  constructor(transport: Transport, options: ConnectSaverOptions = {}) {
+  constructor(
+    transport: Transport,
+    options: ConnectSaverOptions = {},
+    openSession?: OpenTransport["openSession"],
+  ) {
     super(options.serde);
-    this.#calls = new Calls(transport, options);
+    this.#calls = new Calls(transport, options, openSession);
   }
 
   /**
@@ -69,8 +73,8 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
    * path prefix if need be) or an option is not allowed.
    */
   static fromUrl(url: string | URL, options: ConnectSaverUrlOptions = {}): ConnectSaver {
-    const { transport, close } = openTransport(url, options);
-    const saver = new ConnectSaver(transport, options);
+    const { transport, close, openSession } = openTransport(url, options);
+    const saver = new ConnectSaver(transport, options, openSession);
     saver.#close = close;
     return saver;
   }
@@ -82,7 +86,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
   override async getTuple(config: RunnableConfig): Promise<CheckpointTuple | undefined> {
     const { threadId, checkpointNs = "", checkpointId = "" } = readConfig(config);
     if (threadId === undefined) return undefined;
-    const { tuple } = await this.#calls.unary(this.#calls.client.getTuple, {
+    const { tuple } = await this.#calls.unary("getTuple", {
       threadId,
       checkpointNs,
       checkpointId,
@@ -133,7 +137,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       toBlobs(this.serde, checkpoint.channel_values ?? {}, newVersions),
       toMetadataJson(metadata),
     ]);
-    await this.#calls.unary(this.#calls.client.put, { ...request, blobs, metadataJson });
+    await this.#calls.unary("put", { ...request, blobs, metadataJson });
     return {
       configurable: {
         thread_id: config.configurable?.thread_id,
@@ -161,7 +165,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       taskId: checkName("taskId", taskId),
     };
     if (writes.length === 0) return;
-    await this.#calls.unary(this.#calls.client.putWrites, {
+    await this.#calls.unary("putWrites", {
       ...request,
       writes: await toWrites(this.serde, writes),
     });
@@ -169,7 +173,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
 
   /** Deletes everything of the thread, all or nothing. Succeeds if there is nothing. */
   override async deleteThread(threadId: string): Promise<void> {
-    await this.#calls.unary(this.#calls.client.deleteThread, {
+    await this.#calls.unary("deleteThread", {
       threadId: checkName("threadId", threadId),
     });
   }

@@ -6,6 +6,7 @@ import {
   createGrpcWebTransport,
   Http2SessionManager,
 } from "@connectrpc/connect-node";
+import { Session } from "./session.js";
 
 /** How calls travel. All three reach the same service on the same port. */
 export interface TransportOptions {
@@ -20,6 +21,13 @@ export interface TransportOptions {
    */
   json?: boolean;
   /**
+   * Carry everything but lists and large requests on one long-lived stream, which costs both
+   * sides a fraction of the CPU; where the server or something before it knows no sessions,
+   * calls are made one by one all the same. Default true; only with "connect" and without
+   * `json`.
+   */
+  session?: boolean;
+  /**
    * The largest request, in bytes as encoded; a larger one fails with RESOURCE_EXHAUSTED
    * before anything is sent (the error calls the limit writeMaxBytes). Default 64 MiB, which
    * is the service's own default: raise both.
@@ -30,6 +38,8 @@ export interface TransportOptions {
 /** A transport of our own, with the way to close it. */
 export interface OpenTransport {
   transport: Transport;
+  /** Opens a session, where the options allow one. It is its opener's to close. */
+  openSession: ((headers: Headers | undefined) => Session) | undefined;
   /** Closes the connection at once, and every call on it. Idempotent. */
   close(): void;
 }
@@ -53,7 +63,8 @@ const MAX_SESSION_MEMORY_MB = 2 ** 32 - 1;
  * Throws a TypeError with what is allowed if the URL or an option is not.
  */
 export function openTransport(url: string | URL, options: TransportOptions): OpenTransport {
-  const { protocol = "connect", json = false, maxRequestBytes = 64 * 1024 * 1024 } = options;
+  const { protocol = "connect", json = false, session = true } = options;
+  const { maxRequestBytes = 64 * 1024 * 1024 } = options;
   const baseUrl = checkUrl(url);
   if (typeof json !== "boolean") throw new TypeError(`json must be true or false, not ${json}`);
   if (json && protocol !== "connect") {
@@ -81,13 +92,17 @@ export function openTransport(url: string | URL, options: TransportOptions): Ope
     acceptCompression: [],
   };
   const close = () => sessionManager.abort();
+  const openSession =
+    session && protocol === "connect" && !json
+      ? (headers: Headers | undefined) => new Session(baseUrl, headers)
+      : undefined;
   switch (protocol) {
     case "connect":
-      return { transport: createConnectTransport(common), close };
+      return { transport: createConnectTransport(common), close, openSession };
     case "grpc":
-      return { transport: createGrpcTransport(common), close };
+      return { transport: createGrpcTransport(common), close, openSession };
     case "grpc-web":
-      return { transport: createGrpcWebTransport(common), close };
+      return { transport: createGrpcWebTransport(common), close, openSession };
     default:
       throw new TypeError(
         `protocol must be "connect", "grpc" or "grpc-web", not ${JSON.stringify(protocol)}`,

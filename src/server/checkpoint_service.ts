@@ -1,46 +1,30 @@
 import type { HandlerContext, ServiceImpl } from "@connectrpc/connect";
 import type { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import type { Db } from "../store/db.js";
-import { deleteThread } from "../store/delete_thread.js";
 import { list } from "../store/list.js";
-import { createPut } from "../store/put.js";
-import { createPutWrites } from "../store/put_writes.js";
-import { createGetTuple } from "../store/read.js";
-import { checkDeleteThread, checkGetTuple, checkList, checkPut, checkPutWrites } from "./checks.js";
+import { checkList } from "./checks.js";
+import type { Operations } from "./operations.js";
 
 /**
- * The five RPCs. Each is: check the request, run it, answer. Errors rise to the interceptor.
+ * The five RPCs. Errors rise to the interceptor.
  *
  * `callTimeoutMs` bounds the work for a unary call whose client set no deadline. A List has
  * no such bound: it lasts as long as its reader takes, and holds nothing meanwhile.
  */
 export function createCheckpointService(
   db: Db,
+  operations: Operations,
   callTimeoutMs: number,
 ): ServiceImpl<typeof CheckpointService> {
-  const getTuple = createGetTuple(db);
-  const put = createPut(db);
-  const putWrites = createPutWrites(db);
   const bounded = (context: HandlerContext) =>
     context.timeoutMs() === undefined
       ? AbortSignal.any([context.signal, AbortSignal.timeout(callTimeoutMs)])
       : context.signal;
   return {
-    async getTuple(request, context) {
-      checkGetTuple(request);
-      const tuple = await getTuple(request, bounded(context));
-      return tuple ? { tuple } : {};
-    },
-    async put(request, context) {
-      checkPut(request);
-      await put(request, bounded(context));
-      return {};
-    },
-    async putWrites(request, context) {
-      checkPutWrites(request);
-      await putWrites(request, bounded(context));
-      return {};
-    },
+    getTuple: (request, context) => operations.getTuple(request, bounded(context)),
+    put: (request, context) => operations.put(request, bounded(context)),
+    putWrites: (request, context) => operations.putWrites(request, bounded(context)),
+    deleteThread: (request, context) => operations.deleteThread(request, bounded(context)),
     async *list(request, context) {
       checkList(request);
       // The loop of a handler is not stopped by a client that goes away
@@ -49,11 +33,6 @@ export function createCheckpointService(
         context.signal.throwIfAborted();
         yield { tuple };
       }
-    },
-    async deleteThread(request, context) {
-      checkDeleteThread(request);
-      await deleteThread(db, request.threadId, bounded(context));
-      return {};
     },
   };
 }

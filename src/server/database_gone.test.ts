@@ -52,6 +52,7 @@ async function start(databaseUrl: string, migrates: boolean) {
     migrate: migrates,
     maxMessageSize: 64 * 1024 * 1024,
     callTimeoutMs: 60_000,
+    sessionAgeMs: 600_000,
     drainTimeoutMs: 5_000,
     corsOrigins: [],
     log: captured.log,

@@ -6,12 +6,14 @@ import {
   universalResponseToNodeResponse,
 } from "@connectrpc/connect-node";
 import type { Log } from "../log.js";
+import { sessionPath } from "./session_stream.js";
 
 /** A listener of Node's http and http2 servers. */
 export type NodeHandler = ReturnType<typeof connectNodeAdapter>;
 
 /**
- * Answers the RPCs of the routes; everything else goes to `fallback`.
+ * Answers the RPCs of the routes; everything else goes to `fallback`. `carrySession` may take a
+ * session over before the routes see it.
  *
  * Stands in for connectNodeAdapter, which prints a stack to the console for every reader that
  * goes away, and answers an unknown gRPC method with a plain 404 that gRPC clients report as a
@@ -21,13 +23,16 @@ export function createHandler(
   routes: (router: ConnectRouter) => void,
   options: ConnectRouterOptions,
   log: Log,
+  carrySession: (...exchange: Parameters<NodeHandler>) => boolean,
   fallback: NodeHandler,
 ): NodeHandler {
   const router = createConnectRouter(options);
   routes(router);
   const handlers = new Map(router.handlers.map((handler) => [handler.requestPath, handler]));
   return (request, response) => {
-    const handler = handlers.get(request.url?.split("?", 1)[0] ?? "");
+    const path = request.url?.split("?", 1)[0] ?? "";
+    if (path === sessionPath && carrySession(request, response)) return;
+    const handler = handlers.get(path);
     if (handler === undefined) {
       if (!request.headers["content-type"]?.startsWith("application/grpc")) {
         fallback(request, response);

@@ -4,6 +4,7 @@ import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { CheckpointdError, type ErrorCode } from "../errors.js";
 import type { Log } from "../log.js";
+import type { Signal } from "../store/db.js";
 
 /** The header that carries a call's id, taken from the client or made here. */
 export const requestIdHeader = "x-request-id";
@@ -21,13 +22,7 @@ export function createInterceptor(log: Log, isReady: () => boolean): Interceptor
     const finish = (error?: unknown) => {
       const answer = error === undefined ? undefined : toConnectError(error, request.signal);
       answer?.metadata.set(requestIdHeader, requestId);
-      logCall(log, {
-        requestId,
-        rpc,
-        code: answer ? Code[answer.code] : "Ok",
-        ms: Math.round((performance.now() - started) * 10) / 10,
-        error: answer && isOurFault(answer.code) ? describeCause(error) : undefined,
-      });
+      logCall(log, { requestId, rpc, started, answer, error });
       return answer;
     };
     try {
@@ -60,7 +55,8 @@ async function* watch<T>(messages: AsyncIterable<T>, finish: (error?: unknown) =
   }
 }
 
-function notReady(): CheckpointdError {
+/** The answer to every operation before the database could be used for the first time. */
+export function notReady(): CheckpointdError {
   return new CheckpointdError(
     "unavailable",
     "the database is not ready yet; the server keeps trying, so try again",
@@ -69,7 +65,7 @@ function notReady(): CheckpointdError {
 }
 
 /** The one mapping of errors. Clients see fixed text; what Postgres said goes to the log. */
-export function toConnectError(error: unknown, signal?: AbortSignal): ConnectError {
+export function toConnectError(error: unknown, signal?: Signal): ConnectError {
   if (error instanceof ConnectError) {
     // A client may reset its call with any code (connect-node's: INTERNAL_ERROR at its own
     // deadline), which the library takes for that error. The client is gone, nothing failed.
@@ -166,8 +162,28 @@ export function describeCause(error: unknown): Record<string, unknown> {
   return { name, message, code, routine, table_name, constraint_name, ...known };
 }
 
-function logCall(log: Log, call: { code: string; error: unknown } & Record<string, unknown>): void {
-  if (call.error !== undefined) log.error(call, "call failed");
-  else if (call.code !== "Ok") log.info(call, "call refused");
-  else log.debug(call, "call");
+/** One line a call: at error level when the fault is ours, at info when the client's. */
+export function logCall(
+  log: Log,
+  call: {
+    requestId: string;
+    rpc: string;
+    /** As performance.now() counts. */
+    started: number;
+    /** What the client gets to see, and why; undefined when the call succeeded. */
+    answer: ConnectError | undefined;
+    error: unknown;
+  },
+): void {
+  const { requestId, rpc, started, answer, error } = call;
+  if (!answer && !log.isLevelEnabled("debug")) return;
+  const line = {
+    requestId,
+    rpc,
+    code: answer ? Code[answer.code] : "Ok",
+    ms: Math.round((performance.now() - started) * 10) / 10,
+  };
+  if (!answer) log.debug(line, "call");
+  else if (!isOurFault(answer.code)) log.info(line, "call refused");
+  else log.error({ ...line, error: describeCause(error) }, "call failed");
 }

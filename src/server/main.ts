@@ -2,6 +2,7 @@ import { setMaxListeners } from "node:events";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { compressionGzip } from "@connectrpc/connect-node";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { SessionService } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { Health } from "../../gen/health/v1/health_pb.js";
 import type { Log } from "../log.js";
 import { type DbOptions, openDb } from "../store/db.js";
@@ -10,8 +11,11 @@ import { createHandler, type NodeHandler } from "./handler.js";
 import { createHealth, ServingStatus } from "./health.js";
 import { startListener } from "./http.js";
 import { createInterceptor } from "./interceptors.js";
+import { createOperations } from "./operations.js";
 import { startReadiness } from "./readiness.js";
 import { createReflection } from "./reflection.js";
+import { createSessions } from "./session.js";
+import { carrySession, createSessionService } from "./session_stream.js";
 
 /** What a server is started with. Durations in milliseconds, sizes in bytes. */
 export interface ServerOptions extends DbOptions {
@@ -24,6 +28,8 @@ export interface ServerOptions extends DbOptions {
   maxMessageSize: number;
   /** The limit of a unary call whose client sets no deadline. */
   callTimeoutMs: number;
+  /** After which a session's client is asked to open another, so that balancers can move it. */
+  sessionAgeMs: number;
   /** How long running calls may go on once the server drains. */
   drainTimeoutMs: number;
   /** Origins whose pages may call from a browser. */
@@ -62,11 +68,25 @@ export async function startServer(options: ServerOptions): Promise<Server> {
   // Every running call listens to it.
   setMaxListeners(0, shutdown.signal);
 
+  const operations = createOperations(db);
+  const sessions = createSessions({
+    operations,
+    isReady: readiness.wasReady,
+    log,
+    callTimeoutMs: options.callTimeoutMs,
+    maxInFlight: 256,
+    maxAgeMs: options.sessionAgeMs,
+  });
+
   const handler = createHandler(
     (router) => {
-      router.service(CheckpointService, createCheckpointService(db, options.callTimeoutMs));
+      router.service(
+        CheckpointService,
+        createCheckpointService(db, operations, options.callTimeoutMs),
+      );
+      router.service(SessionService, createSessionService(sessions));
       router.service(Health, health.service);
-      createReflection([CheckpointService, Health])(router);
+      createReflection([CheckpointService, SessionService, Health])(router);
     },
     {
       interceptors: [createInterceptor(log, readiness.wasReady)],
@@ -82,6 +102,7 @@ export async function startServer(options: ServerOptions): Promise<Server> {
       shutdownSignal: shutdown.signal,
     },
     log,
+    (request, response) => carrySession(sessions, options.maxMessageSize, request, response),
     (request, response) => answerProbe(request, response, readiness.isReady()),
   );
 
@@ -105,6 +126,7 @@ export async function startServer(options: ServerOptions): Promise<Server> {
     log.info({ connections: listener.connections() }, "draining");
     readiness.stop();
     health.close();
+    sessions.sayGoodbye();
     // Calls that would be cut at the bound are told a little before, so that their clients
     // hear UNAVAILABLE and go elsewhere.
     const { drainTimeoutMs } = options;

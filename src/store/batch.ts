@@ -1,4 +1,4 @@
-import type { Db, Run } from "./db.js";
+import type { Db, Run, Signal } from "./db.js";
 
 /** How calls of one kind travel together. */
 export interface BatchOptions<Item, Result> {
@@ -6,19 +6,26 @@ export interface BatchOptions<Item, Result> {
   maxItems: () => number;
   /** Bytes in one statement at the most; a larger call travels alone. */
   maxBytes: number;
-  /** Connections that may carry such statements at once: fewer make fuller batches. */
-  maxRunning: number;
   /** About how many bytes a call brings. */
   sizeOf: (item: Item) => number;
   /** Calls with the same key never travel together: one statement cannot write a row twice. */
   keyOf?: (item: Item) => string;
   /** Runs the calls as one statement and returns their results in the same order. */
-  run: (run: Run, items: readonly Item[], signal: AbortSignal | undefined) => Promise<Result[]>;
+  run: (run: Run, items: readonly Item[], signal: Signal | undefined) => Promise<Result[]>;
 }
+
+/**
+ * Statements of one kind that run at once, each on a connection of its own: fewer make fuller
+ * batches, which is what saves CPU (puts at 32 in flight: 8 lanes 1,195 us each, 4 lanes 795,
+ * 2 lanes 583, one lane 420; with one a slow statement would hold up everybody else's).
+ */
+const lanes = 2;
+/** After which calls that wait no longer do so for a fuller batch but take another connection. */
+const patienceMs = 20;
 
 interface Waiting<Item, Result> {
   item: Item;
-  signal: AbortSignal | undefined;
+  signal: Signal | undefined;
   resolve: (result: Result) => void;
   reject: (reason: unknown) => void;
   /** Gives its place in the queue back, once it has taken one. */
@@ -30,7 +37,7 @@ interface Waiting<Item, Result> {
 /**
  * Returns a function that runs one call. Calls that are made while others run wait and then
  * travel together in one statement; a call that finds a connection free goes at once, with
- * those of the same tick. Nothing is ever delayed to wait for company.
+ * those of the same tick. While lanes are free nothing is delayed to wait for company.
  *
  * Each call has a result or an error of its own. When a statement of several fails for one
  * of them, each is run again alone, so only that one fails. A call whose signal aborts is
@@ -41,18 +48,34 @@ interface Waiting<Item, Result> {
 export function createBatch<Item, Result>(
   db: Db,
   options: BatchOptions<Item, Result>,
-): (item: Item, signal?: AbortSignal) => Promise<Result> {
+): (item: Item, signal?: Signal) => Promise<Result> {
   const waiting: Waiting<Item, Result>[] = [];
   /** The calls of this tick that may go at once and so have taken no place in the queue. */
   let fresh: Waiting<Item, Result>[] = [];
   let asked = 0;
   let running = 0;
+  let patience: NodeJS.Timeout | undefined;
 
   function ask(): void {
-    while (asked + running < options.maxRunning && waiting.length > asked * options.maxItems()) {
+    while (waiting.length > asked * options.maxItems()) {
+      if (asked + running >= lanes) {
+        patience ??= setTimeout(loseIt, patienceMs);
+        return;
+      }
       asked++;
       db.withConnection(serve);
     }
+  }
+
+  /** The lanes are busy with something slow: a lock, a large value. */
+  function loseIt(): void {
+    patience = undefined;
+    if (waiting.length === 0) return;
+    if (asked === 0 && db.isFree()) {
+      asked++;
+      db.withConnection(serve);
+    }
+    ask();
   }
 
   async function serve(run: Run): Promise<void> {
@@ -62,6 +85,8 @@ export function createBatch<Item, Result>(
     running++;
     try {
       const batch = take();
+      clearTimeout(patience);
+      patience = undefined;
       for (const call of fresh) if (waiting.includes(call)) takePlace(call);
       fresh = [];
       if (batch.length > 0) await runBatch(run, batch);
@@ -145,20 +170,16 @@ export function createBatch<Item, Result>(
         leave: undefined,
         abandon: undefined,
       };
-      signal?.addEventListener(
-        "abort",
-        () => {
-          if (waiting.includes(call)) {
-            drop(call);
-            call.leave?.();
-          }
-          reject(signal.reason);
-          call.abandon?.();
-        },
-        { once: true },
-      );
+      signal?.addEventListener("abort", () => {
+        if (waiting.includes(call)) {
+          drop(call);
+          call.leave?.();
+        }
+        reject(signal.reason);
+        call.abandon?.();
+      });
       waiting.push(call);
-      if (running < options.maxRunning && db.isFree()) fresh.push(call);
+      if (asked + running < lanes && db.isFree()) fresh.push(call);
       else takePlace(call);
       ask();
     });

@@ -1,4 +1,4 @@
-import type { Db } from "./db.js";
+import type { Db, Signal } from "./db.js";
 
 /**
  * Deletes everything of a thread in all namespaces, in one statement and so all or nothing.
@@ -6,7 +6,7 @@ import type { Db } from "./db.js";
  *
  * Relies on the primary keys of the three tables, which all start with thread_id.
  */
-export async function deleteThread(db: Db, threadId: string, signal?: AbortSignal): Promise<void> {
+export async function deleteThread(db: Db, threadId: string, signal?: Signal): Promise<void> {
   await db.run(statement(db.schema), [threadId], signal);
 }
 

@@ -2,7 +2,14 @@ import type { CheckpointKey, CheckpointTuple } from "../../gen/checkpointd/v1/ch
 import { type ListRequest, ListView } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import type { Db, Parameter, Row } from "./db.js";
 import { explainJson } from "./json.js";
-import { beforeFormat4, channelVersions, toTuples, tupleRows } from "./read.js";
+import {
+  beforeFormat4,
+  channelVersions,
+  readValues,
+  toTuples,
+  tupleRows,
+  type ValueForm,
+} from "./read.js";
 
 /** The bounds of one page of a list. */
 export interface PageBounds {
@@ -65,7 +72,7 @@ async function readPage(
   const result: Row[] = await explainJson(
     db.run,
     { metadata_filter_json: request.metadataFilterJson },
-    db.run(statement, parameters, signal),
+    readValues(db.run, statement, parameters, signal),
   );
   const tuples = [...toTuples(result).values()];
   const candidates = Number(result[0]?.[candidatesColumn] ?? 0);
@@ -98,7 +105,7 @@ export function pageStatement(
   after: CheckpointKey | undefined,
   rows: number,
   maxBytes: number,
-): { statement: string; parameters: Parameter[] } {
+): { statement: (values: ValueForm) => string; parameters: Parameter[] } {
   const parameters: Parameter[] = [];
   const bind = (value: Parameter) => `$${parameters.push(value)}`;
   const id = request.threadId === undefined ? newestId : `checkpoint_id collate "C"`;
@@ -143,10 +150,10 @@ export function pageStatement(
   order by ${order}
   limit ${bind(rows)}`;
   const limitBytes = `where preceding_bytes < ${bind(maxBytes)}`;
-  const statement =
+  const statement = (values: ValueForm) =>
     request.view === ListView.METADATA
       ? headersStatement(candidates, order, limitBytes)
-      : tuplesStatement(schema, candidates, order, limitBytes);
+      : tuplesStatement(schema, candidates, order, limitBytes, values);
   return { statement, parameters };
 }
 
@@ -154,7 +161,13 @@ export function pageStatement(
  * Reads the sizes of all candidates and the contents of those that fit. Sizes come from the
  * rows and from TOAST pointers, so what does not fit is not read.
  */
-const tuplesStatement = (schema: string, candidates: string, order: string, limitBytes: string) => `
+const tuplesStatement = (
+  schema: string,
+  candidates: string,
+  order: string,
+  limitBytes: string,
+  values: ValueForm,
+) => `
 with candidate as materialized (
   select row_number() over (order by ${order}) as n, thread_id, checkpoint_ns, checkpoint_id,
     parent_checkpoint_id, checkpoint::text as checkpoint_json, metadata::text as metadata_json,
@@ -188,7 +201,7 @@ with candidate as materialized (
   ) as sized
   ${limitBytes}
 )
-${tupleRows(schema, "(select count(*) from candidate)")}`;
+${tupleRows(schema, values, "(select count(*) from candidate)")}`;
 
 const headersStatement = (candidates: string, order: string, limitBytes: string) => `
 with candidate as materialized (

@@ -1,8 +1,8 @@
 import type { PutRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { createBatch } from "./batch.js";
-import type { Db, Run } from "./db.js";
+import type { Db, Run, Signal } from "./db.js";
 import { explainJson } from "./json.js";
-import { packBytes } from "./values.js";
+import { packBytes, unpack, unpacked } from "./values.js";
 
 /**
  * Returns put: stores a checkpoint and its new channel blobs in one statement, so all or
@@ -14,11 +14,10 @@ import { packBytes } from "./values.js";
  *
  * Relies on the primary keys of checkpoints and checkpoint_blobs.
  */
-export function createPut(db: Db): (request: PutRequest, signal?: AbortSignal) => Promise<void> {
+export function createPut(db: Db): (request: PutRequest, signal?: Signal) => Promise<void> {
   return createBatch<PutRequest, undefined>(db, {
-    maxItems: () => 16,
+    maxItems: () => 32,
     maxBytes: 1024 * 1024,
-    maxRunning: 4,
     sizeOf: (request) => {
       let bytes = request.checkpointJson.length + request.metadataJson.length;
       for (const blob of request.blobs) bytes += blob.value?.data.length ?? 0;
@@ -34,7 +33,7 @@ async function putAll(
   schema: string,
   run: Run,
   requests: readonly PutRequest[],
-  signal: AbortSignal | undefined,
+  signal: Signal | undefined,
 ): Promise<undefined[]> {
   const sorted = requests.length === 1 ? requests : [...requests].sort(compareKeys);
   const blobs = sorted.flatMap((request) =>
@@ -42,7 +41,7 @@ async function putAll(
       .map((blob) => ({ request, blob }))
       .sort((a, b) => (a.blob.channel < b.blob.channel ? -1 : 1)),
   );
-  const bytes = packBytes(blobs.map(({ blob }) => blob.value?.data));
+  const values = packBytes(blobs.map(({ blob }) => blob.value?.data));
   const result = run(
     statement(schema),
     [
@@ -57,9 +56,10 @@ async function putAll(
       blobs.map(({ blob }) => blob.channel),
       blobs.map(({ blob }) => blob.version),
       blobs.map(({ blob }) => blob.value?.type ?? "empty"),
-      bytes.offsets,
-      bytes.lengths,
-      bytes.packed,
+      values.starts,
+      values.lengths,
+      values.texts,
+      values.bytes,
     ],
     signal,
   );
@@ -83,10 +83,10 @@ function compareKeys(a: PutRequest, b: PutRequest): number {
 const statement = (schema: string) => `
 with new_blobs as (
   insert into ${schema}.checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-  select thread_id, checkpoint_ns, channel, version, type,
-    substring($14::bytea from start for length)
+  select thread_id, checkpoint_ns, channel, version, type, ${unpacked}
   from unnest($7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::int[], $13::int[])
     as b (thread_id, checkpoint_ns, channel, version, type, start, length)
+  cross join ${unpack("$14", "$15")}
   on conflict (thread_id, checkpoint_ns, channel, version) do nothing
 )
 insert into ${schema}.checkpoints

@@ -1,7 +1,7 @@
 import type { PutWritesRequest, Write } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { createBatch } from "./batch.js";
-import type { Db, Run } from "./db.js";
-import { packBytes } from "./values.js";
+import type { Db, Run, Signal } from "./db.js";
+import { packBytes, unpack, unpacked } from "./values.js";
 
 /**
  * Returns putWrites: stores the writes of a task in one statement. If all are special (idx
@@ -12,7 +12,7 @@ import { packBytes } from "./values.js";
  */
 export function createPutWrites(
   db: Db,
-): (request: PutWritesRequest, signal?: AbortSignal) => Promise<void> {
+): (request: PutWritesRequest, signal?: Signal) => Promise<void> {
   const keep = createBatch(db, batchOptions(db.schema, false));
   const replace = createBatch(db, batchOptions(db.schema, true));
   return async (request, signal) => {
@@ -22,9 +22,8 @@ export function createPutWrites(
 }
 
 const batchOptions = (schema: string, replace: boolean) => ({
-  maxItems: () => 16,
+  maxItems: () => 32,
   maxBytes: 1024 * 1024,
-  maxRunning: 4,
   sizeOf: (request: PutWritesRequest) => {
     let bytes = 0;
     for (const write of request.writes) bytes += write.value?.data.length ?? 0;
@@ -32,7 +31,7 @@ const batchOptions = (schema: string, replace: boolean) => ({
   },
   keyOf: (request: PutWritesRequest) =>
     `${request.threadId}\0${request.checkpointNs}\0${request.checkpointId}\0${request.taskId}`,
-  run: (run: Run, requests: readonly PutWritesRequest[], signal: AbortSignal | undefined) =>
+  run: (run: Run, requests: readonly PutWritesRequest[], signal: Signal | undefined) =>
     putAllWrites(schema, replace, run, requests, signal),
 });
 
@@ -41,13 +40,13 @@ async function putAllWrites(
   replace: boolean,
   run: Run,
   requests: readonly PutWritesRequest[],
-  signal: AbortSignal | undefined,
+  signal: Signal | undefined,
 ): Promise<undefined[]> {
   const sorted = requests.length === 1 ? requests : [...requests].sort(compareKeys);
   const rows = sorted.flatMap((request) =>
     onePerIdx(request.writes, replace).map((write) => ({ request, write })),
   );
-  const bytes = packBytes(rows.map(({ write }) => write.value?.data));
+  const values = packBytes(rows.map(({ write }) => write.value?.data));
   await run(
     statement(schema, replace),
     [
@@ -59,9 +58,10 @@ async function putAllWrites(
       rows.map(({ write }) => write.idx),
       rows.map(({ write }) => write.channel),
       rows.map(({ write }) => write.value?.type ?? null),
-      bytes.offsets,
-      bytes.lengths,
-      bytes.packed,
+      values.starts,
+      values.lengths,
+      values.texts,
+      values.bytes,
     ],
     signal,
   );
@@ -88,10 +88,11 @@ const statement = (schema: string, replace: boolean) => `
 insert into ${schema}.checkpoint_writes
   (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
 select thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type,
-  substring($11::bytea from start for length)
+  ${unpacked}
 from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int[], $7::text[],
     $8::text[], $9::int[], $10::int[])
   as w (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, start, length)
+cross join ${unpack("$11", "$12")}
 on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) ${
   replace
     ? "do update set channel = excluded.channel, type = excluded.type, blob = excluded.blob"

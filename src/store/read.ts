@@ -9,7 +9,7 @@ import {
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { GetTupleRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { createBatch } from "./batch.js";
-import type { Db, Row, Run } from "./db.js";
+import type { Db, Parameter, Row, Run, Signal } from "./db.js";
 
 /**
  * Returns getTuple: reads the named checkpoint, or the latest of the thread and namespace,
@@ -21,31 +21,36 @@ import type { Db, Row, Run } from "./db.js";
  */
 export function createGetTuple(
   db: Db,
-): (request: GetTupleRequest, signal?: AbortSignal) => Promise<CheckpointTuple | undefined> {
-  const named = createBatch(db, batchOptions(namedStatement(db.schema), true));
-  const latest = createBatch(db, batchOptions(latestStatement(db.schema), false));
+): (request: GetTupleRequest, signal?: Signal) => Promise<CheckpointTuple | undefined> {
+  const named = createBatch(
+    db,
+    batchOptions((values) => namedStatement(db.schema, values), true),
+  );
+  const latest = createBatch(
+    db,
+    batchOptions((values) => latestStatement(db.schema, values), false),
+  );
   return (request, signal) => (request.checkpointId ? named : latest)(request, signal);
 }
 
 /** What the answers of one statement should stay below; how large they get is only known after. */
 const answerBytes = 1024 * 1024;
 
-function batchOptions(statement: string, withId: boolean) {
-  let usualBytes = answerBytes / 16;
+function batchOptions(statement: (values: ValueForm) => string, withId: boolean) {
+  let usualBytes = answerBytes / 32;
   return {
-    maxItems: () => Math.max(1, Math.min(16, Math.floor(answerBytes / usualBytes))),
+    maxItems: () => Math.max(1, Math.min(32, Math.floor(answerBytes / usualBytes))),
     maxBytes: Number.POSITIVE_INFINITY,
-    maxRunning: 4,
     sizeOf: () => 0,
-    run: async (run: Run, requests: readonly GetTupleRequest[], signal?: AbortSignal) => {
+    run: async (run: Run, requests: readonly GetTupleRequest[], signal?: Signal) => {
       const parameters = [
         requests.map((request) => request.threadId),
         requests.map((request) => request.checkpointNs),
       ];
       if (withId) parameters.push(requests.map((request) => request.checkpointId));
-      const rows = await run(statement, parameters, signal);
+      const rows = await readValues(run, statement, parameters, signal);
       let bytes = 0;
-      for (const row of rows) bytes += row[8]?.length ?? 0;
+      for (const row of rows) bytes += (row[6]?.length ?? 0) + (row[8]?.length ?? 0);
       usualBytes += (bytes / requests.length - usualBytes) / 8;
       const tuples = toTuples(rows);
       return requests.map((_, i) => tuples.get(i + 1));
@@ -57,7 +62,7 @@ const tupleColumns = `thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint
     checkpoint::text as checkpoint_json, metadata::text as metadata_json,
     ${channelVersions("checkpoint")} as channel_versions, ${beforeFormat4("checkpoint")} as before_format_4`;
 
-const namedStatement = (schema: string) => `
+const namedStatement = (schema: string, values: ValueForm) => `
 with page as materialized (
   select n, c.*
   from unnest($1::text[], $2::text[], $3::text[])
@@ -69,9 +74,9 @@ with page as materialized (
     limit 1
   ) as c
 )
-${tupleRows(schema)}`;
+${tupleRows(schema, values)}`;
 
-const latestStatement = (schema: string) => `
+const latestStatement = (schema: string, values: ValueForm) => `
 with page as materialized (
   select n, c.*
   from unnest($1::text[], $2::text[]) with ordinality as w (thread_id, checkpoint_ns, n)
@@ -82,7 +87,7 @@ with page as materialized (
     limit 1
   ) as c
 )
-${tupleRows(schema)}`;
+${tupleRows(schema, values)}`;
 
 /**
  * The channel versions of a checkpoint as an object. A client that stored something else
@@ -100,6 +105,30 @@ export function beforeFormat4(checkpoint: string): string {
 }
 
 /**
+ * How values come: "text" has those of type json as they are and the others in hexadecimal,
+ * two bytes for one; "bytes" has all in hexadecimal.
+ */
+export type ValueForm = "text" | "bytes";
+
+/**
+ * Reads with values as text, which is cheaper. A client may have stored as json what is no
+ * UTF-8, which must not make its thread unreadable: then reads again with all of them as bytes.
+ */
+export async function readValues(
+  run: Run,
+  statement: (values: ValueForm) => string,
+  parameters: readonly Parameter[],
+  signal: Signal | undefined,
+): Promise<Row[]> {
+  try {
+    return await run(statement("text"), parameters, signal);
+  } catch (error) {
+    if ((error as { code?: string }).code !== "22021") throw error;
+    return run(statement("bytes"), parameters, signal);
+  }
+}
+
+/**
  * The rows of the tuples in the CTE `page` (n, the key, parent_checkpoint_id,
  * checkpoint_json, metadata_json, channel_versions, before_format_4), for `toTuples`:
  * ordered by n, then the tuple itself, its blobs, its writes, its pending sends. The SQL
@@ -108,14 +137,20 @@ export function beforeFormat4(checkpoint: string): string {
  * The look-ups are lateral with a bound of their own so that the planner cannot turn them
  * into a scan of the whole table, whatever it believes about the number of channels.
  */
-export function tupleRows(schema: string, candidates = "null::bigint"): string {
+export function tupleRows(schema: string, values: ValueForm, candidates = "null::bigint"): string {
+  // Columns e, f and data.
+  const value = (row: string) =>
+    values === "text"
+      ? `case when ${row}.type = 'json' then convert_from(${row}.blob, 'UTF8') end, null,
+  case when ${row}.type <> 'json' then ${row}.blob end`
+      : `null, null, ${row}.blob`;
   return `
 select n, 0 as kind, thread_id as a, checkpoint_ns as b, checkpoint_id as c,
   parent_checkpoint_id as d, checkpoint_json as e, metadata_json as f, null::bytea as data,
   0 as idx, '' collate "C" as sort_path, '' collate "C" as sort_task, ${candidates} as candidates
 from page
 union all
-select n, 1, v.key, v.value, b.type, null, null, null, b.blob, 0, '', '', null
+select n, 1, v.key, v.value, b.type, null, ${value("b")}, 0, '', '', null
 from page
 cross join lateral jsonb_each_text(channel_versions) as v
 cross join lateral (
@@ -126,7 +161,7 @@ cross join lateral (
 ) as b
 where b.type <> 'empty'
 union all
-select n, 2, w.task_id, w.channel, w.type, null, null, null, w.blob, w.idx,
+select n, 2, w.task_id, w.channel, w.type, null, ${value("w")}, w.idx,
   '', w.task_id collate "C", null
 from page
 cross join lateral (
@@ -136,7 +171,7 @@ cross join lateral (
   offset 0
 ) as w
 union all
-select n, 3, null, null, s.type, null, null, null, s.blob, s.idx,
+select n, 3, null, null, s.type, null, ${value("s")}, s.idx,
   s.task_path collate "C", s.task_id collate "C", null
 from page
 cross join lateral (
@@ -199,7 +234,7 @@ function toTuple(row: Row): CheckpointTuple {
 }
 
 function toValue(row: Row): Value {
-  return create(ValueSchema, { type: text(row[4]), data: bytes(row[8]) });
+  return create(ValueSchema, { type: text(row[4]), data: row[6] ?? bytes(row[8]) });
 }
 
 function text(column: Buffer | null | undefined): string {

@@ -1,30 +1,64 @@
-/** Several byte strings as one bytea parameter and where each lies in it. */
+import { Buffer, isUtf8 } from "node:buffer";
+
+/** Several byte strings as two parameters and where each lies in them. */
 export interface PackedBytes {
-  /** All bytes, one after the other. */
-  packed: Uint8Array;
-  /** Where each begins, counted from 1 as SQL's substring does; null for an absent one. */
-  offsets: (number | null)[];
-  /** How many bytes each has; null for an absent one, which substring turns into NULL. */
+  /** Those that are text, one after the other. */
+  texts: string;
+  /** The others, one after the other. */
+  bytes: Uint8Array;
+  /**
+   * Where each begins, counted from 1 as SQL's substring does and in bytes: in `texts`, or, as
+   * a negative number, in `bytes`. Null for an absent one.
+   */
+  starts: (number | null)[];
+  /** How many bytes each has; null for an absent one. */
   lengths: (number | null)[];
 }
 
 /**
- * Joins byte strings for one parameter. An array of bytea would be escaped twice by
- * postgres.js, and a parameter per blob would make a different statement for every count.
+ * Joins byte strings for the parameters of one statement. An array of bytea would be escaped
+ * twice by postgres.js, and a parameter per blob would make a different statement for every
+ * count. Bytes reach Postgres as hexadecimal text, two for one; most values are JSON, which
+ * can travel as it is.
  */
 export function packBytes(parts: readonly (Uint8Array | undefined)[]): PackedBytes {
-  const offsets: (number | null)[] = [];
+  const starts: (number | null)[] = [];
   const lengths: (number | null)[] = [];
-  const present: Uint8Array[] = [];
-  let size = 0;
+  const texts: Uint8Array[] = [];
+  const others: Uint8Array[] = [];
+  let textSize = 0;
+  let otherSize = 0;
   for (const part of parts) {
-    offsets.push(part ? size + 1 : null);
-    lengths.push(part ? part.length : null);
-    if (part) {
-      present.push(part);
-      size += part.length;
+    if (!part) {
+      starts.push(null);
+    } else if (isUtf8(part) && !part.includes(0)) {
+      starts.push(textSize + 1);
+      texts.push(part);
+      textSize += part.length;
+    } else {
+      starts.push(-otherSize - 1);
+      others.push(part);
+      otherSize += part.length;
     }
+    lengths.push(part ? part.length : null);
   }
-  const packed = present.length === 1 ? (present[0] as Uint8Array) : Buffer.concat(present, size);
-  return { packed, offsets, lengths };
+  return {
+    texts: Buffer.concat(texts, textSize).toString("utf8"),
+    bytes: others.length === 1 ? (others[0] as Uint8Array) : Buffer.concat(others, otherSize),
+    starts,
+    lengths,
+  };
+}
+
+/**
+ * The SQL for one packed value, given the names of its start and length, where `unpack` is
+ * joined. Null where they are null.
+ */
+export const unpacked = `case when start > 0 then substring(texts from start for length)
+    else substring(bytes from -start for length) end`;
+
+/** A relation of one row that holds both parameters as bytes, to be cross joined. */
+export function unpack(texts: string, bytes: string): string {
+  // offset 0 keeps the planner from converting all texts again for every row.
+  return `(select convert_to(${texts}::text, 'UTF8') as texts, ${bytes}::bytea as bytes offset 0) as packed`;
 }

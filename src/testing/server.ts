@@ -21,6 +21,7 @@ export async function startTestServer(
     migrate: true,
     maxMessageSize: 64 * 1024 * 1024,
     callTimeoutMs: 60_000,
+    sessionAgeMs: 600_000,
     drainTimeoutMs: 5_000,
     corsOrigins: [],
     log: createLog("silent"),

@@ -1,0 +1,274 @@
+/** The client's side of a session: operations on one long-lived stream. */
+import {
+  type ClientHttp2Session,
+  type ClientHttp2Stream,
+  connect,
+  constants,
+  type IncomingHttpHeaders,
+  type IncomingHttpStatusHeader,
+} from "node:http2";
+import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
+import { Code, ConnectError } from "@connectrpc/connect";
+import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import {
+  OpenSessionRequestSchema,
+  type OpenSessionResponse,
+  OpenSessionResponseSchema,
+  SessionService,
+} from "../../gen/checkpointd/v1/session_service_pb.js";
+import { createEnvelopeReader, endOfStream, envelope } from "../envelope.js";
+
+type Operation = NonNullable<MessageInitShape<typeof OpenSessionRequestSchema>["operation"]>;
+type Answer = OpenSessionResponse["result"];
+
+interface Pending {
+  id: number;
+  operation: Operation;
+  deadline: number;
+  resolve: (answer: Answer) => void;
+  reject: (error: ConnectError) => void;
+}
+
+const path = `/${SessionService.typeName}/${SessionService.method.openSession.name}`;
+const contentType = "application/connect+proto";
+// A peer that vanished without a word answers neither operations nor pings (see transport.ts).
+const pingAfterMs = 20_000;
+const pingTimeoutMs = 5_000;
+const sweepMs = 50;
+// Within which a server that was reached greets. Longer, and something on the way holds
+// streams back until they end.
+const greetingMs = 5_000;
+
+/** Thrown by an operation when there are no sessions on the way to this server: use unary calls. */
+export class NoSessions extends Error {}
+
+/** One stream to the server, from its first operation to its end. */
+export class Session {
+  readonly #http2: ClientHttp2Session;
+  readonly #stream: ClientHttp2Stream;
+  readonly #sent = new Map<number, Pending>();
+  readonly #waiting: Pending[] = [];
+  readonly #read = createEnvelopeReader(
+    Number.POSITIVE_INFINITY,
+    () => broken(),
+    (flags, message) => this.#receive(flags, message),
+  );
+  #frames: Uint8Array[] = [];
+  #nextId = 1;
+  #maxInFlight = 0;
+  #moving = false;
+  #over: Error | undefined;
+  #sweep: NodeJS.Timeout | undefined;
+  #greeting: NodeJS.Timeout | undefined;
+  #heardAt = performance.now();
+  #pinging = false;
+
+  /** Opens the stream; operations may be sent at once. */
+  constructor(baseUrl: string, headers: Headers | undefined) {
+    const url = new URL(baseUrl);
+    this.#http2 = connect(url.origin, { settings: { initialWindowSize: 4 * 1024 * 1024 } });
+    this.#http2.on("error", (error) => this.#end(broken(error)));
+    this.#http2.on("goaway", () => this.#move());
+    this.#http2.on("close", () => this.#end(broken()));
+    this.#http2.once("connect", () => {
+      this.#http2.setLocalWindowSize(16 * 1024 * 1024);
+      this.#greeting = setTimeout(() => this.#end(new NoSessions("no greeting")), greetingMs);
+      this.#greeting.unref();
+    });
+    this.#stream = this.#http2.request({
+      ...Object.fromEntries(headers ?? []),
+      [constants.HTTP2_HEADER_METHOD]: "POST",
+      [constants.HTTP2_HEADER_PATH]: url.pathname.replace(/\/$/, "") + path,
+      "content-type": contentType,
+      "connect-protocol-version": "1",
+    });
+    this.#stream.on("response", (response) => this.#onResponse(response));
+    this.#stream.on("data", (chunk: Buffer) => {
+      this.#heardAt = performance.now();
+      this.#read(chunk);
+    });
+    this.#stream.on("error", (error) => this.#end(broken(error)));
+    this.#stream.on("close", () => this.#end(broken()));
+    this.#http2.unref();
+  }
+
+  /** Whether new operations should go to another session. */
+  get isLeaving(): boolean {
+    return this.#moving || this.#over !== undefined;
+  }
+
+  /**
+   * Carries out one operation. Rejects with the error a unary call would have, with UNAVAILABLE
+   * when the session breaks (the operation may or may not have been carried out), with
+   * DEADLINE_EXCEEDED, and with NoSessions where the server or something before it has none.
+   */
+  run(operation: Operation, timeoutMs: number): Promise<Answer> {
+    return new Promise((resolve, reject) => {
+      if (this.#over) {
+        reject(this.#over);
+        return;
+      }
+      const id = this.#nextId++;
+      const deadline = performance.now() + timeoutMs;
+      const pending = { id, operation, deadline, resolve, reject };
+      if (this.#sweep === undefined) {
+        this.#http2.ref();
+        this.#heardAt = performance.now();
+        this.#sweep = setInterval(() => this.#checkDeadlines(), sweepMs);
+      }
+      if (this.#sent.size < this.#maxInFlight) this.#send(pending, timeoutMs);
+      else this.#waiting.push(pending);
+    });
+  }
+
+  /** Closes the connection at once; what is under way fails. Idempotent. */
+  abort(error: ConnectError): void {
+    this.#end(error);
+  }
+
+  #send(pending: Pending, timeoutMs: number): void {
+    this.#sent.set(pending.id, pending);
+    const bytes = toBinary(
+      OpenSessionRequestSchema,
+      create(OpenSessionRequestSchema, {
+        id: pending.id,
+        timeoutMs: Math.max(1, Math.ceil(timeoutMs)),
+        operation: pending.operation,
+      }),
+    );
+    this.#write(bytes);
+  }
+
+  #write(message: Uint8Array): void {
+    // Everything that is sent in one tick travels in one write.
+    if (this.#frames.length === 0) process.nextTick(() => this.#flush());
+    this.#frames.push(envelope(0, message.length), message);
+  }
+
+  #flush(): void {
+    const frames = this.#frames;
+    this.#frames = [];
+    if (this.#over === undefined) this.#stream.write(Buffer.concat(frames));
+  }
+
+  #receive(flags: number, message: Uint8Array): void {
+    if (flags === endOfStream) {
+      this.#end(endError(message));
+      return;
+    }
+    const { id, result } = fromBinary(OpenSessionResponseSchema, message);
+    if (result.case === "welcome") {
+      clearTimeout(this.#greeting);
+      this.#maxInFlight = result.value.maxInFlight;
+    } else if (result.case === "goodbye") {
+      this.#move();
+    } else {
+      const pending = this.#sent.get(id);
+      if (pending === undefined) return;
+      this.#sent.delete(id);
+      if (result.case === "error") {
+        const { code, message, detail } = result.value;
+        const details = detail ? [{ desc: ErrorDetailSchema, value: detail }] : undefined;
+        pending.reject(new ConnectError(message, code, undefined, details));
+      } else {
+        pending.resolve(result);
+      }
+    }
+    this.#sendWaiting();
+    this.#restIfIdle();
+  }
+
+  #sendWaiting(): void {
+    while (this.#waiting.length > 0 && this.#sent.size < this.#maxInFlight) {
+      const pending = this.#waiting.shift() as Pending;
+      this.#send(pending, pending.deadline - performance.now());
+    }
+  }
+
+  #restIfIdle(): void {
+    if (this.#sent.size + this.#waiting.length > 0) return;
+    clearInterval(this.#sweep);
+    this.#sweep = undefined;
+    // An idle connection does not keep the process alive.
+    this.#http2.unref();
+    if (this.#moving) this.#stream.end();
+  }
+
+  /** No new operations; the stream ends when those under way are answered. */
+  #move(): void {
+    this.#moving = true;
+    this.#restIfIdle();
+  }
+
+  #checkDeadlines(): void {
+    const now = performance.now();
+    for (const pending of this.#sent.values()) {
+      if (now <= pending.deadline) continue;
+      this.#sent.delete(pending.id);
+      pending.reject(deadlineExceeded());
+      this.#write(
+        toBinary(
+          OpenSessionRequestSchema,
+          create(OpenSessionRequestSchema, {
+            id: pending.id,
+            operation: { case: "cancel", value: {} },
+          }),
+        ),
+      );
+    }
+    for (const pending of this.#waiting.filter(({ deadline }) => now > deadline)) {
+      this.#waiting.splice(this.#waiting.indexOf(pending), 1);
+      pending.reject(deadlineExceeded());
+    }
+    this.#sendWaiting();
+    this.#restIfIdle();
+    if (now - this.#heardAt > pingAfterMs) this.#ping();
+  }
+
+  #ping(): void {
+    if (this.#pinging || this.#sweep === undefined || this.#over) return;
+    this.#pinging = true;
+    const timer = setTimeout(() => this.#end(broken()), pingTimeoutMs);
+    this.#http2.ping(() => {
+      clearTimeout(timer);
+      this.#pinging = false;
+      this.#heardAt = performance.now();
+    });
+  }
+
+  #onResponse(headers: IncomingHttpHeaders & IncomingHttpStatusHeader): void {
+    if (headers[":status"] === 200 && headers["content-type"] === contentType) return;
+    // A server of an earlier version, or a proxy that knows no streams.
+    this.#end(new NoSessions(`no sessions here: status ${headers[":status"]}`));
+  }
+
+  #end(error: Error): void {
+    if (this.#over !== undefined) return;
+    this.#over = error;
+    clearInterval(this.#sweep);
+    clearTimeout(this.#greeting);
+    for (const pending of [...this.#sent.values(), ...this.#waiting]) {
+      pending.reject(error as ConnectError);
+    }
+    this.#sent.clear();
+    this.#waiting.length = 0;
+    this.#stream.destroy();
+    this.#http2.destroy();
+  }
+}
+
+function broken(cause?: Error): ConnectError {
+  const message = `the session broke${cause ? `: ${cause.message}` : ""}`;
+  return new ConnectError(message, Code.Unavailable, undefined, undefined, cause);
+}
+
+function deadlineExceeded(): ConnectError {
+  return new ConnectError("the operation timed out", Code.DeadlineExceeded);
+}
+
+/** What the end-of-stream message says: the session's error, or that it is just over. */
+function endError(message: Uint8Array): ConnectError {
+  const { error } = JSON.parse(new TextDecoder().decode(message));
+  if (!error) return new ConnectError("the session is over", Code.Unavailable);
+  return new ConnectError(String(error.message), Code.Internal);
+}

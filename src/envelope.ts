@@ -1,0 +1,49 @@
+/**
+ * Messages on a stream as the Connect protocol has them: a byte of flags, the length in four
+ * bytes, the message. Used by both ends of a session.
+ */
+
+/** The flag of the last message of a stream, which is JSON and may hold an error. */
+export const endOfStream = 0b10;
+
+/** What stands before a message of that many bytes. */
+export function envelope(flags: number, length: number): Buffer {
+  const header = Buffer.allocUnsafe(5);
+  header[0] = flags;
+  header.writeUInt32BE(length, 1);
+  return header;
+}
+
+/**
+ * Returns a function that takes the stream's chunks and calls `onMessage` for each complete
+ * message, whose bytes are a view of the chunk. It throws what `tooLarge` returns at the
+ * header of a message above `maxBytes`.
+ */
+export function createEnvelopeReader(
+  maxBytes: number,
+  tooLarge: (length: number) => Error,
+  onMessage: (flags: number, message: Uint8Array) => void,
+): (chunk: Buffer) => void {
+  let held: Buffer[] = [];
+  let size = 0;
+  let needed = 5;
+  return (chunk) => {
+    held.push(chunk);
+    size += chunk.length;
+    if (size < needed) return;
+    let rest = held.length === 1 ? chunk : Buffer.concat(held, size);
+    needed = 5;
+    while (rest.length >= 5) {
+      const length = rest.readUInt32BE(1);
+      if (length > maxBytes) throw tooLarge(length);
+      if (rest.length < 5 + length) {
+        needed = 5 + length;
+        break;
+      }
+      onMessage(rest[0] as number, rest.subarray(5, 5 + length));
+      rest = rest.subarray(5 + length);
+    }
+    held = rest.length > 0 ? [rest] : [];
+    size = rest.length;
+  };
+}

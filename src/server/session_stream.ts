@@ -1,0 +1,198 @@
+/**
+ * SessionService on the wire, twice: as connect-es carries a bidirectional stream, for every
+ * protocol it speaks, and for the protocol of our own client straight on the HTTP/2 stream.
+ *
+ * The second speaks the very same Connect protocol (enveloped messages: a byte of flags, four
+ * of length, the message), but answers whatever is ready with one write. Through connect-es's
+ * async iterables a message costs the server about 135 us, here about 20.
+ */
+import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
+import { Code, ConnectError, type ServiceImpl } from "@connectrpc/connect";
+import {
+  OpenSessionRequestSchema,
+  OpenSessionResponseSchema,
+  SessionService,
+} from "../../gen/checkpointd/v1/session_service_pb.js";
+import { createEnvelopeReader, endOfStream, envelope } from "../envelope.js";
+import type { NodeHandler } from "./handler.js";
+import type { Session, Sessions } from "./session.js";
+
+/** Where a session is opened. */
+export const sessionPath = `/${SessionService.typeName}/${SessionService.method.openSession.name}`;
+const contentType = "application/connect+proto";
+
+type Response = MessageInitShape<typeof OpenSessionResponseSchema>;
+
+/** SessionService for a Connect router. */
+export function createSessionService(sessions: Sessions): ServiceImpl<typeof SessionService> {
+  return {
+    async *openSession(requests, context) {
+      const outbox: Response[] = [];
+      // Each resolves one wait: of the writer for something to send, of the reader for room.
+      let wakeWriter = () => {};
+      let wakeReader = () => {};
+      const session = sessions.begin((response) => {
+        outbox.push(response);
+        wakeWriter();
+      });
+      let reading = true;
+      let broken: unknown;
+      const read = async () => {
+        for await (const request of requests) {
+          session.receive(request);
+          while (session.inFlight() >= sessions.options.maxInFlight && !context.signal.aborted) {
+            await new Promise<void>((resolve) => {
+              wakeReader = resolve;
+            });
+          }
+        }
+      };
+      read()
+        .catch((error) => {
+          broken = error;
+        })
+        .finally(() => {
+          reading = false;
+          wakeWriter();
+        });
+      context.signal.addEventListener("abort", () => {
+        wakeWriter();
+        wakeReader();
+      });
+      try {
+        while (!context.signal.aborted) {
+          const response = outbox.shift();
+          if (response) {
+            wakeReader();
+            yield response;
+          } else if (broken !== undefined) {
+            throw broken;
+          } else if (!reading && session.inFlight() === 0) {
+            return;
+          } else {
+            await new Promise<void>((resolve) => {
+              wakeWriter = resolve;
+            });
+          }
+        }
+        context.signal.throwIfAborted();
+      } finally {
+        session.close();
+      }
+    },
+  };
+}
+
+type Request = Parameters<NodeHandler>[0];
+type Answer = Parameters<NodeHandler>[1];
+
+/**
+ * Carries a session if the request opens one in our client's protocol over HTTP/2; returns
+ * false, having done nothing, if it does not.
+ */
+export function carrySession(
+  sessions: Sessions,
+  maxMessageSize: number,
+  request: Request,
+  response: Answer,
+): boolean {
+  // The stream below Node's request and response, which would hand every chunk on a tick later.
+  const stream = "stream" in response ? response.stream : undefined;
+  if (
+    !stream ||
+    request.method !== "POST" ||
+    request.headers["content-type"] !== contentType ||
+    (request.headers["connect-content-encoding"] ?? "identity") !== "identity"
+  ) {
+    return false;
+  }
+  response.writeHead(200, { "content-type": contentType });
+  let frames: Uint8Array[] = [];
+  let ended = false;
+  let over = false;
+  let paused = false;
+  // The client does not read its answers; nothing more is read of it either.
+  let blocked = false;
+  // Unset while the greeting is sent.
+  let session: Session | undefined;
+
+  const flush = () => {
+    if (frames.length === 0 || over) return;
+    const chunk = Buffer.concat(frames);
+    frames = [];
+    blocked = !stream.write(chunk);
+    if (blocked) pause();
+  };
+  const send = (message: Response) => {
+    const bytes = toBinary(OpenSessionResponseSchema, create(OpenSessionResponseSchema, message));
+    if (frames.length === 0) process.nextTick(flush);
+    frames.push(envelope(0, bytes.length), bytes);
+    goOn();
+  };
+  const finish = (error?: ConnectError) => {
+    if (over) return;
+    flush();
+    over = true;
+    session?.close();
+    const body = Buffer.from(JSON.stringify(error ? { error: toJson(error) } : {}));
+    stream.end(Buffer.concat([envelope(endOfStream, body.length), body]));
+  };
+  /** Reads on when there is room again, and ends when all is answered. */
+  const goOn = () => {
+    if (ended && session?.inFlight() === 0) {
+      process.nextTick(finish);
+    } else if (paused && !blocked && begun.inFlight() < sessions.options.maxInFlight / 2) {
+      paused = false;
+      stream.resume();
+    }
+  };
+  const pause = () => {
+    paused = true;
+    stream.pause();
+  };
+
+  const begun = sessions.begin(send);
+  session = begun;
+  const read = createEnvelopeReader(
+    maxMessageSize,
+    (length) =>
+      new ConnectError(
+        `message size ${length} is larger than the limit of ${maxMessageSize} bytes`,
+        Code.ResourceExhausted,
+      ),
+    (flags, message) => {
+      if (flags !== 0) throw new ConnectError("unexpected envelope flags", Code.InvalidArgument);
+      begun.receive(fromBinary(OpenSessionRequestSchema, message));
+    },
+  );
+  stream.on("data", (chunk: Buffer) => {
+    try {
+      read(chunk);
+    } catch (error) {
+      finish(ConnectError.from(error, Code.InvalidArgument));
+      return;
+    }
+    if (begun.inFlight() >= sessions.options.maxInFlight) pause();
+  });
+  stream.on("end", () => {
+    ended = true;
+    goOn();
+  });
+  stream.on("drain", () => {
+    blocked = false;
+    goOn();
+  });
+  stream.on("close", () => {
+    over = true;
+    session?.close();
+  });
+  return true;
+}
+
+function toJson(error: ConnectError) {
+  const code = Code[error.code].replace(
+    /[A-Z]/g,
+    (upper, i) => `${i > 0 ? "_" : ""}${upper.toLowerCase()}`,
+  );
+  return { code, message: error.rawMessage };
+}
