@@ -1,4 +1,5 @@
 /** The service's calls with deadlines, retries, resumed streams and an end. */
+import { setMaxListeners } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import {
@@ -87,6 +88,8 @@ export class Calls {
   ) {
     this.#openSession = openSession;
     this.#client = createClient(CheckpointService, transport);
+    // Every call that waits for another try listens to it.
+    setMaxListeners(0, this.#ending.signal);
     const { timeoutMs = 30_000, retry = {}, headers } = options;
     const { attempts = 8, initialDelayMs = 100, maxDelayMs = 2_000 } = retry;
     this.#timeoutMs = checkInteger("timeoutMs", timeoutMs, 1);

@@ -32,7 +32,8 @@ Object.assign(globalThis, { describe: strict(describe), it: strict(it), test: st
 
 const schemas = ["public", "agents of Team-1"];
 const transports: Record<string, ConnectSaverUrlOptions> = {
-  "Connect binary": { protocol: "connect" },
+  "a session": {},
+  "Connect binary": { protocol: "connect", session: false },
   "Connect JSON": { protocol: "connect", json: true },
   gRPC: { protocol: "grpc" },
   "gRPC-Web": { protocol: "grpc-web" },

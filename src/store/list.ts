@@ -28,11 +28,10 @@ export interface PageBounds {
 export const defaultPageBounds: PageBounds = { firstRows: 8, maxRows: 64, maxBytes: 128 * 1024 };
 
 /**
- * Yields the checkpoints that match the request, newest first, reading the next page only
- * when the previous one was consumed. Between pages it holds no connection and no snapshot,
- * so a consumer that stalls costs one page of memory and nothing else. postgres.js's cursors
- * are no alternative: they hold a connection, and can end early without an error
- * (porsager/postgres#1166).
+ * Yields the checkpoints that match the request, newest first. From the second page on the
+ * next page is read while one is consumed, and no further: a consumer that stalls costs two
+ * pages of memory, no connection and no snapshot. postgres.js's cursors are no alternative:
+ * they hold a connection, and can end early without an error (porsager/postgres#1166).
  */
 export async function* list(
   db: Db,
@@ -40,24 +39,45 @@ export async function* list(
   signal?: AbortSignal,
   bounds: PageBounds = defaultPageBounds,
 ): AsyncGenerator<CheckpointTuple, void> {
-  let remaining = request.limit ?? Number.POSITIVE_INFINITY;
-  let after = request.after;
-  let rows = bounds.firstRows;
-  while (remaining > 0) {
-    const asked = Math.min(rows, remaining);
-    const page = await readPage(db, request, after, asked, bounds.maxBytes, signal);
-    const found = page.tuples.length;
-    // A long history must not be held by its consumer's last page: hand over and forget.
-    for (let i = 0; i < found; i++) {
-      const tuple = page.tuples[i] as CheckpointTuple;
-      after = tuple.key;
-      page.tuples[i] = undefined as never;
-      yield tuple;
+  if (request.limit === 0) return;
+  const abandoned = new AbortController();
+  const anySignal = signal ? AbortSignal.any([signal, abandoned.signal]) : abandoned.signal;
+  const read = (after: CheckpointKey | undefined, rows: number, left: number) =>
+    readPage(db, request, after, Math.min(rows, left), bounds.maxBytes, anySignal);
+  try {
+    let left = request.limit ?? Number.POSITIVE_INFINITY;
+    let page = await read(request.after, bounds.firstRows, left);
+    for (let pages = 1; ; pages++) {
+      const { tuples, isLast, cut } = page;
+      const found = tuples.length;
+      left -= found;
+      const done = isLast || left === 0;
+      const after = tuples[found - 1]?.key;
+      // A page that was cut for its bytes tells how many rows fit: ask for few more.
+      const rows = Math.min(bounds.maxRows, cut ? found + 1 + (found >> 3) : found * 2);
+      const next = !done && pages > 1 ? read(after, rows, left) : undefined;
+      // Its error is thrown when its turn comes; until then it must not count as unhandled.
+      next?.catch(() => {});
+      for (let i = 0; i < found; i++) {
+        const tuple = tuples[i] as CheckpointTuple;
+        // A long history must not be held by its consumer's last page: hand over and forget.
+        tuples[i] = undefined as never;
+        yield tuple;
+      }
+      if (done) return;
+      page = await (next ?? read(after, rows, left));
     }
-    if (page.candidates < asked) return;
-    remaining -= found;
-    rows = Math.min(bounds.maxRows, found * 2);
+  } finally {
+    abandoned.abort();
   }
+}
+
+interface Page {
+  tuples: CheckpointTuple[];
+  /** Whether rows that matched were left out for their bytes. */
+  cut: boolean;
+  /** Whether nothing comes after it. */
+  isLast: boolean;
 }
 
 async function readPage(
@@ -67,7 +87,7 @@ async function readPage(
   rows: number,
   maxBytes: number,
   signal: AbortSignal | undefined,
-): Promise<{ tuples: CheckpointTuple[]; candidates: number }> {
+): Promise<Page> {
   const { statement, parameters } = pageStatement(db.schema, request, after, rows, maxBytes);
   const result: Row[] = await explainJson(
     db.run,
@@ -76,8 +96,8 @@ async function readPage(
   );
   const tuples = [...toTuples(result).values()];
   const candidates = Number(result[0]?.[candidatesColumn] ?? 0);
-  // Every candidate that was left out for its bytes comes with the next page.
-  return { tuples, candidates: candidates > tuples.length ? rows : candidates };
+  const cut = candidates > tuples.length;
+  return { tuples, cut, isLast: !cut && candidates < rows };
 }
 
 /** Where `pageStatement` adds the number of candidates to the columns of `tupleRows`. */
@@ -197,6 +217,8 @@ with candidate as materialized (
               and w.checkpoint_ns = candidate.checkpoint_ns
               and w.checkpoint_id = candidate.checkpoint_id
           ), 0) as bytes
+      -- Without it the sizes are looked up twice, once for each use.
+      offset 0
     ) as size
   ) as sized
   ${limitBytes}

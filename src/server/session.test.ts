@@ -1,0 +1,463 @@
+/** Sessions end to end: the wire format by hand, the client, and what breaks between them. */
+import { connect as connectHttp2, constants, createServer } from "node:http2";
+import {
+  type AddressInfo,
+  createServer as createRelay,
+  connect as dial,
+  type Socket,
+} from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
+import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
+import { Code, ConnectError, createClient } from "@connectrpc/connect";
+import { createGrpcTransport } from "@connectrpc/connect-node";
+import pg from "pg";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import {
+  OpenSessionRequestSchema,
+  type OpenSessionResponse,
+  OpenSessionResponseSchema,
+  SessionService,
+} from "../../gen/checkpointd/v1/session_service_pb.js";
+import { createEnvelopeReader, endOfStream, envelope } from "../envelope.js";
+import { ConnectSaver, errorDetail } from "../index.js";
+import { block, untilBlocked } from "../testing/blocking.js";
+import { captureLog } from "../testing/captured_log.js";
+import { createDatabase, type TestDatabase } from "../testing/postgres.js";
+import { startTestServer } from "../testing/server.js";
+import type { Server } from "./main.js";
+import { sessionPath } from "./session_stream.js";
+
+type Request = MessageInitShape<typeof OpenSessionRequestSchema>;
+
+let database: TestDatabase;
+let server: Server;
+let sql: pg.Client;
+const log = captureLog();
+beforeAll(async () => {
+  database = await createDatabase();
+  server = await startTestServer(database.url, { log: log.log });
+  sql = new pg.Client({ connectionString: database.url });
+  await sql.connect();
+});
+afterAll(async () => {
+  await sql?.end();
+  await server?.drain();
+  await database?.drop();
+});
+const cleanups: (() => unknown)[] = [];
+afterEach(async () => {
+  for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
+});
+
+const put = (id: number, threadId: string, checkpointId = "1"): Request => ({
+  id,
+  operation: { case: "put", value: { threadId, checkpointId, checkpointJson: '{"v": 4}' } },
+});
+const get = (id: number, threadId: string): Request => ({
+  id,
+  operation: { case: "getTuple", value: { threadId } },
+});
+
+describe("on the wire", () => {
+  it("greets, then answers each operation under its id", async () => {
+    const session = openRaw(server.url);
+    expect((await session.next()).result).toMatchObject({
+      case: "welcome",
+      value: { maxInFlight: 256 },
+    });
+    session.send(put(7, "wire"), get(9, "nobody"));
+    const answers = [await session.next(), await session.next()];
+    expect(answers.map(({ id, result }) => [id, result.case]).sort()).toEqual([
+      [7, "put"],
+      [9, "getTuple"],
+    ]);
+    session.half();
+    expect(await session.end()).toEqual({});
+  });
+
+  it("understands envelopes that arrive a byte at a time", async () => {
+    const session = openRaw(server.url);
+    await session.next();
+    for (const byte of encode(get(1, "wire"))) {
+      session.raw(Buffer.from([byte]));
+      await sleep(0);
+    }
+    expect((await session.next()).result).toMatchObject({
+      case: "getTuple",
+      value: { tuple: { key: { threadId: "wire" } } },
+    });
+  });
+
+  it("does not let a slow operation hold up the others", async () => {
+    const blocker = await block(
+      database.url,
+      "insert into checkpoints (thread_id, checkpoint_id, checkpoint) values ('slow', '1', '{}')",
+    );
+    cleanups.push(() => blocker.release());
+    const session = openRaw(server.url);
+    await session.next();
+    session.send(put(1, "slow"));
+    await untilBlocked(sql, 1);
+    session.send(put(2, "fast"), get(3, "fast"));
+    expect([(await session.next()).id, (await session.next()).id].sort()).toEqual([2, 3]);
+    await blocker.release();
+    expect(await session.next()).toMatchObject({ id: 1, result: { case: "put" } });
+  });
+
+  it("ends an operation at its deadline or when it is cancelled, in Postgres too", async () => {
+    const blocker = await block(database.url, "lock table checkpoints");
+    cleanups.push(() => blocker.release());
+    const session = openRaw(server.url);
+    await session.next();
+    session.send({ ...put(1, "late"), timeoutMs: 100 });
+    expect(await session.next()).toMatchObject({
+      id: 1,
+      result: { case: "error", value: { code: Code.DeadlineExceeded } },
+    });
+    session.send(put(2, "late"));
+    await untilBlocked(sql, 1);
+    session.send({ id: 2, operation: { case: "cancel", value: {} } });
+    expect(await session.next()).toMatchObject({
+      id: 2,
+      result: { case: "error", value: { code: Code.Canceled } },
+    });
+    await untilBlocked(sql, 0);
+  });
+
+  it("cancels what runs when the client goes away", async () => {
+    const blocker = await block(database.url, "lock table checkpoints");
+    cleanups.push(() => blocker.release());
+    const session = openRaw(server.url);
+    await session.next();
+    session.send(put(1, "gone"));
+    await untilBlocked(sql, 1);
+    session.cut();
+    await untilBlocked(sql, 0);
+  });
+
+  it("answers a wrong request with the same detail as a call, and goes on", async () => {
+    const session = openRaw(server.url);
+    await session.next();
+    session.send(put(1, ""), put(2, "x".repeat(513)), { id: 3, operation: { case: undefined } });
+    const answers = [await session.next(), await session.next(), await session.next()];
+    answers.sort((a, b) => a.id - b.id);
+    expect(answers.map(({ id, result }) => ({ id, ...(result.value as object) }))).toMatchObject([
+      { id: 1, code: Code.InvalidArgument, detail: { reason: "REQUIRED", field: "thread_id" } },
+      { id: 2, code: Code.InvalidArgument, detail: { reason: "TOO_LONG", limit: 512n } },
+      { id: 3, code: Code.Unimplemented },
+    ]);
+    session.send(get(4, "nobody"));
+    expect((await session.next()).id).toBe(4);
+  });
+
+  it.each([
+    ["an id of zero", encode(get(0, "x")), "invalid_argument"],
+    ["flags it does not know", Buffer.concat([envelope(1, 0)]), "invalid_argument"],
+    [
+      "bytes that are no message",
+      Buffer.concat([envelope(0, 3), Buffer.from("???")]),
+      "invalid_argument",
+    ],
+    ["a message above the limit", envelope(0, 2 ** 31), "resource_exhausted"],
+  ])("ends with an error at %s", async (_, bytes, code) => {
+    const session = openRaw(server.url);
+    await session.next();
+    session.raw(bytes);
+    expect(await session.end()).toMatchObject({ error: { code } });
+  });
+
+  it("ends with an error at an id that is in use", async () => {
+    const blocker = await block(database.url, "lock table checkpoints");
+    cleanups.push(() => blocker.release());
+    const session = openRaw(server.url);
+    await session.next();
+    session.send(put(1, "twice"), put(1, "twice"));
+    expect(await session.end()).toMatchObject({ error: { code: "invalid_argument" } });
+    await untilBlocked(sql, 0);
+  });
+
+  it("reads no more of a client than it lets it have under way, and loses nothing", async () => {
+    const session = openRaw(server.url);
+    await session.next();
+    const ids = Array.from({ length: 3000 }, (_, i) => i + 1);
+    session.send(...ids.map((id) => get(id, "nobody")));
+    const answered = new Set<number>();
+    while (answered.size < ids.length) answered.add((await session.next()).id);
+    expect(answered.size).toBe(3000);
+  });
+
+  it("works the same over gRPC, as connect-es carries it", async () => {
+    const client = createClient(SessionService, createGrpcTransport({ baseUrl: server.url }));
+    const seen: [number, string | undefined][] = [];
+    const requests = [put(1, "grpc"), get(2, "nobody"), put(3, "")];
+    async function* send() {
+      yield* requests;
+    }
+    for await (const { id, result } of client.openSession(send())) seen.push([id, result.case]);
+    expect(seen[0]).toEqual([0, "welcome"]);
+    expect(seen.slice(1).sort()).toEqual([
+      [1, "put"],
+      [2, "getTuple"],
+      [3, "error"],
+    ]);
+  });
+
+  it("logs each operation with a request id and nothing of what it holds", async () => {
+    const session = openRaw(server.url);
+    await session.next();
+    session.send(put(1, "s3cr3t"));
+    await session.next();
+    await expect
+      .poll(() => log.lines().some(({ rpc }) => rpc === "checkpointd.v1.SessionService/put"))
+      .toBe(true);
+    expect(log.lines().every(({ rpc, requestId }) => rpc === undefined || requestId)).toBe(true);
+    expect(JSON.stringify(log.lines())).not.toContain("s3cr3t");
+  });
+});
+
+describe("through ConnectSaver", () => {
+  it("moves to a new session when the old one is of age, and loses nothing", async () => {
+    const short = await startTestServer(database.url, { sessionAgeMs: 50 });
+    cleanups.push(() => short.drain());
+    const saver = ConnectSaver.fromUrl(short.url);
+    for (let i = 0; i < 60; i++) {
+      await Promise.all([write(saver, `age-${i}`), write(saver, `age-${i}b`), sleep(5)]);
+    }
+    await saver.end();
+    expect(await count("age-%")).toBe(120);
+  });
+
+  it("hands over at a drain: what is under way finishes, what comes next goes elsewhere", async () => {
+    const first = await startTestServer(database.url, { drainTimeoutMs: 20_000 });
+    const second = await startTestServer(database.url);
+    cleanups.push(() => second.drain());
+    let target = first;
+    const relay = await startRelay(() => Number(target.port));
+    cleanups.push(() => relay.close());
+    const saver = ConnectSaver.fromUrl(relay.url);
+    await write(saver, "drain-0");
+    const blocker = await block(database.url, "lock table checkpoints in exclusive mode");
+    const slow = write(saver, "drain-slow");
+    await untilBlocked(sql, 1);
+    target = second;
+    const drained = first.drain();
+    const later = write(saver, "drain-later");
+    await blocker.release();
+    await Promise.all([slow, later, drained]);
+    await saver.end();
+    expect(await count("drain-%")).toBe(3);
+  });
+
+  it("survives connections that are cut under load", async () => {
+    const relay = await startRelay(() => Number(server.port));
+    cleanups.push(() => relay.close());
+    const saver = ConnectSaver.fromUrl(relay.url);
+    const cutting = setInterval(() => relay.cut(), 40);
+    cleanups.push(() => clearInterval(cutting));
+    for (let round = 0; round < 20; round++) {
+      await Promise.all(Array.from({ length: 16 }, (_, i) => write(saver, `cut-${round}-${i}`)));
+    }
+    clearInterval(cutting);
+    await saver.end();
+    expect(await count("cut-%")).toBe(320);
+  });
+
+  it("runs more operations than the server lets it have under way", async () => {
+    const saver = ConnectSaver.fromUrl(server.url);
+    await Promise.all(Array.from({ length: 700 }, (_, i) => write(saver, `many-${i}`)));
+    await saver.end();
+    expect(await count("many-%")).toBe(700);
+  });
+
+  it("carries large values, those of a session and those too large for it", async () => {
+    const saver = ConnectSaver.fromUrl(server.url);
+    for (const size of [200_000, 2_000_000]) {
+      const bytes = new Uint8Array(size).map((_, i) => i % 251);
+      const config = await write(saver, `large-${size}`, bytes);
+      const tuple = await saver.getTuple(config);
+      expect(Buffer.compare(tuple?.checkpoint.channel_values.a as Uint8Array, bytes)).toBe(0);
+    }
+    await saver.end();
+  });
+
+  it("tells the same errors as unary calls", async () => {
+    for (const session of [true, false]) {
+      const saver = ConnectSaver.fromUrl(server.url, { session });
+      const error = await write(saver, "x".repeat(513)).catch((refused) => refused);
+      expect(error).toBeInstanceOf(ConnectError);
+      expect(error.code).toBe(Code.InvalidArgument);
+      expect(errorDetail(error)).toMatchObject({
+        reason: "TOO_LONG",
+        field: "thread_id",
+        limit: 512n,
+      });
+      await saver.end();
+    }
+  });
+
+  it.each([404, 415, 501, "silence"] as const)(
+    "makes unary calls where a session is answered with %s",
+    async (answer) => {
+      const proxy = await startProxy(server.url, answer);
+      cleanups.push(() => proxy.close());
+      const saver = ConnectSaver.fromUrl(proxy.url);
+      await write(saver, `without-${answer}`);
+      await write(saver, `without-${answer}-2`);
+      await saver.end();
+      expect(await count(`without-${answer}%`)).toBe(2);
+      expect(proxy.sessions()).toBe(1);
+    },
+  );
+
+  it("fails at its deadline, and everything after end()", async () => {
+    const blocker = await block(database.url, "lock table checkpoints");
+    cleanups.push(() => blocker.release());
+    const saver = ConnectSaver.fromUrl(server.url, { timeoutMs: 200 });
+    await expect(write(saver, "late")).rejects.toMatchObject({ code: Code.DeadlineExceeded });
+    await blocker.release();
+    await write(saver, "in-time");
+    await saver.end();
+    await expect(write(saver, "after")).rejects.toThrow("end() was called");
+  });
+});
+
+function write(saver: ConnectSaver, thread: string, value: unknown = "value") {
+  return saver.put(
+    { configurable: { thread_id: thread } },
+    {
+      v: 4,
+      id: "1",
+      ts: "",
+      channel_values: { a: value },
+      channel_versions: { a: 1 },
+      versions_seen: {},
+    },
+    { source: "input", step: -1, parents: {} },
+    { a: 1 },
+  );
+}
+
+async function count(threads: string): Promise<number> {
+  const { rows } = await sql.query(
+    "select count(*)::int as n from checkpoints where thread_id like $1",
+    [threads],
+  );
+  return rows[0].n;
+}
+
+function encode(request: Request): Buffer {
+  const bytes = toBinary(OpenSessionRequestSchema, create(OpenSessionRequestSchema, request));
+  return Buffer.concat([envelope(0, bytes.length), bytes]);
+}
+
+/** A session without our client: what is written goes out as it is. */
+function openRaw(url: string) {
+  const http2 = connectHttp2(url);
+  http2.on("error", () => {});
+  cleanups.push(() => http2.destroy());
+  const stream = http2.request({
+    [constants.HTTP2_HEADER_METHOD]: "POST",
+    [constants.HTTP2_HEADER_PATH]: sessionPath,
+    "content-type": "application/connect+proto",
+  });
+  stream.on("error", () => {});
+  const messages: OpenSessionResponse[] = [];
+  let last: unknown;
+  let wake = () => {};
+  stream.on(
+    "data",
+    createEnvelopeReader(
+      Number.POSITIVE_INFINITY,
+      () => new Error(),
+      (flags, bytes) => {
+        if (flags === endOfStream) last = JSON.parse(Buffer.from(bytes).toString());
+        else messages.push(fromBinary(OpenSessionResponseSchema, bytes));
+        wake();
+      },
+    ),
+  );
+  const until = async (ready: () => boolean) => {
+    while (!ready()) {
+      await new Promise<void>((resolve) => {
+        wake = resolve;
+      });
+    }
+  };
+  return {
+    send: (...requests: Request[]) => stream.write(Buffer.concat(requests.map(encode))),
+    raw: (bytes: Buffer) => stream.write(bytes),
+    half: () => stream.end(),
+    cut: () => http2.destroy(),
+    async next() {
+      await until(() => messages.length > 0);
+      return messages.shift() as OpenSessionResponse;
+    },
+    async end() {
+      await until(() => last !== undefined);
+      return last;
+    },
+  };
+}
+
+/** Passes TCP on to a port that may change, and can cut all connections. */
+async function startRelay(port: () => number) {
+  const sockets = new Set<Socket>();
+  const relay = createRelay((socket) => {
+    const there = dial(port(), "127.0.0.1");
+    for (const [one, other] of [
+      [socket, there],
+      [there, socket],
+    ] as const) {
+      sockets.add(one);
+      one
+        .on("error", () => {})
+        .on("close", () => {
+          sockets.delete(one);
+          other.destroy();
+        });
+      one.pipe(other);
+    }
+  });
+  await new Promise<void>((resolve) => relay.listen(0, "127.0.0.1", resolve));
+  const cut = () => {
+    for (const socket of sockets) socket.destroy();
+  };
+  return {
+    url: `http://127.0.0.1:${(relay.address() as AddressInfo).port}`,
+    cut,
+    close() {
+      cut();
+      relay.close();
+    },
+  };
+}
+
+/** Passes calls on, but knows no sessions. */
+async function startProxy(url: string, answer: number | "silence") {
+  let sessions = 0;
+  const upstream = connectHttp2(url);
+  const proxy = createServer();
+  proxy.on("stream", (stream, headers) => {
+    stream.on("error", () => {});
+    if (headers[":path"] === sessionPath) {
+      sessions++;
+      if (answer !== "silence") stream.respond({ ":status": answer }, { endStream: true });
+      return;
+    }
+    const onward = upstream.request({ ...headers, ":authority": new URL(url).host });
+    stream.pipe(onward);
+    onward.on("response", (response) => {
+      stream.respond(response);
+      onward.pipe(stream);
+    });
+  });
+  await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
+  return {
+    url: `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`,
+    sessions: () => sessions,
+    close() {
+      proxy.close();
+      upstream.destroy();
+    },
+  };
+}
