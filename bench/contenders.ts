@@ -1,0 +1,56 @@
+import { type BaseCheckpointSaver, MemorySaver } from "@langchain/langgraph-checkpoint";
+import { PostgresSaver } from "@langchain/langgraph-checkpoint-postgres";
+import pg from "pg";
+import { ConnectSaver } from "../src/index.js";
+import { HttpSaver } from "./http_saver.js";
+import { poolSize } from "./settings.js";
+
+/**
+ * What is compared: LangGraph's saver on Postgres itself, ConnectSaver as it comes, the same
+ * over the gRPC protocol, and a proxy that speaks JSON over HTTP. `memory` stores nothing and
+ * shows what LangGraph costs by itself; it runs only where it is asked for.
+ */
+export const contenders = ["direct", "connect", "grpc", "http-json", "memory"] as const;
+
+/** One of `contenders`. */
+export type Contender = (typeof contenders)[number];
+
+/** Where a contender's checkpoints are kept. `url` is the service's or the proxy's. */
+export interface Target {
+  databaseUrl: string;
+  url: string | undefined;
+}
+
+/** Any saver. */
+export type Saver = BaseCheckpointSaver;
+
+/** A saver of this process, and the way to let go of its connections. */
+export interface OpenSaver {
+  saver: Saver;
+  close(): Promise<void>;
+}
+
+/** Opens a contender's saver. The tables are there already. */
+export function openSaver(contender: Contender, target: Target): OpenSaver {
+  switch (contender) {
+    case "direct": {
+      const pool = new pg.Pool({ connectionString: target.databaseUrl, max: poolSize });
+      const saver = new PostgresSaver(pool);
+      return { saver: saver, close: () => saver.end() };
+    }
+    case "connect": {
+      const saver = ConnectSaver.fromUrl(target.url!);
+      return { saver, close: () => saver.end() };
+    }
+    case "grpc": {
+      const saver = ConnectSaver.fromUrl(target.url!, { protocol: "grpc" });
+      return { saver, close: () => saver.end() };
+    }
+    case "http-json": {
+      const saver = new HttpSaver(target.url!);
+      return { saver: saver, close: () => saver.end() };
+    }
+    case "memory":
+      return { saver: new MemorySaver(), close: async () => {} };
+  }
+}
