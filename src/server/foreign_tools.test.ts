@@ -136,6 +136,7 @@ if (grpcurl !== undefined) {
       const { out } = await curl([], ["list"]);
       expect(out.trim().split("\n")).toEqual([
         service,
+        "checkpointd.v1.SessionService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
