@@ -28,7 +28,10 @@ export type ErrorReason =
   | "QUEUE_FULL"
   | "QUEUE_TIMEOUT"
   | "NOT_READY"
-  | "DATABASE_UNAVAILABLE";
+  | "DATABASE_UNAVAILABLE"
+  | "LEASE_LOST"
+  | "TARGET_NOT_EMPTY"
+  | "STILL_NEEDED";
 
 /** An error whose message is meant for the client: no SQL, no stack, no payload. */
 export class CheckpointdError extends Error {

@@ -5,10 +5,30 @@
 export { Code, ConnectError } from "@connectrpc/connect";
 export type { ErrorDetail } from "../gen/checkpointd/v1/checkpoint_pb.js";
 export type { CallsOptions } from "./client/calls.js";
+export { LEASE_TOKEN } from "./client/names.js";
+export {
+  type Recovered,
+  type RecoverOptions,
+  type RecoverySummary,
+  type ResumableGraph,
+  recoverThreads,
+} from "./client/recover.js";
 export { errorDetail, type RetryOptions } from "./client/retry.js";
 export {
   ConnectSaver,
   type ConnectSaverOptions,
   type ConnectSaverUrlOptions,
 } from "./client/saver.js";
+export type {
+  ClaimOptions,
+  Lease,
+  ListThreadsOptions,
+  Pruned,
+  PruneOptions,
+  Thread,
+  ThreadCounts,
+  ThreadFilter,
+  ThreadState,
+  Threads,
+} from "./client/threads.js";
 export type { TransportOptions } from "./client/transport.js";

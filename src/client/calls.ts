@@ -10,7 +10,7 @@ import {
   createClient,
   type Transport,
 } from "@connectrpc/connect";
-import type { CheckpointKey, CheckpointTuple } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import type { CheckpointTuple } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import {
   CheckpointService,
   type DeleteThreadRequestSchema,
@@ -18,12 +18,12 @@ import {
   type GetTupleRequestSchema,
   type GetTupleResponse,
   type ListRequestSchema,
-  type ListResponse,
   type PutRequestSchema,
   type PutResponse,
   type PutWritesRequestSchema,
   type PutWritesResponse,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { isRetryable, pauseBefore, type RetryOptions } from "./retry.js";
 import { NoSessions, type Session } from "./session.js";
 
@@ -57,20 +57,22 @@ interface Operations {
  */
 const sessionBytes = 256 * 1024;
 
-interface Stream {
-  messages: AsyncIterator<ListResponse>;
+interface Stream<Message> {
+  messages: AsyncIterator<Message>;
   controller: AbortController;
 }
 
 /** Makes the calls of one saver until it is ended. */
 export class Calls {
+  /** The other service's calls, for {@link Calls.attempt} and {@link Calls.stream}. */
+  readonly threads: Client<typeof ThreadService>;
   readonly #client: Client<typeof CheckpointService>;
   #openSession: ((headers: Headers | undefined) => Session) | undefined;
   #session: Session | undefined;
   readonly #timeoutMs: number;
   readonly #retry: Required<RetryOptions>;
   readonly #headers: Headers | undefined;
-  readonly #streams = new Set<Stream>();
+  readonly #streams = new Set<Stream<unknown>>();
   readonly #ending = new AbortController();
   #running = 0;
   #onIdle: (() => void) | undefined;
@@ -88,6 +90,7 @@ export class Calls {
   ) {
     this.#openSession = openSession;
     this.#client = createClient(CheckpointService, transport);
+    this.threads = createClient(ThreadService, transport);
     // Every call that waits for another try listens to it.
     setMaxListeners(0, this.#ending.signal);
     const { timeoutMs = 30_000, retry = {}, headers } = options;
@@ -153,34 +156,75 @@ export class Calls {
   }
 
   /**
+   * Makes one call of another kind with the options it is given, within the deadline; repeated
+   * from the start while the server cannot be reached, unless it is not `idempotent`.
+   */
+  async attempt<Answer>(
+    call: (options: CallOptions) => Promise<Answer>,
+    idempotent = true,
+  ): Promise<Answer> {
+    this.#checkOpen();
+    const deadline = this.#deadline();
+    this.#running++;
+    try {
+      for (let attempt = 1; ; attempt++) {
+        try {
+          const timeoutMs = Math.max(1, Math.ceil(deadline - performance.now()));
+          return await call(this.#callOptions(timeoutMs));
+        } catch (error) {
+          if (!idempotent) throw error;
+          await this.#pause(attempt, deadline, error);
+        }
+      }
+    } finally {
+      this.#running--;
+      if (this.#running === 0) this.#onIdle?.();
+    }
+  }
+
+  /**
    * Streams the tuples that match, in the service's order, each once: a stream that breaks is
-   * opened again after the last tuple that arrived. The number of tries starts anew with every
-   * tuple. Leaving the loop early cancels the call.
+   * opened again after the last tuple that arrived. Leaving the loop early cancels the call.
    */
   async *list(request: ListInit): AsyncGenerator<CheckpointTuple, void, undefined> {
-    let left = request.limit;
-    if (left === 0) return;
-    let after: CheckpointKey | undefined;
-    let stream: Stream | undefined;
+    const init: MessageInitShape<typeof ListRequestSchema> = { ...request };
+    if (init.limit === 0) return;
+    for await (const { tuple } of this.stream((options) => this.#client.list(init, options))) {
+      if (tuple?.key === undefined) {
+        throw new ConnectError("the service sent a list entry without a key", Code.Internal);
+      }
+      init.after = tuple.key;
+      yield tuple;
+      if (init.limit !== undefined && --init.limit === 0) return;
+    }
+  }
+
+  /**
+   * The messages of a stream that `open` opens, and opens again where it broke off: after the
+   * last message that was taken, which is for `open` to know. The number of tries and the time
+   * for the next message start anew with every message. Leaving the loop early cancels the call.
+   */
+  async *stream<Message>(
+    open: (options: CallOptions) => AsyncIterable<Message>,
+  ): AsyncGenerator<Message, void, undefined> {
+    let stream: Stream<Message> | undefined;
     try {
       for (let attempt = 1, deadline = this.#deadline(); ; ) {
         this.#checkOpen();
-        let tuple: CheckpointTuple | undefined;
+        let message: IteratorResult<Message>;
         // Only around our own reading: what a reader throws into the generator is not a
         // reason to open another stream.
         try {
-          stream ??= this.#open(request, left, after);
-          tuple = await nextTuple(stream, deadline);
+          stream ??= this.#open(open);
+          message = await nextMessage(stream, deadline);
         } catch (error) {
           this.#close(stream);
           stream = undefined;
           await this.#pause(attempt++, deadline, error);
           continue;
         }
-        if (tuple === undefined) return;
-        after = tuple.key;
-        yield tuple;
-        if (left !== undefined && --left === 0) return;
+        if (message.done) return;
+        yield message.value;
         attempt = 1;
         deadline = this.#deadline();
       }
@@ -204,21 +248,18 @@ export class Calls {
     return this.#ended.then(() => this.#session?.abort(endedError()));
   }
 
-  #open(request: ListInit, limit: number | undefined, after: CheckpointKey | undefined): Stream {
+  #open<Message>(open: (options: CallOptions) => AsyncIterable<Message>): Stream<Message> {
     const controller = new AbortController();
     // No deadline for the stream as a whole (0 also turns off one the transport may have): a
     // history is read as slowly as its reader likes.
     const options = { ...this.#callOptions(0), signal: controller.signal };
-    const init: MessageInitShape<typeof ListRequestSchema> = { ...request };
-    if (limit !== undefined) init.limit = limit;
-    if (after !== undefined) init.after = after;
-    const messages = this.#client.list(init, options)[Symbol.asyncIterator]();
+    const messages = open(options)[Symbol.asyncIterator]();
     const stream = { messages, controller };
     this.#streams.add(stream);
     return stream;
   }
 
-  #close(stream: Stream | undefined): void {
+  #close(stream: Stream<unknown> | undefined): void {
     if (stream === undefined) return;
     this.#streams.delete(stream);
     // Resets the HTTP/2 stream if it is still open, which stops the server's reading.
@@ -250,23 +291,21 @@ export class Calls {
   }
 }
 
-/** The stream's next tuple, or undefined at its end. Aborts the stream at the deadline. */
-async function nextTuple(stream: Stream, deadline: number): Promise<CheckpointTuple | undefined> {
+/** The stream's next message. Aborts the stream at the deadline. */
+async function nextMessage<Message>(
+  stream: Stream<Message>,
+  deadline: number,
+): Promise<IteratorResult<Message>> {
   const timer = setTimeout(
     () => {
       stream.controller.abort(
-        new ConnectError("no checkpoint arrived in time", Code.DeadlineExceeded),
+        new ConnectError("the stream's next message did not arrive in time", Code.DeadlineExceeded),
       );
     },
     Math.max(1, deadline - performance.now()),
   );
   try {
-    const { done, value } = await stream.messages.next();
-    if (done) return undefined;
-    if (value.tuple?.key === undefined) {
-      throw new ConnectError("the service sent a list entry without a key", Code.Internal);
-    }
-    return value.tuple;
+    return await stream.messages.next();
   } finally {
     clearTimeout(timer);
   }

@@ -9,7 +9,15 @@ export interface ConfigKeys {
   threadId: string | undefined;
   checkpointNs: string | undefined;
   checkpointId: string | undefined;
+  leaseToken: string | undefined;
 }
+
+/**
+ * The key of `configurable` that carries a lease's token (see {@link Threads.claim}): what a run
+ * stores under it is refused once the lease is lost. LangGraph hands it on to subgraphs and keeps
+ * it out of the metadata.
+ */
+export const LEASE_TOKEN = "__checkpointd_lease";
 
 /**
  * Returns `value` as text if the service can keep it unaltered.
@@ -36,7 +44,12 @@ export function checkName(field: string, value: unknown): string {
  * Throws as {@link checkName} does, naming the key.
  */
 export function readConfig(config: RunnableConfig | undefined): ConfigKeys {
-  const { thread_id, checkpoint_ns, checkpoint_id } = config?.configurable ?? {};
+  const {
+    thread_id,
+    checkpoint_ns,
+    checkpoint_id,
+    [LEASE_TOKEN]: token,
+  } = config?.configurable ?? {};
   return {
     threadId: isAbsent(thread_id) ? undefined : checkName("configurable.thread_id", thread_id),
     checkpointNs:
@@ -46,6 +59,7 @@ export function readConfig(config: RunnableConfig | undefined): ConfigKeys {
     checkpointId: isAbsent(checkpoint_id)
       ? undefined
       : checkName("configurable.checkpoint_id", checkpoint_id),
+    leaseToken: isAbsent(token) ? undefined : checkName(`configurable.${LEASE_TOKEN}`, token),
   };
 }
 

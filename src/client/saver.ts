@@ -23,7 +23,8 @@ import {
   toWrites,
 } from "./codec.js";
 import { readDeltaHistory } from "./history.js";
-import { checkName, readConfig, requireKey } from "./names.js";
+import { checkName, LEASE_TOKEN, readConfig, requireKey } from "./names.js";
+import { Threads } from "./threads.js";
 import { type OpenTransport, openTransport, type TransportOptions } from "./transport.js";
 import { nextVersion } from "./versions.js";
 
@@ -47,9 +48,12 @@ export interface ConnectSaverUrlOptions extends ConnectSaverOptions, TransportOp
  * stored unaltered (NUL, lone surrogate), and otherwise with the call's ConnectError, its code
  * intact; `errorDetail(error)` tells the field and limit. Every call has a deadline and is
  * repeated while the service cannot be reached: all of them are idempotent. What is stored is
- * what the arguments held when the method was called.
+ * what the arguments held when the method was called. A config that carries a lease's token
+ * ({@link LEASE_TOKEN}) makes put and putWrites fail, and store nothing, once the lease is lost.
  */
 export class ConnectSaver extends BaseCheckpointSaver<number | string> {
+  /** What there is to know and to do about threads as a whole. */
+  readonly threads: Threads;
   readonly #calls: Calls;
   #close: () => void = () => {};
 
@@ -64,6 +68,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
   ) {
     super(options.serde);
     this.#calls = new Calls(transport, options, openSession);
+    this.threads = new Threads(this.#calls);
   }
 
   /**
@@ -125,8 +130,10 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       threadId,
       checkpointNs = "",
       checkpointId: parentCheckpointId = "",
+      leaseToken = "",
     } = readConfig(config);
     const request = {
+      leaseToken,
       threadId: requireKey("put", "thread_id", config, threadId),
       checkpointNs,
       checkpointId: checkName("checkpoint.id", checkpoint.id),
@@ -143,6 +150,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
         thread_id: config.configurable?.thread_id,
         checkpoint_ns: checkpointNs,
         checkpoint_id: checkpoint.id,
+        ...(leaseToken === "" ? {} : { [LEASE_TOKEN]: leaseToken }),
       },
     };
   }
@@ -157,8 +165,9 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
     writes: PendingWrite[],
     taskId: string,
   ): Promise<void> {
-    const { threadId, checkpointNs = "", checkpointId } = readConfig(config);
+    const { threadId, checkpointNs = "", checkpointId, leaseToken = "" } = readConfig(config);
     const request = {
+      leaseToken,
       threadId: requireKey("putWrites", "thread_id", config, threadId),
       checkpointNs,
       checkpointId: requireKey("putWrites", "checkpoint_id", config, checkpointId),
@@ -181,8 +190,8 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
   /**
    * For each channel the writes of the ancestors of the checkpoint `config` names (the latest
    * unless it has an id), oldest first, and the value they build on, as the base class
-   * promises, but with one stream in place of a call per ancestor (see history.ts for the
-   * cost). A checkpoint that is not stored has no ancestors.
+   * promises, but walked in the database: one call where the base class makes one for each
+   * ancestor. A checkpoint that is not stored has no ancestors.
    */
   override async getDeltaChannelHistory(options: {
     config: RunnableConfig;
@@ -194,7 +203,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
     if (threadId === undefined) {
       return Object.fromEntries(channels.map((channel) => [channel, { writes: [] }]));
     }
-    const target = { threadId, checkpointNs, checkpointId };
+    const target = { threadId, checkpointNs, checkpointId: checkpointId ?? "" };
     return readDeltaHistory(this.#calls, this.serde, target, channels);
   }
 

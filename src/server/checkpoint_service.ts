@@ -5,6 +5,13 @@ import { list } from "../store/list.js";
 import { checkList } from "./checks.js";
 import type { Operations } from "./operations.js";
 
+/** The call's signal, which also aborts after `callTimeoutMs` if the client set no deadline. */
+export function boundedSignal(context: HandlerContext, callTimeoutMs: number): AbortSignal {
+  return context.timeoutMs() === undefined
+    ? AbortSignal.any([context.signal, AbortSignal.timeout(callTimeoutMs)])
+    : context.signal;
+}
+
 /**
  * The five RPCs. Errors rise to the interceptor.
  *
@@ -16,10 +23,7 @@ export function createCheckpointService(
   operations: Operations,
   callTimeoutMs: number,
 ): ServiceImpl<typeof CheckpointService> {
-  const bounded = (context: HandlerContext) =>
-    context.timeoutMs() === undefined
-      ? AbortSignal.any([context.signal, AbortSignal.timeout(callTimeoutMs)])
-      : context.signal;
+  const bounded = (context: HandlerContext) => boundedSignal(context, callTimeoutMs);
   return {
     getTuple: (request, context) => operations.getTuple(request, bounded(context)),
     put: (request, context) => operations.put(request, bounded(context)),

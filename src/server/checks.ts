@@ -26,6 +26,12 @@ export const limits = {
   version: 128,
   type: 256,
   elements: 10_000,
+  leaseToken: 64,
+  owner: 256,
+  runId: 512,
+  /** Threads, runs or channels that one request may name, and threads it may claim. */
+  threads: 1_000,
+  keepLast: 1_000_000,
 } as const;
 
 export function checkGetTuple(request: GetTupleRequest): void {
@@ -44,6 +50,7 @@ export function checkPut(request: PutRequest): void {
   }
   checkJsonObject("checkpoint_json", request.checkpointJson);
   if (request.metadataJson !== "") checkJsonObject("metadata_json", request.metadataJson);
+  checkText("lease_token", request.leaseToken, limits.leaseToken);
   checkCount("blobs", request.blobs.length);
   const channels = new Set<string>();
   for (const [i, blob] of request.blobs.entries()) {
@@ -62,6 +69,7 @@ export function checkPutWrites(request: PutWritesRequest): void {
   checkName("checkpoint_id", request.checkpointId, limits.checkpointId);
   checkName("task_id", request.taskId, limits.taskId);
   checkText("task_path", request.taskPath, limits.taskPath);
+  checkText("lease_token", request.leaseToken, limits.leaseToken);
   checkCount("writes", request.writes.length);
   for (const [i, write] of request.writes.entries()) {
     checkName(`writes[${i}].channel`, write.channel, limits.channel);
@@ -111,12 +119,12 @@ export function checkDeleteThread(request: DeleteThreadRequest): void {
   checkName("thread_id", request.threadId, limits.threadId);
 }
 
-function checkName(field: string, text: string, limit: number): void {
+export function checkName(field: string, text: string, limit: number): void {
   if (text === "") throw invalidArgument(field, "REQUIRED", "must not be empty");
   checkText(field, text, limit);
 }
 
-function checkText(field: string, text: string, limit: number): void {
+export function checkText(field: string, text: string, limit: number): void {
   // A UTF-16 unit is at most 3 bytes of UTF-8, so most names need no counting.
   if (text.length * 3 > limit && Buffer.byteLength(text) > limit) {
     throw invalidArgument(field, "TOO_LONG", `must be at most ${limit} bytes`, limit);
@@ -134,7 +142,7 @@ function checkCharacters(field: string, text: string): void {
 }
 
 /** Only what costs nothing to see; Postgres parses the rest (see store/json.ts). */
-function checkJsonObject(field: string, text: string): void {
+export function checkJsonObject(field: string, text: string): void {
   checkCharacters(field, text);
   if (!/^\s*\{/.test(text)) {
     throw invalidArgument(field, "NOT_A_JSON_OBJECT", "must be a JSON object");
@@ -152,13 +160,9 @@ function checkValue(field: string, value: Value): void {
   }
 }
 
-function checkCount(field: string, count: number): void {
-  if (count > limits.elements) {
-    throw invalidArgument(
-      field,
-      "TOO_MANY",
-      `must have at most ${limits.elements} elements, has ${count}`,
-      limits.elements,
-    );
+export function checkCount(field: string, count: number, limit: number = limits.elements): void {
+  if (count > limit) {
+    const message = `must have at most ${limit} elements, has ${count}`;
+    throw invalidArgument(field, "TOO_MANY", message, limit);
   }
 }

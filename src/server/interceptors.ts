@@ -2,12 +2,15 @@ import { randomUUID } from "node:crypto";
 import { Code, ConnectError, type Interceptor } from "@connectrpc/connect";
 import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { CheckpointdError, type ErrorCode } from "../errors.js";
 import type { Log } from "../log.js";
 import type { Signal } from "../store/db.js";
 
 /** The header that carries a call's id, taken from the client or made here. */
 export const requestIdHeader = "x-request-id";
+
+const needsDatabase = new Set([CheckpointService.typeName, ThreadService.typeName]);
 
 /**
  * Wraps every call: gives it an id, refuses it while the database is not ready, turns errors
@@ -26,7 +29,7 @@ export function createInterceptor(log: Log, isReady: () => boolean): Interceptor
       return answer;
     };
     try {
-      if (request.service.typeName === CheckpointService.typeName && !isReady()) throw notReady();
+      if (needsDatabase.has(request.service.typeName) && !isReady()) throw notReady();
       const response = await next(request);
       response.header.set(requestIdHeader, requestId);
       if (!response.stream) {

@@ -3,6 +3,7 @@ import { Code, ConnectError } from "@connectrpc/connect";
 import { compressionGzip } from "@connectrpc/connect-node";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { SessionService } from "../../gen/checkpointd/v1/session_service_pb.js";
+import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { Health } from "../../gen/health/v1/health_pb.js";
 import type { Log } from "../log.js";
 import { type DbOptions, openDb } from "../store/db.js";
@@ -16,6 +17,7 @@ import { startReadiness } from "./readiness.js";
 import { createReflection } from "./reflection.js";
 import { createSessions } from "./session.js";
 import { carrySession, createSessionService } from "./session_stream.js";
+import { createThreadService } from "./thread_service.js";
 
 /** What a server is started with. Durations in milliseconds, sizes in bytes. */
 export interface ServerOptions extends DbOptions {
@@ -84,9 +86,10 @@ export async function startServer(options: ServerOptions): Promise<Server> {
         CheckpointService,
         createCheckpointService(db, operations, options.callTimeoutMs),
       );
+      router.service(ThreadService, createThreadService(db, options.callTimeoutMs));
       router.service(SessionService, createSessionService(sessions));
       router.service(Health, health.service);
-      createReflection([CheckpointService, SessionService, Health])(router);
+      createReflection([CheckpointService, ThreadService, SessionService, Health])(router);
     },
     {
       interceptors: [createInterceptor(log, readiness.wasReady)],

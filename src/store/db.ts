@@ -61,6 +61,12 @@ export interface Db {
    */
   run: Run;
   /**
+   * Runs statements in one transaction (READ COMMITTED, so each sees what was committed before
+   * it began) on one connection, and commits when `use` returns. Waits for the connection, is
+   * cancelled and is tried again as a whole as `run` is; an error of `use` rolls back.
+   */
+  transaction<T>(use: (run: Run) => Promise<T>, signal?: Signal): Promise<T>;
+  /**
    * Calls `use` with a connection when one is free, at once if there is one, and frees it when
    * the promise settles. In turn with `run`, but without its bounds: who waits holds a place.
    */
@@ -167,11 +173,12 @@ export function openDb(options: DbOptions): Db {
   }
 
   async function send(
+    connection: postgres.ISql,
     text: string,
     parameters: readonly Parameter[],
     signal: Signal | undefined,
   ): Promise<Row[]> {
-    const query = sql.unsafe(text, parameters as never, { prepare: options.prepare }).raw();
+    const query = connection.unsafe(text, parameters as never, { prepare: options.prepare }).raw();
     if (!signal) return (await query) as unknown as Row[];
     let timer: NodeJS.Timeout | undefined;
     const cancel = () => {
@@ -192,15 +199,14 @@ export function openDb(options: DbOptions): Db {
     }
   }
 
-  async function execute(
-    text: string,
-    parameters: readonly Parameter[],
-    signal?: Signal,
-  ): Promise<Row[]> {
+  const execute: Run = (text, parameters, signal) =>
+    tryAgain(() => send(sql, text, parameters, signal), signal);
+
+  async function tryAgain<T>(use: () => Promise<T>, signal: Signal | undefined): Promise<T> {
     for (let attempt = 1; ; attempt++) {
       signal?.throwIfAborted();
       try {
-        return await send(text, parameters, signal);
+        return await use();
       } catch (error) {
         signal?.throwIfAborted();
         if (attempt >= conflictTries || !mayRunAgain(error)) throw error;
@@ -220,6 +226,20 @@ export function openDb(options: DbOptions): Db {
       // The caller is told at once; the connection is free when the statement has ended.
       const rows = execute(text, parameters, signal).finally(release);
       return signal ? orAborted(rows, signal) : rows;
+    },
+    async transaction<T>(use: (run: Run) => Promise<T>, signal?: Signal) {
+      signal?.throwIfAborted();
+      await acquire(signal);
+      // Not settled by the statements inside: a connection that closes leaves those that are
+      // queued unsettled (porsager/postgres#1186), while begin rejects.
+      const result = tryAgain(
+        () =>
+          sql.begin((held) =>
+            use((text, parameters) => send(held, text, parameters, signal)),
+          ) as Promise<T>,
+        signal,
+      ).finally(release);
+      return signal ? orAborted(result, signal) : result;
     },
     withConnection(use) {
       const start = () => void use(execute).finally(release);

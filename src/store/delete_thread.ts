@@ -1,10 +1,11 @@
 import type { Db, Signal } from "./db.js";
 
 /**
- * Deletes everything of a thread in all namespaces, in one statement and so all or nothing.
- * A thread that does not exist is deleted already.
+ * Deletes everything of a thread in all namespaces, in one statement and so all or nothing,
+ * and its lease: whoever holds it must not bring parts of the thread back. A thread that does
+ * not exist is deleted already.
  *
- * Relies on the primary keys of the three tables, which all start with thread_id.
+ * Relies on the primary keys of the tables, which all start with thread_id.
  */
 export async function deleteThread(db: Db, threadId: string, signal?: Signal): Promise<void> {
   await db.run(statement(db.schema), [threadId], signal);
@@ -13,5 +14,6 @@ export async function deleteThread(db: Db, threadId: string, signal?: Signal): P
 const statement = (schema: string) => `
 with
   deleted_writes as (delete from ${schema}.checkpoint_writes where thread_id = $1),
-  deleted_blobs as (delete from ${schema}.checkpoint_blobs where thread_id = $1)
+  deleted_blobs as (delete from ${schema}.checkpoint_blobs where thread_id = $1),
+  ended_lease as (delete from ${schema}.checkpointd_claims where thread_id = $1 collate "C")
 delete from ${schema}.checkpoints where thread_id = $1`;

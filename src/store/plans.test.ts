@@ -117,7 +117,10 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
       "deleteThread",
       (db) => deleteThread(db, "thread-5"),
       // Any index that starts with thread_id will do.
-      tuple(["checkpoints_pkey", "checkpointd_checkpoints_latest_idx"]),
+      {
+        ...tuple(["checkpoints_pkey", "checkpointd_checkpoints_latest_idx"]),
+        checkpointd_claims: ["checkpointd_claims_pkey"],
+      },
     ],
     ...Object.entries({
       "of all threads": { request: {}, indexes: ["checkpointd_checkpoints_newest_idx"] },
@@ -250,6 +253,7 @@ async function recordStatement(
     schema: '"public"',
     load: () => ({ running: 0, waiting: 0 }),
     run,
+    transaction: (use) => use(run),
     withConnection: (use) => void use(run),
     isFree: () => true,
     takePlace: () => () => {},

@@ -1,5 +1,7 @@
+import type { ChannelBlob } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { PutRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { createBatch } from "./batch.js";
+import { heldLeases, leaseLost } from "./claims.js";
 import type { Db, Run, Signal } from "./db.js";
 import { explainJson } from "./json.js";
 import { packBytes, unpack, unpacked } from "./values.js";
@@ -15,35 +17,47 @@ import { packBytes, unpack, unpacked } from "./values.js";
  * Relies on the primary keys of checkpoints and checkpoint_blobs.
  */
 export function createPut(db: Db): (request: PutRequest, signal?: Signal) => Promise<void> {
-  return createBatch<PutRequest, undefined>(db, {
-    maxItems: () => 32,
-    maxBytes: 1024 * 1024,
-    sizeOf: (request) => {
-      let bytes = request.checkpointJson.length + request.metadataJson.length;
-      for (const blob of request.blobs) bytes += blob.value?.data.length ?? 0;
-      return bytes;
-    },
-    keyOf: ({ threadId, checkpointNs, checkpointId }) =>
-      `${threadId}\0${checkpointNs}\0${checkpointId}`,
-    run: (run, requests, signal) => putAll(db.schema, run, requests, signal),
-  });
+  const put = createBatch(db, batchOptions(db.schema, false));
+  const putUnderLease = createBatch(db, batchOptions(db.schema, true));
+  return async (request, signal) => {
+    const batch = request.leaseToken === "" ? put : putUnderLease;
+    if (!(await batch(request, signal))) throw leaseLost();
+  };
 }
 
+const batchOptions = (schema: string, underLease: boolean) => ({
+  maxItems: () => 32,
+  maxBytes: 1024 * 1024,
+  sizeOf: (request: PutRequest) => {
+    let bytes = request.checkpointJson.length + request.metadataJson.length;
+    for (const blob of request.blobs) bytes += blob.value?.data.length ?? 0;
+    return bytes;
+  },
+  keyOf: ({ threadId, checkpointNs, checkpointId }: PutRequest) =>
+    `${threadId}\0${checkpointNs}\0${checkpointId}`,
+  run: (run: Run, requests: readonly PutRequest[], signal: Signal | undefined) =>
+    putAll(schema, underLease, run, requests, signal),
+});
+
+/** Tells of each whether it was stored; not if its lease is lost. */
 async function putAll(
   schema: string,
+  underLease: boolean,
   run: Run,
   requests: readonly PutRequest[],
   signal: Signal | undefined,
-): Promise<undefined[]> {
+): Promise<boolean[]> {
   const sorted = requests.length === 1 ? requests : [...requests].sort(compareKeys);
-  const blobs = sorted.flatMap((request) =>
-    request.blobs
-      .map((blob) => ({ request, blob }))
-      .sort((a, b) => (a.blob.channel < b.blob.channel ? -1 : 1)),
+  const blobs = onePerVersion(
+    sorted.flatMap((request) =>
+      request.blobs
+        .map((blob) => ({ request, blob }))
+        .sort((a, b) => (a.blob.channel < b.blob.channel ? -1 : 1)),
+    ),
   );
   const values = packBytes(blobs.map(({ blob }) => blob.value?.data));
   const result = run(
-    statement(schema),
+    statement(schema, underLease),
     [
       sorted.map((request) => request.threadId),
       sorted.map((request) => request.checkpointNs),
@@ -60,18 +74,42 @@ async function putAll(
       values.lengths,
       values.texts,
       values.bytes,
+      ...(underLease
+        ? [
+            sorted.map((request) => request.leaseToken),
+            blobs.map(({ request }) => request.leaseToken),
+          ]
+        : []),
     ],
     signal,
   );
   const [only] = requests.length === 1 ? requests : [];
-  await (only
+  const rows = await (only
     ? explainJson(
         run,
         { checkpoint_json: only.checkpointJson, metadata_json: only.metadataJson },
         result,
       )
     : result);
-  return requests.map(() => undefined);
+  if (!underLease) return requests.map(() => true);
+  const held = new Set(rows.map(([threadId, token]) => `${threadId}\0${token}`));
+  return requests.map(({ threadId, leaseToken }) => held.has(`${threadId}\0${leaseToken}`));
+}
+
+/**
+ * Two checkpoints of a thread may bring the same version of a channel (the branches of a fork,
+ * with LangGraph's integer versions), and one statement cannot conflict with itself. The first
+ * wins, as it does between statements.
+ */
+function onePerVersion<Blob extends { request: PutRequest; blob: ChannelBlob }>(
+  blobs: Blob[],
+): Blob[] {
+  if (blobs[0]?.request === blobs[blobs.length - 1]?.request) return blobs;
+  const seen = new Set<string>();
+  return blobs.filter(({ request, blob }) => {
+    const key = `${request.threadId}\0${request.checkpointNs}\0${blob.channel}\0${blob.version}`;
+    return seen.size !== seen.add(key).size;
+  });
 }
 
 function compareKeys(a: PutRequest, b: PutRequest): number {
@@ -80,20 +118,35 @@ function compareKeys(a: PutRequest, b: PutRequest): number {
   return a.checkpointId < b.checkpointId ? -1 : 1;
 }
 
-const statement = (schema: string) => `
-with new_blobs as (
-  insert into ${schema}.checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-  select thread_id, checkpoint_ns, channel, version, type, ${unpacked}
-  from unnest($7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::int[], $13::int[])
-    as b (thread_id, checkpoint_ns, channel, version, type, start, length)
+/**
+ * A blob that is stored already is left as it is, but its row is locked (`do nothing` would not
+ * lock it): a prune that is about to remove it as unused waits for this statement and then sees
+ * the checkpoint that names it.
+ */
+const statement = (schema: string, underLease: boolean) => `
+with ${underLease ? `${heldLeases(schema, "$1", "$16")}, ` : ""}new_blobs as (
+  insert into ${schema}.checkpoint_blobs as stored
+    (thread_id, checkpoint_ns, channel, version, type, blob)
+  select b.thread_id, checkpoint_ns, channel, version, type, ${unpacked}
+  from unnest($7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::int[], $13::int[]
+      ${underLease ? ", $17::text[]" : ""})
+    as b (thread_id, checkpoint_ns, channel, version, type, start, length
+      ${underLease ? ", token" : ""})
+  ${underLease ? `join lease on lease.thread_id = b.thread_id collate "C" and lease.token = b.token` : ""}
   cross join ${unpack("$14", "$15")}
-  on conflict (thread_id, checkpoint_ns, channel, version) do nothing
-)
+  on conflict (thread_id, checkpoint_ns, channel, version) do update set type = stored.type
+    where false
+)${underLease ? ", new_checkpoints as (" : ""}
 insert into ${schema}.checkpoints
   (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
-select thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id,
+select c.thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id,
   checkpoint::jsonb, metadata::jsonb
-from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
-  as c (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
+from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[]
+    ${underLease ? ", $16::text[]" : ""})
+  as c (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata
+    ${underLease ? ", token" : ""})
+${underLease ? `join lease on lease.thread_id = c.thread_id collate "C" and lease.token = c.token` : ""}
 on conflict (thread_id, checkpoint_ns, checkpoint_id)
-do update set checkpoint = excluded.checkpoint, metadata = excluded.metadata`;
+do update set checkpoint = excluded.checkpoint, metadata = excluded.metadata${
+  underLease ? ")\nselect thread_id, token from lease" : ""
+}`;

@@ -1,5 +1,6 @@
 import type { PutWritesRequest, Write } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { createBatch } from "./batch.js";
+import { heldLeases, leaseLost } from "./claims.js";
 import type { Db, Run, Signal } from "./db.js";
 import { packBytes, unpack, unpacked } from "./values.js";
 
@@ -13,15 +14,24 @@ import { packBytes, unpack, unpacked } from "./values.js";
 export function createPutWrites(
   db: Db,
 ): (request: PutWritesRequest, signal?: Signal) => Promise<void> {
-  const keep = createBatch(db, batchOptions(db.schema, false));
-  const replace = createBatch(db, batchOptions(db.schema, true));
+  const batches = new Map(
+    ["keep", "replace", "keep under lease", "replace under lease"].map((kind) => [
+      kind,
+      createBatch(
+        db,
+        batchOptions(db.schema, kind.startsWith("replace"), kind.endsWith("under lease")),
+      ),
+    ]),
+  );
   return async (request, signal) => {
     if (request.writes.length === 0) return;
-    await (request.writes.every((write) => write.idx < 0) ? replace : keep)(request, signal);
+    const rule = request.writes.every((write) => write.idx < 0) ? "replace" : "keep";
+    const batch = batches.get(request.leaseToken === "" ? rule : `${rule} under lease`);
+    if (!(await batch?.(request, signal))) throw leaseLost();
   };
 }
 
-const batchOptions = (schema: string, replace: boolean) => ({
+const batchOptions = (schema: string, replace: boolean, underLease: boolean) => ({
   maxItems: () => 32,
   maxBytes: 1024 * 1024,
   sizeOf: (request: PutWritesRequest) => {
@@ -32,23 +42,25 @@ const batchOptions = (schema: string, replace: boolean) => ({
   keyOf: (request: PutWritesRequest) =>
     `${request.threadId}\0${request.checkpointNs}\0${request.checkpointId}\0${request.taskId}`,
   run: (run: Run, requests: readonly PutWritesRequest[], signal: Signal | undefined) =>
-    putAllWrites(schema, replace, run, requests, signal),
+    putAllWrites(schema, replace, underLease, run, requests, signal),
 });
 
+/** Tells of each whether it was stored; not if its lease is lost. */
 async function putAllWrites(
   schema: string,
   replace: boolean,
+  underLease: boolean,
   run: Run,
   requests: readonly PutWritesRequest[],
   signal: Signal | undefined,
-): Promise<undefined[]> {
+): Promise<boolean[]> {
   const sorted = requests.length === 1 ? requests : [...requests].sort(compareKeys);
   const rows = sorted.flatMap((request) =>
     onePerIdx(request.writes, replace).map((write) => ({ request, write })),
   );
   const values = packBytes(rows.map(({ write }) => write.value?.data));
-  await run(
-    statement(schema, replace),
+  const held = await run(
+    statement(schema, replace, underLease),
     [
       rows.map(({ request }) => request.threadId),
       rows.map(({ request }) => request.checkpointNs),
@@ -62,10 +74,13 @@ async function putAllWrites(
       values.lengths,
       values.texts,
       values.bytes,
+      ...(underLease ? [rows.map(({ request }) => request.leaseToken)] : []),
     ],
     signal,
   );
-  return requests.map(() => undefined);
+  if (!underLease) return requests.map(() => true);
+  const leases = new Set(held.map(([threadId, token]) => `${threadId}\0${token}`));
+  return requests.map(({ threadId, leaseToken }) => leases.has(`${threadId}\0${leaseToken}`));
 }
 
 function compareKeys(a: PutWritesRequest, b: PutWritesRequest): number {
@@ -84,17 +99,20 @@ function onePerIdx(writes: readonly Write[], lastWins: boolean): readonly Write[
   return [...byIdx.values()].sort((a, b) => a.idx - b.idx);
 }
 
-const statement = (schema: string, replace: boolean) => `
+const statement = (schema: string, replace: boolean, underLease: boolean) => `
+${underLease ? `with ${heldLeases(schema, "$1", "$13")}, stored as (` : ""}
 insert into ${schema}.checkpoint_writes
   (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-select thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type,
+select w.thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type,
   ${unpacked}
 from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int[], $7::text[],
-    $8::text[], $9::int[], $10::int[])
-  as w (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, start, length)
+    $8::text[], $9::int[], $10::int[]${underLease ? ", $13::text[]" : ""})
+  as w (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, start, length
+    ${underLease ? ", token" : ""})
+${underLease ? `join lease on lease.thread_id = w.thread_id collate "C" and lease.token = w.token` : ""}
 cross join ${unpack("$11", "$12")}
 on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) ${
   replace
     ? "do update set channel = excluded.channel, type = excluded.type, blob = excluded.blob"
     : "do nothing"
-}`;
+}${underLease ? ")\nselect thread_id, token from lease" : ""}`;

@@ -139,11 +139,10 @@ export async function readValues(
  */
 export function tupleRows(schema: string, values: ValueForm, candidates = "null::bigint"): string {
   // Columns e, f and data.
-  const value = (row: string) =>
-    values === "text"
-      ? `case when ${row}.type = 'json' then convert_from(${row}.blob, 'UTF8') end, null,
-  case when ${row}.type <> 'json' then ${row}.blob end`
-      : `null, null, ${row}.blob`;
+  const value = (row: string) => {
+    const [text, bytes] = valueColumns(row, values);
+    return `${text}, null, ${bytes}`;
+  };
   return `
 select n, 0 as kind, thread_id as a, checkpoint_ns as b, checkpoint_id as c,
   parent_checkpoint_id as d, checkpoint_json as e, metadata_json as f, null::bytea as data,
@@ -161,11 +160,11 @@ cross join lateral (
 ) as b
 where b.type <> 'empty'
 union all
-select n, 2, w.task_id, w.channel, w.type, null, ${value("w")}, w.idx,
+select n, 2, w.task_id, w.channel, w.type, nullif(w.task_path, ''), ${value("w")}, w.idx,
   '', w.task_id collate "C", null
 from page
 cross join lateral (
-  select task_id, idx, channel, type, blob from ${schema}.checkpoint_writes w
+  select task_id, task_path, idx, channel, type, blob from ${schema}.checkpoint_writes w
   where w.thread_id = page.thread_id and w.checkpoint_ns = page.checkpoint_ns
     and w.checkpoint_id = page.checkpoint_id
   offset 0
@@ -184,6 +183,16 @@ cross join lateral (
 order by n, kind, sort_path, sort_task, idx`;
 }
 
+/** Two columns of a row with a type and a blob, for `toValue`: the value as text, and as bytes. */
+export function valueColumns(row: string, values: ValueForm): [string, string] {
+  return values === "text"
+    ? [
+        `case when ${row}.type = 'json' then convert_from(${row}.blob, 'UTF8') end`,
+        `case when ${row}.type <> 'json' then ${row}.blob end`,
+      ]
+    : ["null", `${row}.blob`];
+}
+
 /** Puts the rows of `tupleRows` back together, by n: the one place where rows become tuples. */
 export function toTuples(rows: readonly Row[]): Map<number, CheckpointTuple> {
   const tuples = new Map<number, CheckpointTuple>();
@@ -198,7 +207,7 @@ export function toTuples(rows: readonly Row[]): Map<number, CheckpointTuple> {
         create(ChannelBlobSchema, {
           channel: text(row[2]),
           version: text(row[3]),
-          value: toValue(row),
+          value: toValue(row[4], row[6], row[8]),
         }),
       );
     } else if (kind === writeRow) {
@@ -207,11 +216,12 @@ export function toTuples(rows: readonly Row[]): Map<number, CheckpointTuple> {
           taskId: text(row[2]),
           channel: text(row[3]),
           idx: Number(text(row[9])),
-          value: toValue(row),
+          value: toValue(row[4], row[6], row[8]),
+          taskPath: text(row[5]),
         }),
       );
     } else {
-      tuple.pendingSends.push(toValue(row));
+      tuple.pendingSends.push(toValue(row[4], row[6], row[8]));
     }
   }
   return tuples;
@@ -233,15 +243,18 @@ function toTuple(row: Row): CheckpointTuple {
   return tuple;
 }
 
-function toValue(row: Row): Value {
-  return create(ValueSchema, { type: text(row[4]), data: row[6] ?? bytes(row[8]) });
+type Column = Row[number] | undefined;
+
+/** A value from its type and the two columns of `valueColumns`. */
+export function toValue(type: Column, asText: Column, asBytes: Column): Value {
+  return create(ValueSchema, { type: text(type), data: asText ?? bytes(asBytes) });
 }
 
-function text(column: Buffer | null | undefined): string {
+function text(column: Column): string {
   return column ? column.toString("utf8") : "";
 }
 
 /** Decodes bytea's text form, `\x` and two hex digits a byte. */
-function bytes(column: Buffer | null | undefined): Uint8Array {
+function bytes(column: Column): Uint8Array {
   return column ? Buffer.from(column.toString("latin1", 2), "hex") : new Uint8Array(0);
 }

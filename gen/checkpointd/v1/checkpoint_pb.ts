@@ -10,7 +10,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file checkpointd/v1/checkpoint.proto.
  */
 export const file_checkpointd_v1_checkpoint: GenFile = /*@__PURE__*/
-  fileDesc("Ch9jaGVja3BvaW50ZC92MS9jaGVja3BvaW50LnByb3RvEg5jaGVja3BvaW50ZC52MSIjCgVWYWx1ZRIMCgR0eXBlGAEgASgJEgwKBGRhdGEYAiABKAwiVQoLQ2hhbm5lbEJsb2ISDwoHY2hhbm5lbBgBIAEoCRIPCgd2ZXJzaW9uGAIgASgJEiQKBXZhbHVlGAMgASgLMhUuY2hlY2twb2ludGQudjEuVmFsdWUiYwoMUGVuZGluZ1dyaXRlEg8KB3Rhc2tfaWQYASABKAkSCwoDaWR4GAIgASgFEg8KB2NoYW5uZWwYAyABKAkSJAoFdmFsdWUYBCABKAsyFS5jaGVja3BvaW50ZC52MS5WYWx1ZSJQCg1DaGVja3BvaW50S2V5EhEKCXRocmVhZF9pZBgBIAEoCRIVCg1jaGVja3BvaW50X25zGAIgASgJEhUKDWNoZWNrcG9pbnRfaWQYAyABKAkiuQIKD0NoZWNrcG9pbnRUdXBsZRIqCgNrZXkYASABKAsyHS5jaGVja3BvaW50ZC52MS5DaGVja3BvaW50S2V5EiEKFHBhcmVudF9jaGVja3BvaW50X2lkGAIgASgJSACIAQESFwoPY2hlY2twb2ludF9qc29uGAMgASgJEhUKDW1ldGFkYXRhX2pzb24YBCABKAkSKgoFYmxvYnMYBSADKAsyGy5jaGVja3BvaW50ZC52MS5DaGFubmVsQmxvYhI0Cg5wZW5kaW5nX3dyaXRlcxgGIAMoCzIcLmNoZWNrcG9pbnRkLnYxLlBlbmRpbmdXcml0ZRIsCg1wZW5kaW5nX3NlbmRzGAcgAygLMhUuY2hlY2twb2ludGQudjEuVmFsdWVCFwoVX3BhcmVudF9jaGVja3BvaW50X2lkIjsKC0Vycm9yRGV0YWlsEg4KBnJlYXNvbhgBIAEoCRINCgVmaWVsZBgCIAEoCRINCgVsaW1pdBgDIAEoA2IGcHJvdG8z");
+  fileDesc("Ch9jaGVja3BvaW50ZC92MS9jaGVja3BvaW50LnByb3RvEg5jaGVja3BvaW50ZC52MSIjCgVWYWx1ZRIMCgR0eXBlGAEgASgJEgwKBGRhdGEYAiABKAwiVQoLQ2hhbm5lbEJsb2ISDwoHY2hhbm5lbBgBIAEoCRIPCgd2ZXJzaW9uGAIgASgJEiQKBXZhbHVlGAMgASgLMhUuY2hlY2twb2ludGQudjEuVmFsdWUidgoMUGVuZGluZ1dyaXRlEg8KB3Rhc2tfaWQYASABKAkSCwoDaWR4GAIgASgFEg8KB2NoYW5uZWwYAyABKAkSJAoFdmFsdWUYBCABKAsyFS5jaGVja3BvaW50ZC52MS5WYWx1ZRIRCgl0YXNrX3BhdGgYBSABKAkiUAoNQ2hlY2twb2ludEtleRIRCgl0aHJlYWRfaWQYASABKAkSFQoNY2hlY2twb2ludF9ucxgCIAEoCRIVCg1jaGVja3BvaW50X2lkGAMgASgJIrkCCg9DaGVja3BvaW50VHVwbGUSKgoDa2V5GAEgASgLMh0uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludEtleRIhChRwYXJlbnRfY2hlY2twb2ludF9pZBgCIAEoCUgAiAEBEhcKD2NoZWNrcG9pbnRfanNvbhgDIAEoCRIVCg1tZXRhZGF0YV9qc29uGAQgASgJEioKBWJsb2JzGAUgAygLMhsuY2hlY2twb2ludGQudjEuQ2hhbm5lbEJsb2ISNAoOcGVuZGluZ193cml0ZXMYBiADKAsyHC5jaGVja3BvaW50ZC52MS5QZW5kaW5nV3JpdGUSLAoNcGVuZGluZ19zZW5kcxgHIAMoCzIVLmNoZWNrcG9pbnRkLnYxLlZhbHVlQhcKFV9wYXJlbnRfY2hlY2twb2ludF9pZCI7CgtFcnJvckRldGFpbBIOCgZyZWFzb24YASABKAkSDQoFZmllbGQYAiABKAkSDQoFbGltaXQYAyABKANiBnByb3RvMw");
 
 /**
  * A value as LangGraph's serializer wrote it. The service stores and returns it and
@@ -114,6 +114,13 @@ export type PendingWrite = Message<"checkpointd.v1.PendingWrite"> & {
    * @generated from field: checkpointd.v1.Value value = 4;
    */
   value?: Value | undefined;
+
+  /**
+   * The task's path in the graph. Empty for JavaScript agents.
+   *
+   * @generated from field: string task_path = 5;
+   */
+  taskPath: string;
 };
 
 /**
@@ -239,7 +246,8 @@ export type ErrorDetail = Message<"checkpointd.v1.ErrorDetail"> & {
   /**
    * A stable, upper-case word for programs: REQUIRED, TOO_LONG, TOO_MANY, OUT_OF_RANGE,
    * NUL_CHARACTER, LONE_SURROGATE, INVALID_JSON, NOT_A_JSON_OBJECT, DUPLICATE, RESERVED,
-   * QUEUE_FULL, QUEUE_TIMEOUT, NOT_READY, DATABASE_UNAVAILABLE. A message above the size limit
+   * QUEUE_FULL, QUEUE_TIMEOUT, NOT_READY, DATABASE_UNAVAILABLE, LEASE_LOST, TARGET_NOT_EMPTY,
+   * STILL_NEEDED. A message above the size limit
    * is refused before it is read and has no detail; the error's text names the limit.
    *
    * @generated from field: string reason = 1;

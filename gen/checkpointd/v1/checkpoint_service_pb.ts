@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file checkpointd/v1/checkpoint_service.proto.
  */
 export const file_checkpointd_v1_checkpoint_service: GenFile = /*@__PURE__*/
-  fileDesc("CidjaGVja3BvaW50ZC92MS9jaGVja3BvaW50X3NlcnZpY2UucHJvdG8SDmNoZWNrcG9pbnRkLnYxIlIKD0dldFR1cGxlUmVxdWVzdBIRCgl0aHJlYWRfaWQYASABKAkSFQoNY2hlY2twb2ludF9ucxgCIAEoCRIVCg1jaGVja3BvaW50X2lkGAMgASgJIkIKEEdldFR1cGxlUmVzcG9uc2USLgoFdHVwbGUYASABKAsyHy5jaGVja3BvaW50ZC52MS5DaGVja3BvaW50VHVwbGUixwEKClB1dFJlcXVlc3QSEQoJdGhyZWFkX2lkGAEgASgJEhUKDWNoZWNrcG9pbnRfbnMYAiABKAkSFQoNY2hlY2twb2ludF9pZBgDIAEoCRIcChRwYXJlbnRfY2hlY2twb2ludF9pZBgEIAEoCRIXCg9jaGVja3BvaW50X2pzb24YBSABKAkSFQoNbWV0YWRhdGFfanNvbhgGIAEoCRIqCgVibG9icxgHIAMoCzIbLmNoZWNrcG9pbnRkLnYxLkNoYW5uZWxCbG9iIg0KC1B1dFJlc3BvbnNlIp4BChBQdXRXcml0ZXNSZXF1ZXN0EhEKCXRocmVhZF9pZBgBIAEoCRIVCg1jaGVja3BvaW50X25zGAIgASgJEhUKDWNoZWNrcG9pbnRfaWQYAyABKAkSDwoHdGFza19pZBgEIAEoCRIRCgl0YXNrX3BhdGgYBSABKAkSJQoGd3JpdGVzGAYgAygLMhUuY2hlY2twb2ludGQudjEuV3JpdGUiSwoFV3JpdGUSCwoDaWR4GAEgASgFEg8KB2NoYW5uZWwYAiABKAkSJAoFdmFsdWUYAyABKAsyFS5jaGVja3BvaW50ZC52MS5WYWx1ZSITChFQdXRXcml0ZXNSZXNwb25zZSLdAgoLTGlzdFJlcXVlc3QSFgoJdGhyZWFkX2lkGAEgASgJSACIAQESGgoNY2hlY2twb2ludF9ucxgCIAEoCUgBiAEBEhoKDWNoZWNrcG9pbnRfaWQYAyABKAlIAogBARIhChRiZWZvcmVfY2hlY2twb2ludF9pZBgEIAEoCUgDiAEBEhwKFG1ldGFkYXRhX2ZpbHRlcl9qc29uGAUgASgJEhIKBWxpbWl0GAYgASgFSASIAQESJgoEdmlldxgHIAEoDjIYLmNoZWNrcG9pbnRkLnYxLkxpc3RWaWV3EiwKBWFmdGVyGAggASgLMh0uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludEtleUIMCgpfdGhyZWFkX2lkQhAKDl9jaGVja3BvaW50X25zQhAKDl9jaGVja3BvaW50X2lkQhcKFV9iZWZvcmVfY2hlY2twb2ludF9pZEIICgZfbGltaXQiPgoMTGlzdFJlc3BvbnNlEi4KBXR1cGxlGAEgASgLMh8uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludFR1cGxlIigKE0RlbGV0ZVRocmVhZFJlcXVlc3QSEQoJdGhyZWFkX2lkGAEgASgJIhYKFERlbGV0ZVRocmVhZFJlc3BvbnNlKlEKCExpc3RWaWV3EhkKFUxJU1RfVklFV19VTlNQRUNJRklFRBAAEhIKDkxJU1RfVklFV19GVUxMEAESFgoSTElTVF9WSUVXX01FVEFEQVRBEAIyrQMKEUNoZWNrcG9pbnRTZXJ2aWNlElIKCEdldFR1cGxlEh8uY2hlY2twb2ludGQudjEuR2V0VHVwbGVSZXF1ZXN0GiAuY2hlY2twb2ludGQudjEuR2V0VHVwbGVSZXNwb25zZSIDkAIBEkMKA1B1dBIaLmNoZWNrcG9pbnRkLnYxLlB1dFJlcXVlc3QaGy5jaGVja3BvaW50ZC52MS5QdXRSZXNwb25zZSIDkAICElUKCVB1dFdyaXRlcxIgLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1JlcXVlc3QaIS5jaGVja3BvaW50ZC52MS5QdXRXcml0ZXNSZXNwb25zZSIDkAICEkgKBExpc3QSGy5jaGVja3BvaW50ZC52MS5MaXN0UmVxdWVzdBocLmNoZWNrcG9pbnRkLnYxLkxpc3RSZXNwb25zZSIDkAIBMAESXgoMRGVsZXRlVGhyZWFkEiMuY2hlY2twb2ludGQudjEuRGVsZXRlVGhyZWFkUmVxdWVzdBokLmNoZWNrcG9pbnRkLnYxLkRlbGV0ZVRocmVhZFJlc3BvbnNlIgOQAgJiBnByb3RvMw", [file_checkpointd_v1_checkpoint]);
+  fileDesc("CidjaGVja3BvaW50ZC92MS9jaGVja3BvaW50X3NlcnZpY2UucHJvdG8SDmNoZWNrcG9pbnRkLnYxIlIKD0dldFR1cGxlUmVxdWVzdBIRCgl0aHJlYWRfaWQYASABKAkSFQoNY2hlY2twb2ludF9ucxgCIAEoCRIVCg1jaGVja3BvaW50X2lkGAMgASgJIkIKEEdldFR1cGxlUmVzcG9uc2USLgoFdHVwbGUYASABKAsyHy5jaGVja3BvaW50ZC52MS5DaGVja3BvaW50VHVwbGUi3AEKClB1dFJlcXVlc3QSEQoJdGhyZWFkX2lkGAEgASgJEhUKDWNoZWNrcG9pbnRfbnMYAiABKAkSFQoNY2hlY2twb2ludF9pZBgDIAEoCRIcChRwYXJlbnRfY2hlY2twb2ludF9pZBgEIAEoCRIXCg9jaGVja3BvaW50X2pzb24YBSABKAkSFQoNbWV0YWRhdGFfanNvbhgGIAEoCRIqCgVibG9icxgHIAMoCzIbLmNoZWNrcG9pbnRkLnYxLkNoYW5uZWxCbG9iEhMKC2xlYXNlX3Rva2VuGAggASgJIg0KC1B1dFJlc3BvbnNlIrMBChBQdXRXcml0ZXNSZXF1ZXN0EhEKCXRocmVhZF9pZBgBIAEoCRIVCg1jaGVja3BvaW50X25zGAIgASgJEhUKDWNoZWNrcG9pbnRfaWQYAyABKAkSDwoHdGFza19pZBgEIAEoCRIRCgl0YXNrX3BhdGgYBSABKAkSJQoGd3JpdGVzGAYgAygLMhUuY2hlY2twb2ludGQudjEuV3JpdGUSEwoLbGVhc2VfdG9rZW4YByABKAkiSwoFV3JpdGUSCwoDaWR4GAEgASgFEg8KB2NoYW5uZWwYAiABKAkSJAoFdmFsdWUYAyABKAsyFS5jaGVja3BvaW50ZC52MS5WYWx1ZSITChFQdXRXcml0ZXNSZXNwb25zZSLdAgoLTGlzdFJlcXVlc3QSFgoJdGhyZWFkX2lkGAEgASgJSACIAQESGgoNY2hlY2twb2ludF9ucxgCIAEoCUgBiAEBEhoKDWNoZWNrcG9pbnRfaWQYAyABKAlIAogBARIhChRiZWZvcmVfY2hlY2twb2ludF9pZBgEIAEoCUgDiAEBEhwKFG1ldGFkYXRhX2ZpbHRlcl9qc29uGAUgASgJEhIKBWxpbWl0GAYgASgFSASIAQESJgoEdmlldxgHIAEoDjIYLmNoZWNrcG9pbnRkLnYxLkxpc3RWaWV3EiwKBWFmdGVyGAggASgLMh0uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludEtleUIMCgpfdGhyZWFkX2lkQhAKDl9jaGVja3BvaW50X25zQhAKDl9jaGVja3BvaW50X2lkQhcKFV9iZWZvcmVfY2hlY2twb2ludF9pZEIICgZfbGltaXQiPgoMTGlzdFJlc3BvbnNlEi4KBXR1cGxlGAEgASgLMh8uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludFR1cGxlIigKE0RlbGV0ZVRocmVhZFJlcXVlc3QSEQoJdGhyZWFkX2lkGAEgASgJIhYKFERlbGV0ZVRocmVhZFJlc3BvbnNlKlEKCExpc3RWaWV3EhkKFUxJU1RfVklFV19VTlNQRUNJRklFRBAAEhIKDkxJU1RfVklFV19GVUxMEAESFgoSTElTVF9WSUVXX01FVEFEQVRBEAIyrQMKEUNoZWNrcG9pbnRTZXJ2aWNlElIKCEdldFR1cGxlEh8uY2hlY2twb2ludGQudjEuR2V0VHVwbGVSZXF1ZXN0GiAuY2hlY2twb2ludGQudjEuR2V0VHVwbGVSZXNwb25zZSIDkAIBEkMKA1B1dBIaLmNoZWNrcG9pbnRkLnYxLlB1dFJlcXVlc3QaGy5jaGVja3BvaW50ZC52MS5QdXRSZXNwb25zZSIDkAICElUKCVB1dFdyaXRlcxIgLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1JlcXVlc3QaIS5jaGVja3BvaW50ZC52MS5QdXRXcml0ZXNSZXNwb25zZSIDkAICEkgKBExpc3QSGy5jaGVja3BvaW50ZC52MS5MaXN0UmVxdWVzdBocLmNoZWNrcG9pbnRkLnYxLkxpc3RSZXNwb25zZSIDkAIBMAESXgoMRGVsZXRlVGhyZWFkEiMuY2hlY2twb2ludGQudjEuRGVsZXRlVGhyZWFkUmVxdWVzdBokLmNoZWNrcG9pbnRkLnYxLkRlbGV0ZVRocmVhZFJlc3BvbnNlIgOQAgJiBnByb3RvMw", [file_checkpointd_v1_checkpoint]);
 
 /**
  * Asks for one checkpoint.
@@ -128,6 +128,15 @@ export type PutRequest = Message<"checkpointd.v1.PutRequest"> & {
    * @generated from field: repeated checkpointd.v1.ChannelBlob blobs = 7;
    */
   blobs: ChannelBlob[];
+
+  /**
+   * The secret of a lease on the thread (ThreadService.ClaimThreads): if it is lost the call
+   * fails with FAILED_PRECONDITION (LEASE_LOST) and stores nothing. Empty: no lease is asked
+   * for. At most 64 bytes, no NUL.
+   *
+   * @generated from field: string lease_token = 8;
+   */
+  leaseToken: string;
 };
 
 /**
@@ -200,6 +209,13 @@ export type PutWritesRequest = Message<"checkpointd.v1.PutWritesRequest"> & {
    * @generated from field: repeated checkpointd.v1.Write writes = 6;
    */
   writes: Write[];
+
+  /**
+   * The secret of a lease on the thread, as in PutRequest. At most 64 bytes, no NUL.
+   *
+   * @generated from field: string lease_token = 7;
+   */
+  leaseToken: string;
 };
 
 /**
@@ -434,6 +450,7 @@ export const ListViewSchema: GenEnum<ListView> = /*@__PURE__*/
  * the server's limit, 64 MiB unless configured, or too many calls waiting),
  * UNAVAILABLE (the database cannot be reached, or the server is draining: retry),
  * ABORTED (lost a conflict between transactions several times: retry),
+ * FAILED_PRECONDITION (a lease that was sent along is lost),
  * DEADLINE_EXCEEDED, CANCELLED and INTERNAL.
  *
  * @generated from service checkpointd.v1.CheckpointService
@@ -489,8 +506,8 @@ export const CheckpointService: GenService<{
     output: typeof ListResponseSchema;
   },
   /**
-   * Deletes everything of a thread in all namespaces, all or nothing. Deleting a thread
-   * that does not exist succeeds.
+   * Deletes everything of a thread in all namespaces, all or nothing, and ends a lease on it.
+   * Deleting a thread that does not exist succeeds.
    *
    * @generated from rpc checkpointd.v1.CheckpointService.DeleteThread
    */

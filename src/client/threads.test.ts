@@ -1,0 +1,152 @@
+import { Annotation, END, interrupt, START, StateGraph } from "@langchain/langgraph";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type { Server } from "../server/main.js";
+import { createDatabase, type TestDatabase } from "../testing/postgres.js";
+import { startTestServer } from "../testing/server.js";
+import { LEASE_TOKEN } from "./names.js";
+import { ConnectSaver } from "./saver.js";
+import type { Pruned, Thread } from "./threads.js";
+
+let database: TestDatabase;
+let server: Server;
+let saver: ConnectSaver;
+
+beforeAll(async () => {
+  database = await createDatabase();
+  server = await startTestServer(database.url);
+  saver = ConnectSaver.fromUrl(server.url);
+});
+afterAll(async () => {
+  await saver?.end();
+  await server?.drain();
+  await database?.drop();
+});
+
+const State = Annotation.Root({
+  steps: Annotation<string[]>({ reducer: (a, b) => a.concat(b), default: () => [] }),
+  mode: Annotation<string>(),
+});
+
+/** Two steps, then what the mode says: end, throw, or ask. */
+const graph = () =>
+  new StateGraph(State)
+    .addNode("first", () => ({ steps: ["first"] }))
+    .addNode("second", ({ mode }) => {
+      if (mode === "fail") throw new Error("as asked");
+      const answer = mode === "ask" ? interrupt("well?") : "done";
+      return { steps: [answer as string] };
+    })
+    .addEdge(START, "first")
+    .addEdge("first", "second")
+    .addEdge("second", END)
+    .compile({ checkpointer: saver });
+
+const config = (threadId: string, more = {}) => ({
+  configurable: { thread_id: threadId, ...more },
+});
+
+async function run(threadId: string, mode: string): Promise<void> {
+  await graph()
+    .invoke({ mode, steps: [] }, config(threadId))
+    .catch(() => {});
+}
+
+/** Leaves a thread with its first step done and the second not begun. */
+async function abandon(threadId: string): Promise<void> {
+  const paused = graph();
+  paused.interruptBefore = ["second"];
+  await paused.invoke({ mode: "end", steps: [] }, config(threadId));
+}
+
+const collect = async <T>(source: AsyncIterable<T>) => {
+  const all: T[] = [];
+  for await (const each of source) all.push(each);
+  return all;
+};
+
+describe("threads", () => {
+  it("tell how they stand, newest first and by id", async () => {
+    await run("a-done", "end");
+    await run("b-asks", "ask");
+    await run("c-failed", "fail");
+    await abandon("d-left");
+    const newest = await collect(saver.threads.list());
+    expect(newest.map(({ threadId, status, step }) => [threadId, status, step])).toEqual([
+      ["d-left", "pending", 1],
+      ["c-failed", "failed", 1],
+      ["b-asks", "interrupted", 1],
+      ["a-done", "completed", 2],
+    ]);
+    expect(newest.map(({ pendingNodes }) => pendingNodes)).toEqual([
+      ["second"],
+      ["second"],
+      ["second"],
+      [],
+    ]);
+    const byId = await collect(saver.threads.list({ order: "id" }));
+    expect(byId).toEqual([...newest].reverse());
+    expect(byId[0]).toMatchObject({ source: "loop", metadata: { step: 2 }, claim: undefined });
+    expect(Math.abs((byId[0] as Thread).updatedAt.getTime() - Date.now())).toBeLessThan(60_000);
+  });
+
+  it("are filtered by status, prefix, metadata and time, limited and counted", async () => {
+    const ids = async (options: Parameters<typeof saver.threads.list>[0]) =>
+      (await collect(saver.threads.list(options))).map(({ threadId }) => threadId);
+    for (const order of ["newest", "id"] as const) {
+      const both = (list: string[]) => (order === "id" ? list : list.reverse());
+      expect(await ids({ order, status: ["pending", "failed"] })).toEqual(
+        both(["c-failed", "d-left"]),
+      );
+      expect(await ids({ order, prefix: "b" })).toEqual(["b-asks"]);
+      expect(await ids({ order, metadata: { step: 1 }, limit: 2 })).toEqual(
+        order === "id" ? ["b-asks", "c-failed"] : ["d-left", "c-failed"],
+      );
+      const [, second] = await collect(saver.threads.list({ order: "id" }));
+      const updatedBefore = (second as Thread).updatedAt;
+      expect(await ids({ order, updatedBefore })).toEqual(["a-done"]);
+      expect(await ids({ order, updatedAfter: updatedBefore })).toEqual(
+        both(["b-asks", "c-failed", "d-left"]),
+      );
+    }
+    const counted = await saver.threads.get("a-done", { counts: true });
+    expect(counted?.counts).toMatchObject({ checkpoints: 4 });
+    expect(counted?.counts?.storedBytes).toBeGreaterThan(1_000);
+    expect(await saver.threads.get("nobody")).toBeUndefined();
+  });
+
+  it("are claimed once, fenced when the lease is lost, and free when it is released", async () => {
+    const claim = { owner: "worker", graceMs: 0, leaseMs: 60_000, limit: 10 };
+    const claims = await Promise.all([1, 2, 3, 4].map(() => saver.threads.claim(claim)));
+    const leases = claims.flat();
+    expect(leases.map(({ thread }) => thread.threadId)).toEqual(["d-left"]);
+    const [{ token } = { token: "" }] = leases;
+    expect((await saver.threads.get("d-left"))?.claim?.owner).toBe("worker");
+    await saver.threads.renew("d-left", token);
+    await graph().updateState(config("d-left", { [LEASE_TOKEN]: token }), { mode: "end" });
+    await saver.threads.release("d-left", token);
+    const before = await saver.threads.get("d-left");
+    await expect(
+      graph().invoke(null, config("d-left", { [LEASE_TOKEN]: token })),
+    ).rejects.toMatchObject({ rawMessage: expect.stringContaining("lease_token") });
+    await expect(saver.threads.renew("d-left", token)).rejects.toMatchObject({ code: 9 });
+    expect(await saver.threads.get("d-left")).toEqual(before);
+    expect(await saver.threads.claim(claim)).toHaveLength(1);
+  });
+
+  it("are copied, pruned and cleared of runs", async () => {
+    await saver.threads.copy("a-done", "copy");
+    expect((await saver.threads.get("copy"))?.status).toBe("completed");
+    await expect(saver.threads.copy("a-done", "copy")).rejects.toMatchObject({ code: 9 });
+    const dry = await collect(
+      saver.threads.prune({ threadIds: ["copy"], keepLast: 1, dryRun: true }),
+    );
+    const real = await collect(saver.threads.prune({ threadIds: ["copy"], keepLast: 1 }));
+    expect(real).toEqual(dry);
+    expect(real[0]).toMatchObject({ threadId: "copy", removed: { checkpoints: 3 } } as Pruned);
+    expect((await graph().getState(config("copy"))).values).toEqual(
+      (await graph().getState(config("a-done"))).values,
+    );
+    expect(await collect(saver.threads.prune({ prefix: "copy", delete: true }))).toHaveLength(1);
+    expect(await saver.threads.get("copy")).toBeUndefined();
+  });
+});

@@ -1,0 +1,342 @@
+/** What there is to know and to do about threads as a whole: ThreadService from an agent. */
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import {
+  durationFromMs,
+  type Timestamp,
+  timestampDate,
+  timestampFromDate,
+} from "@bufbuild/protobuf/wkt";
+import {
+  type ListThreadsRequestSchema,
+  type PruneThreadsRequestSchema,
+  type ThreadCounts as StoredCounts,
+  type Thread as StoredThread,
+  type ThreadFilterSchema,
+  ThreadOrder,
+  ThreadStatus,
+} from "../../gen/checkpointd/v1/thread_service_pb.js";
+import type { Calls } from "./calls.js";
+import { checkName } from "./names.js";
+
+/**
+ * How a thread stands by what is stored of it: `pending` has work to run (it runs now, or whoever
+ * ran it stopped), `interrupted` waits for an answer, `failed` has a task that ended with an
+ * error. A pause at interruptBefore or interruptAfter cannot be told from a crash: pending.
+ */
+export type ThreadState = "completed" | "pending" | "interrupted" | "failed";
+
+/** A thread and how it stands, by its latest root checkpoint. */
+export interface Thread {
+  threadId: string;
+  checkpointId: string;
+  /** When that checkpoint was made. */
+  updatedAt: Date;
+  /** The metadata's step, if it has one. */
+  step: number | undefined;
+  /** The metadata's source; empty if it has none. */
+  source: string;
+  status: ThreadState;
+  /** The nodes that have not run, where the tables name them; "__pregel_tasks" for a Send. */
+  pendingNodes: string[];
+  metadata: Record<string, unknown>;
+  /** Who holds it under a lease. */
+  claim: { owner: string; expiresAt: Date } | undefined;
+  /** What is stored of it, where it was asked for. */
+  counts: ThreadCounts | undefined;
+}
+
+/** What is stored, or was removed or copied. Bytes are those of the values before compression. */
+export interface ThreadCounts {
+  checkpoints: number;
+  blobs: number;
+  writes: number;
+  storedBytes: number;
+}
+
+/** Which threads; all conditions given must hold. */
+export interface ThreadFilter {
+  status?: ThreadState | readonly ThreadState[];
+  /** What the thread's id begins with. */
+  prefix?: string;
+  /** What the metadata contains, nested objects by their keys. */
+  metadata?: Record<string, unknown>;
+  /** Updated then or later. */
+  updatedAfter?: Date;
+  /** Updated earlier. */
+  updatedBefore?: Date;
+}
+
+/** Options of {@link Threads.list}. */
+export interface ListThreadsOptions extends ThreadFilter {
+  /** The latest first (the default), or by thread id, byte by byte. */
+  order?: "newest" | "id";
+  limit?: number;
+  /** Count what is stored of each, which reads the size of every row. */
+  counts?: boolean;
+}
+
+/** Options of {@link Threads.claim}. Durations in milliseconds. */
+export interface ClaimOptions extends ThreadFilter {
+  /** Who claims, for people to read. */
+  owner: string;
+  /** How long the lease holds unless it is renewed, 1 s to 24 h. Default 60000. */
+  leaseMs?: number;
+  /** Only threads that were not updated for so long. Default 60000. */
+  graceMs?: number;
+  /** Threads at the most, up to 1000. Default 1. */
+  limit?: number;
+  /** Only this thread, in whatever status unless `status` says otherwise, without grace. */
+  threadId?: string;
+}
+
+/** A thread that is the caller's until the lease expires or is released. */
+export interface Lease {
+  thread: Thread;
+  /**
+   * Put it under LEASE_TOKEN into the config of what runs the thread, which then cannot store
+   * anything any more once the lease is lost.
+   */
+  token: string;
+  /** By the database's clock. */
+  expiresAt: Date;
+}
+
+/** Options of {@link Threads.prune}: which threads, and what of them goes. */
+export interface PruneOptions extends ThreadFilter {
+  /** These threads and no filter. */
+  threadIds?: readonly string[];
+  /** Checkpoints that stay in each namespace, from 1. Give this or `delete`. */
+  keepLast?: number;
+  /** The whole thread goes. */
+  delete?: true;
+  /** Only checkpoints (with `delete`: threads) older than so many milliseconds. */
+  olderThanMs?: number;
+  /** Count what would go and remove nothing. */
+  dryRun?: boolean;
+}
+
+/** What {@link Threads.prune} removed of one thread, or how far it has come. */
+export interface Pruned {
+  /** Absent: nothing was removed since the last. */
+  threadId: string | undefined;
+  removed: ThreadCounts;
+  /** Threads looked at until now. */
+  threadsExamined: number;
+}
+
+/**
+ * The calls of ThreadService, with the saver's deadlines and retries. They reject with a
+ * ConnectError; `errorDetail(error)` tells the field and limit.
+ */
+export class Threads {
+  readonly #calls: Calls;
+
+  constructor(calls: Calls) {
+    this.#calls = calls;
+  }
+
+  /** The threads that match, each once, read as they are asked for. */
+  async *list(options: ListThreadsOptions = {}): AsyncGenerator<Thread, void, undefined> {
+    const request: MessageInitShape<typeof ListThreadsRequestSchema> = {
+      filter: toFilter(options),
+      order: options.order === "id" ? ThreadOrder.BY_ID : ThreadOrder.NEWEST_FIRST,
+      withCounts: options.counts ?? false,
+      ...(options.limit === undefined ? {} : { limit: options.limit }),
+    };
+    if (request.limit === 0) return;
+    const stream = this.#calls.stream((callOptions) =>
+      this.#calls.threads.listThreads(request, callOptions),
+    );
+    for await (const { thread } of stream) {
+      if (!thread) continue;
+      const { threadId, updateTime } = thread;
+      request.after = { threadId, ...(updateTime ? { updateTime } : {}) };
+      yield fromThread(thread);
+      if (request.limit !== undefined && --request.limit === 0) return;
+    }
+  }
+
+  /** One thread; undefined if there is none. */
+  async get(threadId: string, options: { counts?: boolean } = {}): Promise<Thread | undefined> {
+    const request = {
+      threadId: checkName("threadId", threadId),
+      withCounts: options.counts ?? false,
+    };
+    const { thread } = await this.#calls.attempt((callOptions) =>
+      this.#calls.threads.getThread(request, callOptions),
+    );
+    return thread && fromThread(thread);
+  }
+
+  /**
+   * Takes leases on threads that match and are free, pending ones unless the options say
+   * otherwise, newest first. Each thread goes to one of any number of callers. Not repeated after
+   * an error: what a lost answer had claimed is free again when its lease expires.
+   */
+  async claim(options: ClaimOptions): Promise<Lease[]> {
+    const { owner, leaseMs, graceMs, limit = 1, threadId = "" } = options;
+    const { threads } = await this.#calls.attempt(
+      (callOptions) =>
+        this.#calls.threads.claimThreads(
+          {
+            owner,
+            limit,
+            threadId,
+            filter: toFilter(options),
+            ...(leaseMs === undefined ? {} : { leaseDuration: durationFromMs(leaseMs) }),
+            ...(graceMs === undefined ? {} : { grace: durationFromMs(graceMs) }),
+          },
+          callOptions,
+        ),
+      false,
+    );
+    return threads.flatMap(({ thread, leaseToken, expireTime }) =>
+      thread && expireTime
+        ? [{ thread: fromThread(thread), token: leaseToken, expiresAt: timestampDate(expireTime) }]
+        : [],
+    );
+  }
+
+  /**
+   * Prolongs a lease from now on and resolves with its new end. Rejects with FailedPrecondition
+   * (LEASE_LOST) if it is not held any more.
+   */
+  async renew(threadId: string, token: string, leaseMs?: number): Promise<Date> {
+    const request = {
+      threadId,
+      leaseToken: token,
+      ...(leaseMs === undefined ? {} : { leaseDuration: durationFromMs(leaseMs) }),
+    };
+    const { expireTime } = await this.#calls.attempt((callOptions) =>
+      this.#calls.threads.renewClaim(request, callOptions),
+    );
+    return toDate(expireTime);
+  }
+
+  /** Ends a lease; nothing happens if it is not held any more. */
+  async release(threadId: string, token: string): Promise<void> {
+    const request = { threadId, leaseToken: token };
+    await this.#calls.attempt((callOptions) =>
+      this.#calls.threads.releaseClaim(request, callOptions),
+    );
+  }
+
+  /**
+   * Copies everything of a thread under another name, all or nothing. Rejects with
+   * FailedPrecondition (TARGET_NOT_EMPTY) if anything is stored there, which a repeated call
+   * would meet too: it is not repeated. A source that does not exist is copied as nothing.
+   */
+  async copy(source: string, target: string): Promise<ThreadCounts> {
+    const request = {
+      sourceThreadId: checkName("source", source),
+      targetThreadId: checkName("target", target),
+    };
+    const { copied } = await this.#calls.attempt(
+      (callOptions) => this.#calls.threads.copyThread(request, callOptions),
+      false,
+    );
+    return fromCounts(copied);
+  }
+
+  /**
+   * Deletes the checkpoints whose metadata has one of these as `run_id`, in all threads. Rejects
+   * with FailedPrecondition (STILL_NEEDED), and deletes nothing, if a checkpoint of another run
+   * rebuilds a delta channel from one of them.
+   */
+  async deleteRuns(runIds: readonly string[]): Promise<ThreadCounts> {
+    const { removed } = await this.#calls.attempt((callOptions) =>
+      this.#calls.threads.deleteRuns({ runIds: [...runIds] }, callOptions),
+    );
+    return fromCounts(removed);
+  }
+
+  /**
+   * Removes what the options let go, and tells of each thread that lost something. Nothing that
+   * a remaining checkpoint needs is removed. Leaving the loop early stops it: what is removed by
+   * then stays removed.
+   */
+  async *prune(options: PruneOptions): AsyncGenerator<Pruned, void, undefined> {
+    const { threadIds = [], keepLast, olderThanMs, dryRun = false } = options;
+    const filter = toFilter(options);
+    const request: MessageInitShape<typeof PruneThreadsRequestSchema> = {
+      threadIds: [...threadIds],
+      dryRun,
+      ...(Object.keys(filter).length > 0 ? { filter } : {}),
+      ...(olderThanMs === undefined ? {} : { olderThan: durationFromMs(olderThanMs) }),
+      strategy:
+        keepLast !== undefined
+          ? { case: "keepLast", value: keepLast }
+          : options.delete
+            ? { case: "delete", value: true }
+            : { case: undefined },
+    };
+    if (keepLast !== undefined && options.delete) {
+      throw new TypeError("prune: give keepLast or delete, not both");
+    }
+    const stream = this.#calls.stream((callOptions) =>
+      this.#calls.threads.pruneThreads(request, callOptions),
+    );
+    for await (const message of stream) {
+      yield {
+        threadId: message.threadId || undefined,
+        removed: fromCounts(message.removed),
+        threadsExamined: Number(message.threadsExamined),
+      };
+    }
+  }
+}
+
+const states: Record<ThreadState, ThreadStatus> = {
+  completed: ThreadStatus.COMPLETED,
+  pending: ThreadStatus.PENDING,
+  interrupted: ThreadStatus.INTERRUPTED,
+  failed: ThreadStatus.FAILED,
+};
+
+function toFilter(filter: ThreadFilter): MessageInitShape<typeof ThreadFilterSchema> {
+  const { status, prefix, metadata, updatedAfter, updatedBefore } = filter;
+  const wanted = status === undefined ? [] : typeof status === "string" ? [status] : status;
+  return {
+    ...(wanted.length > 0 ? { statuses: wanted.map(toStatus) } : {}),
+    ...(prefix ? { threadIdPrefix: prefix } : {}),
+    ...(metadata ? { metadataFilterJson: JSON.stringify(metadata) } : {}),
+    ...(updatedAfter ? { updatedAfter: timestampFromDate(updatedAfter) } : {}),
+    ...(updatedBefore ? { updatedBefore: timestampFromDate(updatedBefore) } : {}),
+  };
+}
+
+function toStatus(state: ThreadState): ThreadStatus {
+  const status = states[state];
+  if (status !== undefined) return status;
+  throw new TypeError(`status must be one of ${Object.keys(states).join(", ")}, not ${state}`);
+}
+
+function fromThread(thread: StoredThread): Thread {
+  const { claim, counts } = thread;
+  const state = Object.entries(states).find(([, status]) => status === thread.status)?.[0];
+  return {
+    threadId: thread.threadId,
+    checkpointId: thread.checkpointId,
+    updatedAt: toDate(thread.updateTime),
+    step: thread.step,
+    source: thread.source,
+    status: (state ?? "pending") as ThreadState,
+    pendingNodes: thread.pendingNodes,
+    metadata: JSON.parse(thread.metadataJson || "{}"),
+    claim: claim && { owner: claim.owner, expiresAt: toDate(claim.expireTime) },
+    counts: counts && fromCounts(counts),
+  };
+}
+
+function fromCounts(counts: StoredCounts | undefined): ThreadCounts {
+  return {
+    checkpoints: Number(counts?.checkpoints ?? 0),
+    blobs: Number(counts?.blobs ?? 0),
+    writes: Number(counts?.writes ?? 0),
+    storedBytes: Number(counts?.storedBytes ?? 0),
+  };
+}
+
+function toDate(time: Timestamp | undefined): Date {
+  return time ? timestampDate(time) : new Date(0);
+}

@@ -1,0 +1,257 @@
+import { create } from "@bufbuild/protobuf";
+import { ChannelBlobSchema, PendingWriteSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import {
+  type GetChannelHistoryRequest,
+  type GetChannelHistoryResponse,
+  GetChannelHistoryResponseSchema,
+} from "../../gen/checkpointd/v1/thread_service_pb.js";
+import type { Db, Parameter, Signal } from "./db.js";
+import { beforeFormat4, readValues, toValue, type ValueForm, valueColumns } from "./read.js";
+
+/** Ancestors one statement walks, and the bytes of values one reads (a larger ancestor alone). */
+const walkedAtOnce = 1_024;
+const readBytes = 256 * 1024;
+
+/**
+ * Yields the ancestors of a checkpoint that wrote to one of the channels or hold a value of it,
+ * nearest first, until each channel has its value: LangGraph's getDeltaChannelHistory, walked in
+ * the database. So many statements: one for the checkpoint, one for each 1,024 ancestors, which
+ * reads no values, and one for each 256 KiB of values.
+ */
+export async function* channelHistory(
+  db: Db,
+  request: GetChannelHistoryRequest,
+  signal?: Signal,
+): AsyncGenerator<GetChannelHistoryResponse, void> {
+  const { threadId, checkpointNs, checkpointId, channels } = request;
+  if (channels.length === 0) return;
+  const [target] = await db.run(
+    checkpointId === "" ? latestParent(db.schema) : parent(db.schema),
+    [threadId, checkpointNs, ...(checkpointId === "" ? [] : [checkpointId])],
+    signal,
+  );
+  let next = text(target?.[0]);
+  let remaining = channels;
+  // A parent seen before makes a circle, which no graph writes but any client can.
+  const seen = new Set<string>();
+  while (next !== "" && remaining.length > 0) {
+    const rows = await db.run(
+      walkStatement(db.schema),
+      [threadId, checkpointNs, next, remaining, walkedAtOnce],
+      signal,
+    );
+    const ancestors: Ancestor[] = [];
+    const asked = remaining;
+    next = "";
+    for (const row of rows) {
+      const id = text(row[0]);
+      if (seen.has(id)) break;
+      seen.add(id);
+      ancestors.push({ id, found: JSON.parse(text(row[2])), bytes: Number(text(row[3])) });
+      next = text(row[1]);
+      remaining = JSON.parse(text(row[4]));
+    }
+    if (seen.has(next)) next = "";
+    yield* readAncestors(db, request, ancestors, asked, signal);
+  }
+}
+
+interface Ancestor {
+  id: string;
+  /** The channels whose walk ends here. */
+  found: string[];
+  /** Bytes of what is to be read of it. */
+  bytes: number;
+}
+
+async function* readAncestors(
+  db: Db,
+  { threadId, checkpointNs }: GetChannelHistoryRequest,
+  ancestors: readonly Ancestor[],
+  asked: readonly string[],
+  signal: Signal | undefined,
+): AsyncGenerator<GetChannelHistoryResponse, void> {
+  // Up to which ancestor each channel is wanted.
+  const last = new Map(asked.map((channel) => [channel, ancestors.length]));
+  for (const [i, { found }] of ancestors.entries()) for (const each of found) last.set(each, i + 1);
+  for (let start = 0; start < ancestors.length; ) {
+    let end = start;
+    for (let bytes = 0; end < ancestors.length; end++) {
+      bytes += ancestors[end]?.bytes ?? 0;
+      if (end > start && bytes > readBytes) break;
+    }
+    const page = ancestors
+      .slice(start, end)
+      .filter(({ bytes, found }) => bytes > 0 || found.length);
+    const positions = ancestors.map(({ id }, i) => [id, i + 1] as const).slice(start, end);
+    start = end;
+    if (page.length === 0) continue;
+    const wanted = new Map(positions);
+    const parameters: Parameter[] = [
+      threadId,
+      checkpointNs,
+      page.map(({ id }) => id),
+      page.map(({ id }) => wanted.get(id) ?? 0),
+      [...last.keys()],
+      [...last.values()],
+    ];
+    const rows = await readValues(
+      db.run,
+      (values) => valuesStatement(db.schema, values),
+      parameters,
+      signal,
+    );
+    let message: GetChannelHistoryResponse | undefined;
+    for (const row of rows) {
+      const checkpointId = text(row[0]);
+      if (message && message.checkpointId !== checkpointId) yield message;
+      if (message?.checkpointId !== checkpointId) {
+        message = create(GetChannelHistoryResponseSchema, { checkpointId });
+      }
+      const channel = text(row[2]);
+      const value = toValue(row[6], row[7], row[8]);
+      if (text(row[1]) === "write") {
+        message?.writes.push(
+          create(PendingWriteSchema, {
+            taskId: text(row[3]),
+            taskPath: text(row[4]),
+            idx: Number(text(row[5])),
+            channel,
+            value,
+          }),
+        );
+      } else if (text(row[1]) === "seed") {
+        message?.seeds.push(create(ChannelBlobSchema, { channel, version: text(row[3]), value }));
+      } else if (text(row[1]) === "inline") {
+        if (message) message.inlineSeeds[channel] = text(row[7]);
+      } else {
+        message?.pendingSends.push(value);
+      }
+    }
+    if (message) yield message;
+  }
+}
+
+/** Relies on the primary key; the latest as getTuple's does. */
+const parent = (schema: string) => `
+select parent_checkpoint_id from ${schema}.checkpoints
+where thread_id = $1 and checkpoint_ns = $2 and checkpoint_id = $3`;
+
+const latestParent = (schema: string) => `
+select parent_checkpoint_id from ${schema}.checkpoints
+where thread_id = $1 and checkpoint_ns = $2
+order by checkpoint_id collate "C" desc
+limit 1`;
+
+/**
+ * Walks from parent to parent by the primary keys of the three tables. Columns: the ancestor, its
+ * parent, the channels that have a value there, the bytes to read, the channels still without.
+ */
+const walkStatement = (schema: string) => `
+with recursive walk (n, checkpoint_id, parent_id, asked, found, checkpoint) as (
+  select 0, ''::text, $3::text, $4::text[], '{}'::text[], null::jsonb
+  union all
+  select walk.n + 1, c.checkpoint_id, c.parent_checkpoint_id, open.channels, held.channels, c.checkpoint
+  from walk
+  cross join lateral (
+    select array(select unnest(walk.asked) except select unnest(walk.found)) as channels
+  ) as open
+  cross join lateral (
+    select c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint
+    from ${schema}.checkpoints c
+    where c.thread_id = $1 and c.checkpoint_ns = $2 and c.checkpoint_id = walk.parent_id
+    limit 1
+  ) as c
+  cross join lateral (
+    select array(
+      select channel from unnest(open.channels) as channel
+      where ${inline("c", "channel")} is not null
+        or exists (${storedSeed(schema, "c", "channel")})
+        or (channel = '__pregel_tasks' and exists (${sends(schema, "c", "limit 1")}))
+    ) as channels
+  ) as held
+  where walk.n < $5 and cardinality(open.channels) > 0
+)
+select walk.checkpoint_id, walk.parent_id, array_to_json(walk.found)::text,
+  coalesce((
+    select sum(octet_length(w.blob) + 64) from ${schema}.checkpoint_writes w
+    where w.thread_id = $1 and w.checkpoint_ns = $2 and w.checkpoint_id = walk.checkpoint_id
+      and w.channel = any(walk.asked)
+  ), 0) + coalesce((
+    select sum(octet_length(s.blob))
+    from unnest(walk.found) as channel
+    cross join lateral (${storedSeed(schema, "walk", "channel")}) as s
+  ), 0),
+  array_to_json(array(select unnest(walk.asked) except select unnest(walk.found)))::text
+from walk
+where walk.n > 0
+order by walk.n`;
+
+const valuesStatement = (schema: string, values: ValueForm) => {
+  const value = (row: string) => valueColumns(row, values).join(", ");
+  return `
+with ancestor as materialized (
+  select a.n, c.*
+  from unnest($3::text[], $4::int[]) as a (checkpoint_id, n)
+  cross join lateral (
+    select checkpoint_id, parent_checkpoint_id, checkpoint from ${schema}.checkpoints c
+    where c.thread_id = $1 and c.checkpoint_ns = $2 and c.checkpoint_id = a.checkpoint_id
+    limit 1
+  ) as c
+), wanted as materialized (
+  select channel, last_n from unnest($5::text[], $6::int[]) as w (channel, last_n)
+)
+select checkpoint_id, kind, channel, a, b, idx, type, as_text, as_bytes from (
+  select n, 0 as part, checkpoint_id, 'write' as kind, w.channel, w.task_id as a,
+    w.task_path as b, w.idx, w.type, ${valueColumns("w", values)[0]}::text as as_text,
+    ${valueColumns("w", values)[1]} as as_bytes, w.task_id collate "C" as sort_task
+  from ancestor
+  cross join lateral (
+    select task_id, task_path, idx, channel, type, blob from ${schema}.checkpoint_writes w
+    where w.thread_id = $1 and w.checkpoint_ns = $2 and w.checkpoint_id = ancestor.checkpoint_id
+      and exists (select from wanted where wanted.channel = w.channel and ancestor.n <= wanted.last_n)
+    offset 0
+  ) as w
+  union all
+  select n, 1, checkpoint_id, 'seed', wanted.channel, s.version, null, null, s.type, ${value("s")}, null
+  from ancestor
+  join wanted on wanted.last_n = ancestor.n
+  cross join lateral (${storedSeed(schema, "ancestor", "wanted.channel")}) as s
+  union all
+  select n, 2, checkpoint_id, 'inline', wanted.channel, null, null, null, null,
+    ${inline("ancestor", "wanted.channel")}::text, null, null
+  from ancestor
+  join wanted on wanted.last_n = ancestor.n
+  where ${inline("ancestor", "wanted.channel")} is not null
+  union all
+  select n, 3, checkpoint_id, 'send', '__pregel_tasks', null, null,
+    row_number() over (partition by n order by s.task_path collate "C", s.task_id collate "C", s.idx)::int,
+    s.type, ${value("s")}, null
+  from ancestor
+  join wanted on wanted.last_n = ancestor.n and wanted.channel = '__pregel_tasks'
+  cross join lateral (${sends(schema, "ancestor", "offset 0")}) as s
+) as rows
+order by n, part, sort_task, idx, channel`;
+};
+
+/** The value of a channel in the JSON, where Python keeps primitives; null if it is not there. */
+const inline = (c: string, channel: string) =>
+  `case when jsonb_typeof(${c}.checkpoint -> 'channel_values') = 'object'
+      then ${c}.checkpoint -> 'channel_values' -> ${channel} end`;
+
+const storedSeed = (schema: string, c: string, channel: string) => `
+      select b.version, b.type, b.blob from ${schema}.checkpoint_blobs b
+      where b.thread_id = $1 and b.checkpoint_ns = $2 and b.channel = ${channel}
+        and b.version = ${c}.checkpoint -> 'channel_versions' ->> ${channel}
+        and b.type <> 'empty'
+      limit 1`;
+
+const sends = (schema: string, c: string, end: string) => `
+      select s.task_path, s.task_id, s.idx, s.type, s.blob from ${schema}.checkpoint_writes s
+      where ${beforeFormat4(`${c}.checkpoint`)} and s.thread_id = $1 and s.checkpoint_ns = $2
+        and s.checkpoint_id = ${c}.parent_checkpoint_id and s.channel = '__pregel_tasks'
+      ${end}`;
+
+function text(column: Buffer | null | undefined): string {
+  return column?.toString("utf8") ?? "";
+}

@@ -1,0 +1,200 @@
+import { randomUUID } from "node:crypto";
+import { create } from "@bufbuild/protobuf";
+import type { Timestamp } from "@bufbuild/protobuf/wkt";
+import {
+  type ClaimedThread,
+  ClaimedThreadSchema,
+  type ThreadFilter,
+  ThreadFilterSchema,
+  ThreadOrder,
+  ThreadStatus,
+} from "../../gen/checkpointd/v1/thread_service_pb.js";
+import { CheckpointdError } from "../errors.js";
+import type { Db, Signal } from "./db.js";
+import { micros, readNamedThreads, readThreads, toTimestamp } from "./threads.js";
+
+/** What a claim asks for. Durations in milliseconds. */
+export interface Claim {
+  owner: string;
+  leaseMs: number;
+  graceMs: number;
+  /** Threads at the most. */
+  limit: number;
+  filter: ThreadFilter;
+  /** Only this thread; empty: any. */
+  threadId: string;
+}
+
+/**
+ * Takes leases on threads that match and are free, newest first. Of several calls at once each
+ * thread goes to one: the primary key of checkpointd_claims decides.
+ *
+ * Looks for candidates, takes leases, and then looks again: between the first look and the lease
+ * another worker may have had the thread and have finished it, or have led it to an interrupt,
+ * which must not be resumed. From the second look on nobody else moves it.
+ */
+export async function claimThreads(
+  db: Db,
+  claim: Claim,
+  signal?: Signal,
+): Promise<ClaimedThread[]> {
+  if (claim.threadId !== "") {
+    return takeLeases(db, claim, [claim.threadId], claim.filter.statuses, signal);
+  }
+  const claimed: ClaimedThread[] = [];
+  const statuses =
+    claim.filter.statuses.length > 0 ? claim.filter.statuses : [ThreadStatus.PENDING];
+  const filter = create(ThreadFilterSchema, {
+    ...claim.filter,
+    statuses,
+    updatedBefore: earlier(claim.filter.updatedBefore, Date.now() - claim.graceMs),
+  });
+  let after: Parameters<typeof readThreads>[1]["after"];
+  do {
+    const page = await readThreads(
+      db,
+      {
+        filter,
+        order: ThreadOrder.NEWEST_FIRST,
+        withCounts: false,
+        after,
+        examine: 1_000,
+        limit: claim.limit - claimed.length,
+        unclaimed: true,
+      },
+      signal,
+    );
+    const candidates = page.threads.map((thread) => thread.threadId);
+    claimed.push(...(await takeLeases(db, claim, candidates, statuses, signal)));
+    after = page.next;
+  } while (after && claimed.length < claim.limit);
+  return claimed;
+}
+
+/** Of those named, leases on the ones that are free and stand as wanted. */
+async function takeLeases(
+  db: Db,
+  claim: Claim,
+  threadIds: readonly string[],
+  statuses: readonly ThreadStatus[],
+  signal: Signal | undefined,
+): Promise<ClaimedThread[]> {
+  if (threadIds.length === 0) return [];
+  const tokens = threadIds.map(() => randomUUID());
+  const rows = await db.run(
+    claimStatement(db.schema),
+    [threadIds, tokens, claim.owner, claim.leaseMs],
+    signal,
+  );
+  const leases = new Map(
+    rows.map((row) => row.map(String) as [string, string, string]).map((row) => [row[0], row]),
+  );
+  if (leases.size === 0) return [];
+  const threads = await readNamedThreads(db, [...leases.keys()], false, signal);
+  const wanted = threads.filter(
+    (thread) => statuses.length === 0 || statuses.includes(thread.status),
+  );
+  const kept = new Set(wanted.map((thread) => thread.threadId));
+  const dropped = [...leases.values()].filter(([threadId]) => !kept.has(threadId));
+  if (dropped.length > 0) {
+    await db.run(
+      releaseStatement(db.schema),
+      [dropped.map(([threadId]) => threadId), dropped.map(([, token]) => token)],
+      signal,
+    );
+  }
+  const order = new Map(threadIds.map((threadId, i) => [threadId, i]));
+  return wanted
+    .sort((a, b) => (order.get(a.threadId) ?? 0) - (order.get(b.threadId) ?? 0))
+    .map((thread) => {
+      const [, leaseToken, expires] = leases.get(thread.threadId) ?? ["", "", "0"];
+      return create(ClaimedThreadSchema, {
+        thread,
+        leaseToken,
+        expireTime: toTimestamp(expires),
+      });
+    });
+}
+
+/** Prolongs a lease that is still held, and returns when it ends. Throws LEASE_LOST otherwise. */
+export async function renewClaim(
+  db: Db,
+  threadId: string,
+  token: string,
+  leaseMs: number,
+  signal?: Signal,
+): Promise<Timestamp> {
+  const [row] = await db.run(renewStatement(db.schema), [threadId, token, leaseMs], signal);
+  if (!row) throw leaseLost();
+  return toTimestamp(String(row[0]));
+}
+
+/** Ends a lease. Nothing happens if it is not held. */
+export async function releaseClaim(
+  db: Db,
+  threadId: string,
+  token: string,
+  signal?: Signal,
+): Promise<void> {
+  await db.run(releaseStatement(db.schema), [[threadId], [token]], signal);
+}
+
+/** The lease that came with a request is not held any more; nothing was stored. */
+export function leaseLost(): CheckpointdError {
+  return new CheckpointdError(
+    "failed_precondition",
+    "lease_token: the lease on this thread expired, was released or never was; stop working on it",
+    { reason: "LEASE_LOST", field: "lease_token" },
+  );
+}
+
+function earlier(time: Timestamp | undefined, milliseconds: number): Timestamp {
+  const limit = toTimestamp(String(BigInt(Math.floor(milliseconds)) * 1000n));
+  if (!time) return limit;
+  return time.seconds < limit.seconds ||
+    (time.seconds === limit.seconds && time.nanos < limit.nanos)
+    ? time
+    : limit;
+}
+
+/**
+ * Rows in the order of the key, so that two claims wait for each other's rows in one order. Who
+ * comes second finds the row taken and gets nothing. Relies on the primary key.
+ */
+const claimStatement = (schema: string) => `
+insert into ${schema}.checkpointd_claims as held (thread_id, token, owner, expires_at)
+select thread_id, token, $3::text, clock_timestamp() + $4::int * interval '1 millisecond'
+from unnest($1::text[], $2::text[]) as wanted (thread_id, token)
+order by thread_id collate "C"
+on conflict (thread_id) do update
+  set token = excluded.token, owner = excluded.owner, expires_at = excluded.expires_at
+  where held.expires_at <= clock_timestamp()
+returning thread_id, token, ${micros("expires_at")}`;
+
+/**
+ * A CTE of the leases of these parameters that are held (thread_id, token). Their rows are locked
+ * until the statement ends, so that nobody else can take a thread while its last write under the
+ * old lease is on its way: what the next owner reads includes it.
+ */
+export const heldLeases = (schema: string, threadIds: string, tokens: string) => `
+lease as materialized (
+  select l.thread_id, l.token
+  from ${schema}.checkpointd_claims l
+  where (l.thread_id, l.token) in (
+      select thread_id collate "C", token from unnest(${threadIds}::text[], ${tokens}::text[]) as sent (thread_id, token)
+    )
+    and l.expires_at > clock_timestamp()
+  order by l.thread_id
+  for share
+)`;
+
+const renewStatement = (schema: string) => `
+update ${schema}.checkpointd_claims
+set expires_at = clock_timestamp() + $3::int * interval '1 millisecond'
+where thread_id = $1::text collate "C" and token = $2 and expires_at > clock_timestamp()
+returning ${micros("expires_at")}`;
+
+const releaseStatement = (schema: string) => `
+delete from ${schema}.checkpointd_claims held
+using unnest($1::text[], $2::text[]) as ended (thread_id, token)
+where held.thread_id = ended.thread_id collate "C" and held.token = ended.token`;

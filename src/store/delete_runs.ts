@@ -1,0 +1,96 @@
+import { create } from "@bufbuild/protobuf";
+import {
+  type ThreadCounts,
+  ThreadCountsSchema,
+} from "../../gen/checkpointd/v1/thread_service_pb.js";
+import { CheckpointdError } from "../errors.js";
+import type { Db, Signal } from "./db.js";
+import { channelVersions } from "./read.js";
+import { add, batchRows, type Place, removeCheckpoints, removeUnusedBlobs } from "./remove.js";
+
+/**
+ * Deletes the checkpoints of these runs with their writes and the values that nothing names any
+ * more, and returns how much. Throws STILL_NEEDED, before anything is deleted, if a checkpoint of
+ * another run rebuilds a delta channel from one of them.
+ */
+export async function deleteRuns(
+  db: Db,
+  runIds: readonly string[],
+  signal?: Signal,
+): Promise<ThreadCounts> {
+  const removed = create(ThreadCountsSchema);
+  if (runIds.length === 0) return removed;
+  const [needed] = await db.run(neededStatement(db.schema), [runIds], signal);
+  if (needed) {
+    throw new CheckpointdError(
+      "failed_precondition",
+      "run_ids: a checkpoint of another run rebuilds a delta channel from one of these runs",
+      { reason: "STILL_NEEDED", field: "run_ids" },
+    );
+  }
+  for (;;) {
+    const rows = await db.run(findStatement(db.schema), [runIds, batchRows], signal);
+    const places = new Map<string, Place[]>();
+    for (const row of rows) {
+      const [threadId = "", checkpointNs = "", checkpointId = ""] = row.map(String);
+      places.set(threadId, [...(places.get(threadId) ?? []), { checkpointNs, checkpointId }]);
+    }
+    for (const [threadId, each] of places) {
+      add(removed, await removeCheckpoints(db, threadId, each, signal));
+      add(removed, await removeUnusedBlobs(db, threadId, signal));
+    }
+    if (rows.length < batchRows) return removed;
+  }
+}
+
+/** Relies on checkpointd_runs_idx. */
+const ofRuns = (c: string) =>
+  `${c}.metadata ? 'run_id' and ${c}.metadata ->> 'run_id' = any($1::text[])`;
+
+const findStatement = (schema: string) => `
+select c.thread_id, c.checkpoint_ns, c.checkpoint_id
+from ${schema}.checkpoints c
+where ${ofRuns("c")}
+order by c.thread_id collate "C"
+limit $2`;
+
+/** A child that stays and holds no value of a delta channel of its thread and namespace. */
+const neededStatement = (schema: string) => `
+with going as materialized (
+  select c.thread_id, c.checkpoint_ns, c.checkpoint_id from ${schema}.checkpoints c
+  where ${ofRuns("c")}
+), places as materialized (
+  select distinct thread_id, checkpoint_ns from going
+), delta as materialized (
+  select distinct places.thread_id, places.checkpoint_ns, channel
+  from places
+  cross join lateral (
+    select c.metadata from ${schema}.checkpoints c
+    where c.thread_id = places.thread_id and c.checkpoint_ns = places.checkpoint_ns
+    offset 0
+  ) as c
+  cross join lateral jsonb_object_keys(
+    case when jsonb_typeof(c.metadata -> 'counters_since_delta_snapshot') = 'object'
+      then c.metadata -> 'counters_since_delta_snapshot' end
+  ) as channel
+)
+select 1
+from delta
+cross join lateral (
+  select c.checkpoint, c.checkpoint_id, c.parent_checkpoint_id, c.metadata
+  from ${schema}.checkpoints c
+  where c.thread_id = delta.thread_id and c.checkpoint_ns = delta.checkpoint_ns
+  offset 0
+) as child
+where not (coalesce(child.metadata ->> 'run_id' = any($1::text[]), false))
+  and (delta.thread_id, delta.checkpoint_ns, child.parent_checkpoint_id) in (select * from going)
+  and not coalesce(child.checkpoint -> 'channel_values' ? delta.channel, false)
+  and not exists (
+    select from ${schema}.checkpoint_blobs b
+    where b.thread_id = delta.thread_id and b.checkpoint_ns = delta.checkpoint_ns
+      and b.channel = delta.channel
+      and b.version = ${channelVersions("child.checkpoint")} ->> delta.channel
+      and b.type <> 'empty'
+    offset 0
+  )
+limit 1`;

@@ -1,0 +1,372 @@
+import { create } from "@bufbuild/protobuf";
+import { type Timestamp, TimestampSchema } from "@bufbuild/protobuf/wkt";
+import {
+  type GetThreadRequest,
+  type ListThreadsRequest,
+  type Thread,
+  ThreadClaimSchema,
+  type ThreadCounts,
+  ThreadCountsSchema,
+  type ThreadFilter,
+  ThreadOrder,
+  type ThreadPosition,
+  ThreadPositionSchema,
+  ThreadSchema,
+  ThreadStatus,
+} from "../../gen/checkpointd/v1/thread_service_pb.js";
+import type { Db, Parameter, Row, Signal } from "./db.js";
+import { explainJson } from "./json.js";
+import { threadStatus } from "./thread_status.js";
+
+/** Threads that one statement looks at: few at first, so that the first page is there soon. */
+const firstExamined = 100;
+const mostExamined = 2_000;
+
+/**
+ * Yields the threads that match, in the order asked for. Each statement looks at so many threads
+ * at the most, whatever the filter lets through, so none runs long and the stream holds neither
+ * a connection nor a snapshot between them.
+ */
+export async function* listThreads(
+  db: Db,
+  request: ListThreadsRequest,
+  signal?: Signal,
+): AsyncGenerator<Thread, void> {
+  let left = request.limit ?? Number.POSITIVE_INFINITY;
+  let after: ThreadPosition | undefined = request.after;
+  for (let examine = firstExamined; left > 0; examine = Math.min(examine * 2, mostExamined)) {
+    const page = await readThreads(
+      db,
+      {
+        filter: request.filter,
+        order: request.order,
+        withCounts: request.withCounts,
+        after,
+        examine,
+        limit: Math.min(left, examine),
+      },
+      signal,
+    );
+    yield* page.threads;
+    left -= page.threads.length;
+    if (!page.next) return;
+    after = page.next;
+  }
+}
+
+/** Reads one thread; undefined when there is none. */
+export async function getThread(
+  db: Db,
+  request: Pick<GetThreadRequest, "threadId" | "withCounts">,
+  signal?: Signal,
+): Promise<Thread | undefined> {
+  const [thread] = await readNamedThreads(db, [request.threadId], request.withCounts, signal);
+  return thread;
+}
+
+/** Reads the threads of these names that exist, in no particular order. */
+export async function readNamedThreads(
+  db: Db,
+  threadIds: readonly string[],
+  withCounts: boolean,
+  signal?: Signal,
+): Promise<Thread[]> {
+  const rows = await db.run(namedStatement(db.schema, withCounts), [threadIds], signal);
+  return rows.map(toThread);
+}
+
+/** What one page of threads asks for. */
+export interface ThreadPage {
+  filter?: ThreadFilter | undefined;
+  order: ThreadOrder;
+  withCounts: boolean;
+  after?: ThreadPosition | undefined;
+  /** Threads looked at at the most. */
+  examine: number;
+  /** Threads returned at the most. */
+  limit: number;
+  /** Whether to leave out threads under a lease. */
+  unclaimed?: boolean;
+  /** Metadata that a thread must not contain. */
+  without?: readonly string[];
+}
+
+/** Reads a page, and where the next one begins: undefined at the end. */
+export async function readThreads(
+  db: Db,
+  page: ThreadPage,
+  signal: Signal | undefined,
+): Promise<{ threads: Thread[]; next: ThreadPosition | undefined; examined: number }> {
+  const { statement, parameters } = pageStatement(db.schema, page);
+  const rows = await explainJson(
+    db.run,
+    { "filter.metadata_filter_json": page.filter?.metadataFilterJson ?? "" },
+    db.run(statement, parameters, signal),
+  );
+  // The last row says how far the statement came.
+  const end = rows[rows.length - 1];
+  const threads = rows.slice(0, -1).map(toThread);
+  const examined = Number(text(end, 3));
+  const last = threads[threads.length - 1];
+  const full = threads.length === page.limit;
+  let next: ThreadPosition | undefined;
+  if (full && last?.updateTime) {
+    next = position(last.threadId, last.updateTime);
+  } else if (examined === page.examine) {
+    next = position(text(end, 0), toTimestamp(text(end, 2)));
+  }
+  return { threads, next, examined };
+}
+
+const position = (threadId: string, updateTime: Timestamp) =>
+  create(ThreadPositionSchema, { threadId, updateTime });
+
+/**
+ * When a checkpoint was made, of a relation with checkpoint_id and created_at: the time in a
+ * UUID of version 6, else the time it was stored. The expression of
+ * checkpointd_threads_updated_idx (migration 0009): the planner takes the index for this text.
+ */
+export const updatedAt = (c: string) => `(case
+    when ${c}.checkpoint_id collate "C" ~ '^[0-9a-f]{8}-[0-9a-f]{4}-6[0-9a-f]{3}-'
+      then to_timestamp((
+        ('x' || substr(${c}.checkpoint_id, 1, 8) || substr(${c}.checkpoint_id, 10, 4)
+          || substr(${c}.checkpoint_id, 16, 3))::bit(60)::bigint - 122192928000000000
+      ) / 10000000.0::float8)
+    else ${c}.created_at
+  end)`;
+
+/**
+ * The statement of one page. It walks checkpointd_threads_updated_idx backwards past what is not
+ * its thread's latest checkpoint (a look-up in the primary key each, or in
+ * checkpointd_checkpoints_latest_idx), or, by id, steps from thread to thread through the primary
+ * key (or checkpointd_threads_id_idx). Its last row tells how far it came.
+ */
+function pageStatement(
+  schema: string,
+  page: ThreadPage,
+): { statement: string; parameters: Parameter[] } {
+  const { filter, order } = page;
+  const parameters: Parameter[] = [];
+  const bind = (value: Parameter) => `$${parameters.push(value)}`;
+  const byId = order === ThreadOrder.BY_ID;
+  const examined = byId ? threadsById(schema, page, bind) : threadsByTime(schema, page, bind);
+  const conditions: string[] = [];
+  if (filter?.metadataFilterJson) {
+    const json = `${bind(filter.metadataFilterJson)}::text::jsonb`;
+    // The second is evaluated once and always, see list.ts.
+    conditions.push(`t.metadata @> ${json}`, `${json} is not null`);
+  }
+  for (const json of page.without ?? []) {
+    conditions.push(`not t.metadata @> ${bind(json)}::text::jsonb`);
+  }
+  if (byId) {
+    conditions.push(...updatedWithin("t.updated_at", filter, bind));
+  } else if (filter?.threadIdPrefix) {
+    conditions.push(`starts_with(t.thread_id, ${bind(filter.threadIdPrefix)})`);
+  }
+  if (page.unclaimed) {
+    conditions.push(`not exists (
+      select from ${schema}.checkpointd_claims l
+      where l.thread_id = t.thread_id collate "C" and l.expires_at > clock_timestamp()
+    )`);
+  }
+  const statuses = (filter?.statuses ?? []).map((status) => statusNames[status] ?? "");
+  const [sort, reverse] = byId
+    ? [`t.thread_id collate "C"`, `t.thread_id collate "C" desc`]
+    : [`t.updated_at desc, t.thread_id collate "C" desc`, `t.updated_at, t.thread_id collate "C"`];
+  const statement = `
+with examined as materialized (${examined}
+), matching as materialized (
+  select t.*, s.status, s.pending_nodes
+  from (
+    select * from examined t
+    ${conditions.length > 0 ? `where ${conditions.join(" and ")}` : ""}
+    order by ${sort}
+  ) as t
+  cross join lateral ${threadStatus(schema, "t")} as s
+  ${statuses.length > 0 ? `where s.status = any(${bind(statuses)}::text[])` : ""}
+  order by ${sort}
+  limit ${bind(page.limit)}
+)
+select * from (
+  select ${columns(schema, page.withCounts)}, row_number() over (order by ${sort}) as n
+  from matching t
+  union all
+  select t.thread_id, null, ${micros("t.updated_at")}, (select count(*) from examined)::text,
+    null, null, null, null, null, null, null, null, null, null
+  from (select) as always
+  left join lateral (select * from examined t order by ${reverse} limit 1) as t on true
+) as rows
+order by n`;
+  return { statement, parameters };
+}
+
+type Bind = (value: Parameter) => string;
+
+function threadsByTime(schema: string, { filter, after, examine }: ThreadPage, bind: Bind): string {
+  const time = updatedAt("c");
+  const conditions = updatedWithin(time, filter, bind);
+  if (after?.updateTime) {
+    conditions.push(
+      `(${time}, c.thread_id collate "C") < (${bindTime(after.updateTime, bind)}, ${bind(after.threadId)})`,
+    );
+  }
+  return `
+  select c.thread_id, c.checkpoint_id, c.checkpoint, c.metadata, ${time} as updated_at
+  from ${schema}.checkpoints c
+  where c.checkpoint_ns = ''
+    and not exists (
+      select from ${schema}.checkpoints newer
+      where newer.thread_id = c.thread_id and newer.checkpoint_ns = ''
+        and newer.checkpoint_id collate "C" > c.checkpoint_id collate "C"
+      -- Keeps it a look-up for each row: a join would read the whole table.
+      offset 0
+    )
+    ${conditions.map((condition) => `and ${condition}`).join("\n    ")}
+  order by ${time} desc, c.thread_id collate "C" desc
+  limit ${bind(examine)}`;
+}
+
+function threadsById(schema: string, { filter, after, examine }: ThreadPage, bind: Bind): string {
+  const prefix = filter?.threadIdPrefix ? bind(filter.threadIdPrefix) : undefined;
+  const bounds: string[] = [];
+  if (prefix) bounds.push(`c.thread_id collate "C" >= ${prefix}`);
+  if (after) bounds.push(`c.thread_id collate "C" > ${bind(after.threadId)}`);
+  const next = (conditions: readonly string[]) => `
+      select c.thread_id collate "C" as thread_id from ${schema}.checkpoints c
+      where ${["c.checkpoint_ns = ''", ...conditions].join(" and ")}
+      order by c.thread_id collate "C"
+      limit 1`;
+  // The end of a prefix is where the first id has another: looked at outside of the look-up,
+  // which would go on searching.
+  const within = (id: string) => (prefix ? `and starts_with(${id}, ${prefix})` : "");
+  return `
+  select c.thread_id, c.checkpoint_id, c.checkpoint, c.metadata, ${updatedAt("c")} as updated_at
+  from (
+    with recursive step (thread_id, n) as (
+      select first.thread_id, 1 from (${next(bounds)}
+      ) as first
+      where true ${within("first.thread_id")}
+      union all
+      select following.thread_id, step.n + 1
+      from step
+      cross join lateral (${next([`c.thread_id collate "C" > step.thread_id`])}
+      ) as following
+      where step.n < ${bind(examine)} ${within("following.thread_id")}
+    )
+    select thread_id from step
+  ) as name
+  cross join lateral (
+    ${latest(schema, "name.thread_id")}
+  ) as c`;
+}
+
+/** A thread's latest root checkpoint. */
+const latest = (schema: string, threadId: string) => `
+    select * from ${schema}.checkpoints c
+    where c.thread_id = ${threadId} and c.checkpoint_ns = ''
+    order by c.checkpoint_id collate "C" desc
+    limit 1`;
+
+function updatedWithin(time: string, filter: ThreadFilter | undefined, bind: Bind): string[] {
+  const conditions: string[] = [];
+  if (filter?.updatedAfter) conditions.push(`${time} >= ${bindTime(filter.updatedAfter, bind)}`);
+  if (filter?.updatedBefore) conditions.push(`${time} < ${bindTime(filter.updatedBefore, bind)}`);
+  return conditions;
+}
+
+const namedStatement = (schema: string, withCounts: boolean) => `
+select ${columns(schema, withCounts)}
+from (
+  select t.*, s.status, s.pending_nodes
+  from (
+    select c.thread_id, c.checkpoint_id, c.checkpoint, c.metadata, ${updatedAt("c")} as updated_at
+    from unnest($1::text[]) as name (thread_id)
+    cross join lateral (${latest(schema, "name.thread_id")}) as c
+  ) as t
+  cross join lateral ${threadStatus(schema, "t")} as s
+) as t`;
+
+/** The columns of `toThread`, of a relation `t` of threads with their status. */
+const columns = (schema: string, withCounts: boolean) => `t.thread_id, t.checkpoint_id,
+    ${micros("t.updated_at")},
+    case when t.metadata ->> 'step' ~ '^-?[0-9]{1,9}$' then t.metadata ->> 'step' end,
+    t.metadata ->> 'source', t.status, array_to_json(t.pending_nodes)::text, t.metadata::text,
+    (select json_build_array(l.owner, ${micros("l.expires_at")})::text
+      from ${schema}.checkpointd_claims l
+      where l.thread_id = t.thread_id collate "C" and l.expires_at > clock_timestamp()),
+    ${withCounts ? counts(schema) : "null, null, null, null"}`;
+
+/** How much is stored of a thread. Sizes of values come from the rows and their TOAST pointers. */
+const counts = (schema: string) => `
+    (select count(*) from ${schema}.checkpoints c where c.thread_id = t.thread_id)::text,
+    (select count(*) from ${schema}.checkpoint_blobs b where b.thread_id = t.thread_id)::text,
+    (select count(*) from ${schema}.checkpoint_writes w where w.thread_id = t.thread_id)::text,
+    (
+      (select sum(octet_length(checkpoint::text) + octet_length(metadata::text))
+        from ${schema}.checkpoints c where c.thread_id = t.thread_id)
+      + coalesce((select sum(octet_length(blob))
+        from ${schema}.checkpoint_blobs b where b.thread_id = t.thread_id), 0)
+      + coalesce((select sum(octet_length(blob))
+        from ${schema}.checkpoint_writes w where w.thread_id = t.thread_id), 0)
+    )::text`;
+
+/** A time in microseconds, the database's precision. */
+export const micros = (time: string) => `(extract(epoch from ${time}) * 1000000)::bigint::text`;
+
+function bindTime(time: Timestamp, bind: Bind): string {
+  const iso = new Date(Number(time.seconds) * 1000).toISOString();
+  return `${bind(iso.replace(/\.000Z$/, `.${String(time.nanos).padStart(9, "0").slice(0, 6)}Z`))}::timestamptz`;
+}
+
+export function toTimestamp(microseconds: string): Timestamp {
+  const all = BigInt(microseconds);
+  const fraction = ((all % 1_000_000n) + 1_000_000n) % 1_000_000n;
+  return create(TimestampSchema, {
+    seconds: (all - fraction) / 1_000_000n,
+    nanos: Number(fraction) * 1000,
+  });
+}
+
+const statusNames: Record<ThreadStatus, string | undefined> = {
+  [ThreadStatus.UNSPECIFIED]: undefined,
+  [ThreadStatus.COMPLETED]: "completed",
+  [ThreadStatus.PENDING]: "pending",
+  [ThreadStatus.INTERRUPTED]: "interrupted",
+  [ThreadStatus.FAILED]: "failed",
+};
+
+function toThread(row: Row): Thread {
+  const status = text(row, 5);
+  const thread = create(ThreadSchema, {
+    threadId: text(row, 0),
+    checkpointId: text(row, 1),
+    updateTime: toTimestamp(text(row, 2)),
+    source: text(row, 4),
+    status: Number(Object.entries(statusNames).find(([, name]) => name === status)?.[0] ?? 0),
+    pendingNodes: JSON.parse(text(row, 6)) as string[],
+    metadataJson: text(row, 7),
+  });
+  if (row[3]) thread.step = Number(text(row, 3));
+  if (row[8]) {
+    const [owner, expires] = JSON.parse(text(row, 8)) as [string, string];
+    thread.claim = create(ThreadClaimSchema, { owner, expireTime: toTimestamp(expires) });
+  }
+  if (row[9]) thread.counts = toCounts(row, 9);
+  return thread;
+}
+
+/** Four columns from `first` on: checkpoints, blobs, writes, bytes. */
+export function toCounts(row: Row | undefined, first: number): ThreadCounts {
+  const count = (index: number) => BigInt(row?.[first + index]?.toString("latin1") ?? 0);
+  return create(ThreadCountsSchema, {
+    checkpoints: count(0),
+    blobs: count(1),
+    writes: count(2),
+    storedBytes: count(3),
+  });
+}
+
+function text(row: Row | undefined, index: number): string {
+  return row?.[index]?.toString("utf8") ?? "";
+}
