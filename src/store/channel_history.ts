@@ -144,14 +144,17 @@ order by checkpoint_id collate "C" desc
 limit 1`;
 
 /**
- * Walks from parent to parent by the primary keys of the three tables. Columns: the ancestor, its
+ * Walks from parent to parent by the primary keys of the three tables. Ids are carried as jsonb:
+ * as text a recursive query gives them a collation, and where that is not the key's, which depends
+ * on who made the table, the key's index cannot be used. Columns: the ancestor, its
  * parent, the channels that have a value there, the bytes to read, the channels still without.
  */
 const walkStatement = (schema: string) => `
 with recursive walk (n, checkpoint_id, parent_id, asked, found, checkpoint) as (
-  select 0, ''::text, $3::text, $4::text[], '{}'::text[], null::jsonb
+  select 0, 'null'::jsonb, to_jsonb($3::text), $4::text[], '{}'::text[], null::jsonb
   union all
-  select walk.n + 1, c.checkpoint_id, c.parent_checkpoint_id, open.channels, held.channels, c.checkpoint
+  select walk.n + 1, to_jsonb(c.checkpoint_id), to_jsonb(c.parent_checkpoint_id), open.channels,
+    held.channels, c.checkpoint
   from walk
   cross join lateral (
     select array(select unnest(walk.asked) except select unnest(walk.found)) as channels
@@ -159,7 +162,7 @@ with recursive walk (n, checkpoint_id, parent_id, asked, found, checkpoint) as (
   cross join lateral (
     select c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint
     from ${schema}.checkpoints c
-    where c.thread_id = $1 and c.checkpoint_ns = $2 and c.checkpoint_id = walk.parent_id
+    where c.thread_id = $1 and c.checkpoint_ns = $2 and c.checkpoint_id = walk.parent_id #>> '{}'
     limit 1
   ) as c
   cross join lateral (
@@ -172,10 +175,10 @@ with recursive walk (n, checkpoint_id, parent_id, asked, found, checkpoint) as (
   ) as held
   where walk.n < $5 and cardinality(open.channels) > 0
 )
-select walk.checkpoint_id, walk.parent_id, array_to_json(walk.found)::text,
+select walk.checkpoint_id #>> '{}', walk.parent_id #>> '{}', array_to_json(walk.found)::text,
   coalesce((
     select sum(octet_length(w.blob) + 64) from ${schema}.checkpoint_writes w
-    where w.thread_id = $1 and w.checkpoint_ns = $2 and w.checkpoint_id = walk.checkpoint_id
+    where w.thread_id = $1 and w.checkpoint_ns = $2 and w.checkpoint_id = walk.checkpoint_id #>> '{}'
       and w.channel = any(walk.asked)
   ), 0) + coalesce((
     select sum(octet_length(s.blob))
