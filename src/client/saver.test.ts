@@ -9,7 +9,7 @@ import { create } from "@bufbuild/protobuf";
 import { Code, ConnectError, type HandlerContext, type ServiceImpl } from "@connectrpc/connect";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import {
-  BaseCheckpointSaver,
+  type BaseCheckpointSaver,
   emptyCheckpoint,
   type CheckpointTuple as Tuple,
 } from "@langchain/langgraph-checkpoint";
@@ -22,7 +22,6 @@ import {
 import {
   CheckpointService,
   type ListRequest,
-  ListRequestSchema,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { errorDetail } from "./retry.js";
 import { ConnectSaver, type ConnectSaverUrlOptions } from "./saver.js";
@@ -414,108 +413,5 @@ describe("options and arguments", () => {
     expect(await saver.list({}, { limit: 0 }).next()).toEqual({ done: true, value: undefined });
     await saver.putWrites({ configurable: { thread_id: "t", checkpoint_id: "c" } }, [], "task");
     await saver.end();
-  });
-});
-
-describe("getDeltaChannelHistory", () => {
-  async function serve(tuples: CheckpointTuple[]) {
-    let calls = 0;
-    const service = await startService({
-      getTuple({ checkpointId }) {
-        const found = checkpointId
-          ? tuples.find(({ key }) => key?.checkpointId === checkpointId)
-          : [...listed(tuples, create(ListRequestSchema, { limit: 1 }))][0];
-        return found === undefined ? {} : { tuple: found };
-      },
-      async *list(request) {
-        calls++;
-        for (const tuple of listed(tuples, request)) yield { tuple };
-      },
-    });
-    const saver = service.connect();
-    return {
-      calls: () => calls,
-      ours: (id?: string) => saver.getDeltaChannelHistory(target(id)),
-      base: (id?: string) =>
-        BaseCheckpointSaver.prototype.getDeltaChannelHistory.call(saver, target(id)),
-    };
-  }
-
-  const target = (id = "") => ({
-    config: { configurable: { thread_id: "t", checkpoint_id: id } },
-    channels: ["ch", "other"],
-  });
-
-  it("agrees with the base class on any tree of checkpoints", async () => {
-    let state = 7;
-    const random = (below: number) => {
-      state = (state * 1103515245 + 12345) % 2 ** 31;
-      return state % below;
-    };
-    for (let round = 0; round < 6; round++) {
-      const tuples: CheckpointTuple[] = [];
-      for (let i = 0; i < 40; i++) {
-        // Some ids out of order, above U+FFFF or as long as allowed; some parents not stored.
-        const odd = random(8);
-        const start = odd === 0 ? "\u{1f600}" : odd === 1 ? "\uffee" : odd === 2 ? "x" : "c";
-        const id = `${start}${String(random(10_000)).padStart(5, "0")}-${i}`;
-        const parent =
-          random(15) === 0
-            ? "missing"
-            : tuples[Math.max(0, i - 1 - random(3) ** 3)]?.key?.checkpointId;
-        const tuple = stored(odd === 3 ? id.padEnd(128, "z") : id, {
-          ...(parent === undefined ? {} : { parent }),
-          writes: [
-            [`t${random(3)}`, `b${i}`],
-            [`t${random(3)}`, `a${i}`],
-          ],
-        });
-        const seed = random(20);
-        if (seed === 0) {
-          const value = { type: "json", data: Buffer.from(`"seed ${i}"`) };
-          const blob = create(CheckpointTupleSchema, {
-            blobs: [{ channel: "ch", version: "1", value }],
-          });
-          tuple.blobs = blob.blobs;
-        } else if (seed === 1) {
-          tuple.checkpointJson = JSON.stringify({ channel_values: { other: i } });
-        }
-        tuples.push(tuple);
-      }
-      const { ours, base } = await serve(tuples);
-      for (const id of [
-        undefined,
-        "nothing",
-        ...tuples.slice(25).map((t) => t.key?.checkpointId),
-      ]) {
-        expect(await ours(id)).toEqual(await base(id));
-      }
-    }
-  });
-
-  it("takes two calls for a straight history and one more for a long detour", async () => {
-    const chain = numbered(200).map((id, i, all) =>
-      stored(id, { ...(all[i + 1] ? { parent: all[i + 1]! } : {}), writes: [["t", id]] }),
-    );
-    const straight = await serve(chain);
-    expect((await straight.ours()).ch?.writes).toHaveLength(199);
-    expect(straight.calls()).toBe(2);
-
-    const fork = await serve([
-      ...chain,
-      stored("d2", { parent: "d1" }),
-      stored("d1", { parent: "c0010", writes: [["t", "d1"]] }),
-    ]);
-    const { ch } = await fork.ours();
-    expect(ch?.writes.map(([, , value]) => value)).toEqual([...numbered(10).reverse(), "d1"]);
-    expect(fork.calls()).toBe(3);
-  });
-
-  it("ends where parents form a circle", async () => {
-    const { ours } = await serve([
-      stored("c2", { parent: "c1", writes: [["t", "2"]] }),
-      stored("c1", { parent: "c2", writes: [["t", "1"]] }),
-    ]);
-    expect((await ours("c2")).ch?.writes).toHaveLength(2);
   });
 });

@@ -167,10 +167,10 @@ with recursive walk (n, checkpoint_id, parent_id, asked, found, checkpoint) as (
   ) as c
   cross join lateral (
     select array(
-      select channel from unnest(open.channels) as channel
-      where ${inline("c", "channel")} is not null
-        or exists (${storedSeed(schema, "c", "channel")})
-        or (channel = '__pregel_tasks' and exists (${sends(schema, "c", "limit 1")}))
+      select asked.name from unnest(open.channels) as asked (name)
+      where ${inline("c", "asked.name")} is not null
+        or exists (${storedSeed(schema, "c", "asked.name")})
+        or (asked.name = '__pregel_tasks' and exists (${sends(schema, "c", "limit 1")}))
     ) as channels
   ) as held
   where walk.n < $5 and cardinality(open.channels) > 0
@@ -182,8 +182,8 @@ select walk.checkpoint_id #>> '{}', walk.parent_id #>> '{}', array_to_json(walk.
       and w.channel = any(walk.asked)
   ), 0) + coalesce((
     select sum(octet_length(s.blob))
-    from unnest(walk.found) as channel
-    cross join lateral (${storedSeed(schema, "walk", "channel")}) as s
+    from unnest(walk.found) as seeded (name)
+    cross join lateral (${storedSeed(schema, "walk", "seeded.name")}) as s
   ), 0),
   array_to_json(array(select unnest(walk.asked) except select unnest(walk.found)))::text
 from walk
