@@ -121,6 +121,7 @@ async function runUnderLease(
   const { thread, token } = lease;
   const lost = new AbortController();
   const ended = new AbortController();
+  const unwatch = saver.threads.watch(token, (error) => lost.abort(error));
   const renewing = keep(saver, lease, leaseMs, lost, ended.signal);
   const signals = [
     lost.signal,
@@ -143,6 +144,7 @@ async function runUnderLease(
   }
   ended.abort();
   await renewing;
+  unwatch();
   if (lost.signal.aborted) return { ...recovered, outcome: "lost" };
   if (recovered.outcome === "failed" && !signal?.aborted) return recovered;
   // Not released, the lease runs out by itself.

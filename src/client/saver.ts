@@ -144,7 +144,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       toBlobs(this.serde, checkpoint.channel_values ?? {}, newVersions),
       toMetadataJson(metadata),
     ]);
-    await this.#calls.unary("put", { ...request, blobs, metadataJson });
+    await this.#stored(leaseToken, this.#calls.unary("put", { ...request, blobs, metadataJson }));
     return {
       configurable: {
         thread_id: config.configurable?.thread_id,
@@ -174,10 +174,16 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       taskId: checkName("taskId", taskId),
     };
     if (writes.length === 0) return;
-    await this.#calls.unary("putWrites", {
-      ...request,
-      writes: await toWrites(this.serde, writes),
-    });
+    const encoded = await toWrites(this.serde, writes);
+    await this.#stored(leaseToken, this.#calls.unary("putWrites", { ...request, writes: encoded }));
+  }
+
+  async #stored(leaseToken: string, call: Promise<unknown>): Promise<void> {
+    try {
+      await call;
+    } catch (error) {
+      if (leaseToken === "" || !this.threads.isLossTold(leaseToken, error)) throw error;
+    }
   }
 
   /** Deletes everything of the thread, all or nothing. Succeeds if there is nothing. */

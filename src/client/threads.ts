@@ -17,6 +17,7 @@ import {
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import type { Calls } from "./calls.js";
 import { checkName } from "./names.js";
+import { errorDetail } from "./retry.js";
 
 /**
  * How a thread stands by what is stored of it: `pending` has work to run (it runs now, or whoever
@@ -130,9 +131,31 @@ export interface Pruned {
  */
 export class Threads {
   readonly #calls: Calls;
+  readonly #onLost = new Map<string, (error: unknown) => void>();
 
   constructor(calls: Calls) {
     this.#calls = calls;
+  }
+
+  /**
+   * Has `onLost` called when something could not be stored because this lease is lost, until the
+   * returned function is called.
+   *
+   * @internal LangGraph does not wait for what it stores while a step runs, so a put that rejects
+   * then ends the process as an unhandled rejection. Under a watched lease put and putWrites
+   * resolve, with nothing stored, and `onLost` stops the run.
+   */
+  watch(token: string, onLost: (error: unknown) => void): () => void {
+    this.#onLost.set(token, onLost);
+    return () => this.#onLost.delete(token);
+  }
+
+  /** @internal Whether the error is the loss of a watched lease, which has been told then. */
+  isLossTold(token: string, error: unknown): boolean {
+    const onLost = this.#onLost.get(token);
+    if (!onLost || errorDetail(error)?.reason !== "LEASE_LOST") return false;
+    onLost(error);
+    return true;
   }
 
   /** The threads that match, each once, read as they are asked for. */
