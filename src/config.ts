@@ -4,6 +4,7 @@
  */
 import { parseArgs } from "node:util";
 import { logLevels } from "./log.js";
+import { parseRetention, type RetentionRule, retentionAllowed } from "./server/retention_rules.js";
 import { checkSchemaName } from "./store/schema_name.js";
 
 interface Kind<T> {
@@ -105,6 +106,8 @@ const origins: Kind<string[]> = {
   },
 };
 
+const retention: Kind<RetentionRule[]> = { allowed: retentionAllowed, parse: parseRetention };
+
 const define = <T, Fallback extends string | undefined>(
   kind: Kind<T>,
   env: string,
@@ -182,6 +185,18 @@ export const settings = {
     "CHECKPOINTD_DRAIN_TIMEOUT",
     "30s",
     "how long running calls may go on after SIGTERM",
+  ),
+  retention: define(
+    retention,
+    "CHECKPOINTD_RETENTION",
+    undefined,
+    "what to remove in the background, such as keep_last=20,older_than=30d; nothing unless given",
+  ),
+  "retention-interval": define(
+    duration,
+    "CHECKPOINTD_RETENTION_INTERVAL",
+    "60m",
+    "how long retention rests between two runs",
   ),
   "cors-origins": define(
     origins,

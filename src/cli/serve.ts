@@ -19,6 +19,8 @@ export const serveSettings = [
   "call-timeout",
   "session-age",
   "drain-timeout",
+  "retention",
+  "retention-interval",
   "cors-origins",
   "log-level",
 ] as const;
@@ -54,6 +56,8 @@ export async function runServe(args: string[]): Promise<number> {
       callTimeoutMs: config["call-timeout"],
       sessionAgeMs: config["session-age"],
       drainTimeoutMs: config["drain-timeout"],
+      retention: config.retention ?? [],
+      retentionIntervalMs: config["retention-interval"],
       corsOrigins: config["cors-origins"] ?? [],
       log,
     });

@@ -54,6 +54,8 @@ async function start(databaseUrl: string, migrates: boolean) {
     callTimeoutMs: 60_000,
     sessionAgeMs: 600_000,
     drainTimeoutMs: 5_000,
+    retention: [],
+    retentionIntervalMs: 3_600_000,
     corsOrigins: [],
     log: captured.log,
   });

@@ -15,6 +15,8 @@ import { createInterceptor } from "./interceptors.js";
 import { createOperations } from "./operations.js";
 import { startReadiness } from "./readiness.js";
 import { createReflection } from "./reflection.js";
+import { type Retention, startRetention } from "./retention.js";
+import type { RetentionRule } from "./retention_rules.js";
 import { createSessions } from "./session.js";
 import { carrySession, createSessionService } from "./session_stream.js";
 import { createThreadService } from "./thread_service.js";
@@ -34,6 +36,9 @@ export interface ServerOptions extends DbOptions {
   sessionAgeMs: number;
   /** How long running calls may go on once the server drains. */
   drainTimeoutMs: number;
+  /** What to remove in the background; empty: nothing. */
+  retention: readonly RetentionRule[];
+  retentionIntervalMs: number;
   /** Origins whose pages may call from a browser. */
   corsOrigins: readonly string[];
   log: Log;
@@ -124,6 +129,14 @@ export async function startServer(options: ServerOptions): Promise<Server> {
     throw error;
   }
 
+  let retention: Retention | undefined;
+  if (options.retention.length > 0) {
+    void readiness.firstTime.then(() => {
+      if (draining) return;
+      retention = startRetention(options, options.retention, options.retentionIntervalMs, log);
+    });
+  }
+
   let draining: Promise<void> | undefined;
   const drain = async () => {
     log.info({ connections: listener.connections() }, "draining");
@@ -137,7 +150,7 @@ export async function startServer(options: ServerOptions): Promise<Server> {
       () => shutdown.abort(new ConnectError("the server is shutting down", Code.Unavailable)),
       drainTimeoutMs - Math.min(1000, drainTimeoutMs / 4),
     );
-    await listener.drain(drainTimeoutMs);
+    await Promise.all([listener.drain(drainTimeoutMs), retention?.stop()]);
     clearTimeout(notice);
     await db.close(500);
     log.info("drained");

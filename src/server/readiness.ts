@@ -107,8 +107,8 @@ export function startReadiness(
 
 /** Reads no row; fails when a table or a column that we rely on is missing. */
 const probe = (schema: string) => `
-select from ${schema}.checkpoints, ${schema}.checkpoint_blobs,
-  (select task_path from ${schema}.checkpoint_writes) as w
+select from (select created_at from ${schema}.checkpoints) as c, ${schema}.checkpoint_blobs,
+  (select task_path from ${schema}.checkpoint_writes) as w, ${schema}.checkpointd_claims
 limit 0`;
 
 function sleep(ms: number, signal: AbortSignal): Promise<void> {

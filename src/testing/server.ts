@@ -23,6 +23,8 @@ export async function startTestServer(
     callTimeoutMs: 60_000,
     sessionAgeMs: 600_000,
     drainTimeoutMs: 5_000,
+    retention: [],
+    retentionIntervalMs: 3_600_000,
     corsOrigins: [],
     log: createLog("silent"),
     ...options,

@@ -1,0 +1,133 @@
+import { create } from "@bufbuild/protobuf";
+import {
+  ThreadCountsSchema,
+  ThreadFilterSchema,
+} from "../../gen/checkpointd/v1/thread_service_pb.js";
+import type { Log } from "../log.js";
+import { type Db, type DbOptions, openDb } from "../store/db.js";
+import { pruneThreads } from "../store/prune.js";
+import { add } from "../store/remove.js";
+import { describeCause } from "./interceptors.js";
+import type { RetentionRule } from "./retention_rules.js";
+
+/** How much longer than it worked it rests: it takes a fifth of one connection at the most. */
+const restFactor = 4;
+
+/** The retention that runs in the background. */
+export interface Retention {
+  /** Ends it, and a run under way after the statement that runs. */
+  stop(): Promise<void>;
+}
+
+/**
+ * Applies the rules now and then every `intervalMs`, one replica at a time: who does not get the
+ * advisory lock leaves it for this time. A run has a connection of its own, so that agents do not
+ * wait for it, and says in the log what each rule removed. Errors are logged; the next run
+ * tries again.
+ *
+ * The lock belongs to a session, so it needs a direct connection, not a transaction pooler. If
+ * the connection breaks the lock is free; two runs at once would do no harm.
+ */
+export function startRetention(
+  options: DbOptions,
+  rules: readonly RetentionRule[],
+  intervalMs: number,
+  log: Log,
+): Retention {
+  const stopping = new AbortController();
+  const { signal } = stopping;
+  const loop = async () => {
+    while (!signal.aborted) {
+      const db = openDb({ ...options, poolSize: 1 });
+      try {
+        await runOnce(db, rules, log, signal);
+      } catch (error) {
+        if (!signal.aborted) log.error({ error: describeCause(error) }, "retention failed");
+      } finally {
+        await db.close(signal.aborted ? 500 : 5_000);
+      }
+      await rest(intervalMs, signal);
+    }
+  };
+  const ended = loop();
+  return {
+    async stop() {
+      stopping.abort(new Error("the server stops"));
+      await ended;
+    },
+  };
+}
+
+async function runOnce(
+  db: Db,
+  rules: readonly RetentionRule[],
+  log: Log,
+  signal: AbortSignal,
+): Promise<void> {
+  const [row] = await db.run(
+    `select pg_try_advisory_lock(hashtextextended('checkpointd retention ' || $1, 0))`,
+    [db.schema],
+    signal,
+  );
+  if (String(row?.[0]) !== "t") {
+    log.debug("retention: another replica runs it");
+    return;
+  }
+  const earlier: string[] = [];
+  for (const rule of rules) {
+    const started = performance.now();
+    let worked = started;
+    let threads = 0;
+    let examined = 0n;
+    const removed = create(ThreadCountsSchema);
+    const prune = {
+      filter: create(ThreadFilterSchema, { metadataFilterJson: rule.metadata ?? "" }),
+      threadIds: [],
+      keepLast: rule.keepLast,
+      olderThanMs: rule.olderThanMs,
+      dryRun: false,
+      without: [...earlier],
+      pause: async () => {
+        await rest((performance.now() - worked) * restFactor, signal);
+        worked = performance.now();
+      },
+    };
+    for await (const message of pruneThreads(db, prune, signal)) {
+      examined = message.threadsExamined;
+      if (!message.removed) continue;
+      threads++;
+      add(removed, message.removed);
+    }
+    const { checkpoints, blobs, writes, storedBytes } = removed;
+    log.info(
+      {
+        rule: rule.text,
+        examined: Number(examined),
+        threads,
+        checkpoints: Number(checkpoints),
+        blobs: Number(blobs),
+        writes: Number(writes),
+        storedBytes: Number(storedBytes),
+        ms: Math.round(performance.now() - started),
+      },
+      "retention",
+    );
+    if (rule.metadata) earlier.push(rule.metadata);
+  }
+}
+
+function rest(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) {
+      resolve();
+      return;
+    }
+    const done = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", done);
+      resolve();
+    };
+    const timer = setTimeout(done, ms);
+    signal.addEventListener("abort", done);
+  });
+}
