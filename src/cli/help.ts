@@ -1,6 +1,7 @@
 import { type SettingName, settings } from "../config.js";
 import { migrateSettings } from "./migrate.js";
 import { serveSettings } from "./serve.js";
+import { subcommands } from "./threads.js";
 
 /** The text of --help, made from the table of settings. */
 export function help(): string {
@@ -10,6 +11,7 @@ Usage:
   checkpointd serve [flags]            start the service
   checkpointd migrate [flags]          bring the tables up to date and exit
   checkpointd migrate --dry-run        print the SQL that migrate would run
+  checkpointd threads COMMAND [flags]  look at and change threads (threads --help)
   checkpointd --help | --version
 
 Flags of serve:
@@ -21,6 +23,30 @@ ${describe(migrateSettings)}
 
 A flag wins over its environment variable. --no-migrate and --no-prepare mean false.
 Exit codes: 0 done or drained, 1 failed, 2 the command line is wrong.
+`;
+}
+
+/** The text of threads --help. */
+export function threadsHelp(): string {
+  const lines = Object.entries(subcommands).map(([name, { words, meaning, values, switches }]) => {
+    const flags = [...values.map((flag) => `--${flag} …`), ...switches.map((flag) => `--${flag}`)];
+    const usage = ["checkpointd threads", name, words].filter((word) => word !== "").join(" ");
+    return `  ${usage}\n      ${meaning}${flags.length > 0 ? `\n      ${flags.join(" ")}` : ""}`;
+  });
+  return `Looks at and changes threads over the RPCs of a running service.
+
+${lines.join("\n")}
+
+Flags of all:
+  --url  the service (default http://127.0.0.1:8080)
+      CHECKPOINTD_URL
+  --header "name: value"  sent with every call; may be repeated
+
+--status takes completed, pending, interrupted, failed, separated by commas. --updated-after and
+--updated-before take a time (2026-01-31T12:00:00Z) or an age (30m, 12h, 7d), --older-than an age.
+--metadata takes a JSON object that the latest checkpoint's metadata contains. --json prints JSON
+lines. rm and prune ask before they delete, unless --yes. Colours only on a terminal.
+Exit codes: 0 done, 1 failed or not confirmed, 2 the command line is wrong.
 `;
 }
 

@@ -19,7 +19,7 @@ describe("the command line", () => {
 
   it.each([
     [[], {}, "Usage:"],
-    [["surf"], {}, 'Unknown command "surf". Commands are serve and migrate.'],
+    [["surf"], {}, 'Unknown command "surf". Commands are serve, migrate, threads.'],
     [["serve", "--prot", "1"], {}, "Unknown flag --prot. Did you mean --port?"],
     [["serve", "--frobnicate"], {}, "Unknown flag --frobnicate. Allowed are --database-url,"],
     [["serve", "extra"], {}, 'Unexpected argument "extra".'],

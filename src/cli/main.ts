@@ -1,14 +1,16 @@
 #!/usr/bin/env node
 import { UsageError } from "../config.js";
-import { help } from "./help.js";
+import { help, threadsHelp } from "./help.js";
 import { runMigrate } from "./migrate.js";
 import { runServe } from "./serve.js";
+import { runThreads } from "./threads.js";
 import { version } from "./version.js";
 
 /** Exit codes: 0 done, 1 failed, 2 the command line is wrong. */
 const commands: Record<string, (args: string[]) => Promise<number>> = {
   serve: runServe,
   migrate: runMigrate,
+  threads: runThreads,
 };
 
 async function main(args: string[]): Promise<number> {
@@ -24,11 +26,11 @@ async function main(args: string[]): Promise<number> {
   const command = commands[name];
   if (!command) {
     throw new UsageError(
-      `Unknown command "${name}". Commands are ${Object.keys(commands).join(" and ")}.`,
+      `Unknown command "${name}". Commands are ${Object.keys(commands).join(", ")}.`,
     );
   }
   if (rest.includes("--help") || rest.includes("-h")) {
-    process.stdout.write(help());
+    process.stdout.write(name === "threads" ? threadsHelp() : help());
     return 0;
   }
   return command(rest);

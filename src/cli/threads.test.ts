@@ -1,0 +1,237 @@
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { Annotation, END, interrupt, START, StateGraph } from "@langchain/langgraph";
+import pg from "pg";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { ConnectSaver } from "../client/saver.js";
+import type { Server } from "../server/main.js";
+import { createDatabase, type TestDatabase } from "../testing/postgres.js";
+import { runCommand } from "../testing/serve.js";
+import { startTestServer } from "../testing/server.js";
+
+let database: TestDatabase;
+let pool: pg.Pool;
+let server: Server;
+let saver: ConnectSaver;
+let folder: string;
+
+const State = Annotation.Root({
+  steps: Annotation<string[]>({ reducer: (a, b) => a.concat(b), default: () => [] }),
+  raw: Annotation<Uint8Array>(),
+});
+const config = (thread_id: string) => ({ configurable: { thread_id } });
+
+beforeAll(async () => {
+  database = await createDatabase();
+  pool = new pg.Pool({ connectionString: database.url, max: 2 });
+  server = await startTestServer(database.url);
+  saver = ConnectSaver.fromUrl(server.url);
+  folder = await mkdtemp(path.join(tmpdir(), "checkpointd-threads-"));
+  const inner = new StateGraph(State)
+    .addNode("deep", () => ({ steps: ["deep"] }))
+    .addEdge(START, "deep")
+    .compile();
+  const graph = new StateGraph(State)
+    .addNode("inner", inner)
+    .addNode("ask", () => ({ steps: [interrupt("well?") as string] }))
+    .addEdge(START, "inner")
+    .addEdge("inner", "ask")
+    .addEdge("ask", END)
+    .compile({ checkpointer: saver });
+  const raw = new Uint8Array(300_000).map((_, i) => (i * 7919) % 256);
+  await graph.invoke({ raw, steps: ["in\u001b[31m"] }, config("asks"));
+  const plain = new StateGraph(State)
+    .addNode("work", () => ({ steps: ["done"] }))
+    .addEdge(START, "work")
+    .compile({ checkpointer: saver });
+  await plain.invoke({ steps: [] }, config("done"));
+  await plain.invoke({ steps: [] }, config("done"));
+});
+afterAll(async () => {
+  await saver?.end();
+  await server?.drain();
+  await pool?.end();
+  await database?.drop();
+  await rm(folder, { recursive: true, force: true });
+});
+
+const threads = (...args: string[]) =>
+  runCommand(["threads", ...args], { CHECKPOINTD_URL: server.url }, folder);
+/** What a command that succeeds prints. */
+async function output(...args: string[]): Promise<string> {
+  const { code, stdout, stderr } = await threads(...args);
+  expect({ code, stderr }, args.join(" ")).toEqual({ code: 0, stderr: "" });
+  return stdout;
+}
+const lines = (text: string) =>
+  text
+    .trim()
+    .split("\n")
+    .map((line) => JSON.parse(line));
+
+/** Everything stored of a thread but its name, in an order of its own. */
+async function stored(threadId: string): Promise<string> {
+  const { rows } = await pool.query(
+    `select 1, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint::text, metadata::text, ''
+     from checkpoints where thread_id = $1
+     union all
+     select 2, checkpoint_ns, channel, version, type, md5(blob), '' from checkpoint_blobs
+     where thread_id = $1 and type <> 'empty'
+     union all
+     select 3, checkpoint_ns, checkpoint_id, task_id || idx, channel, md5(blob), task_path
+     from checkpoint_writes where thread_id = $1
+     order by 1, 2, 3, 4`,
+    [threadId],
+  );
+  return JSON.stringify(rows);
+}
+
+describe("checkpointd threads", () => {
+  it("ls lists as a table and as JSON lines, with filters", async () => {
+    const table = await output("ls");
+    expect(table).toMatch(/^THREAD +STATUS +STEP +SOURCE +AGE +HELD BY +PENDING\n/);
+    expect(table).toMatch(/\nasks +interrupted +1 +loop +\ds +ask\n/);
+    expect(table).toMatch(/\ndone +completed +4 +loop +\ds\n|\ndone +completed +4 +loop +\ds$/m);
+    expect(table).not.toContain("\u001b");
+    const all = lines(await output("ls", "--json", "--by-id", "--counts"));
+    expect(all.map(({ threadId, status }) => [threadId, status])).toEqual([
+      ["asks", "interrupted"],
+      ["done", "completed"],
+    ]);
+    expect(all[1]).toMatchObject({
+      step: 4,
+      counts: { checkpoints: 6 },
+      updatedAt: expect.stringMatching(/Z$/),
+    });
+    expect(await output("ls", "--limit", "1")).toContain("There are more: --limit");
+    expect(await output("ls", "--status", "failed,pending")).toBe("No threads.\n");
+    expect(
+      lines(await output("ls", "--json", "--prefix", "do", "--updated-after", "1h")),
+    ).toHaveLength(1);
+    expect(await output("ls", "--json", "--updated-before", "2020-01-01")).toBe("");
+    expect(await output("ls", "--json", "--metadata", '{"step":4}')).toContain('"done"');
+  });
+
+  it("show prints decoded values, and type and size of the others", async () => {
+    const text = await output("show", "asks");
+    expect(text).toMatch(/status +interrupted/);
+    expect(text).toMatch(/pending +ask/);
+    expect(text).toContain('steps: ["in\\u001b[31m","in\\u001b[31m","deep"]');
+    expect(text).toMatch(/raw: <bytes, 293\.0 KiB>/);
+    expect(text).toMatch(/__interrupt__: /);
+    const [json] = lines(await output("show", "asks", "--json"));
+    expect(json).toMatchObject({ status: "interrupted", checkpoint: { checkpointNs: "" } });
+    expect(json.checkpoint.values.steps).toEqual(["in\u001b[31m", "in\u001b[31m", "deep"]);
+    expect(json.checkpoint.pendingWrites).toHaveLength(1);
+  });
+
+  it("history lists checkpoints, the latest first", async () => {
+    expect((await output("history", "done")).trim().split("\n")).toHaveLength(7);
+    const all = lines(await output("history", "done", "--json", "--limit", "3"));
+    expect(all.map(({ step, source }) => [step, source])).toEqual([
+      [4, "loop"],
+      [3, "loop"],
+      [2, "input"],
+    ]);
+    expect(all[0].parentCheckpointId).toBe(all[1].checkpointId);
+  });
+
+  it("export and import restore a thread elsewhere, value for value", async () => {
+    expect(await output("export", "asks", "--out", "asks.jsonl")).toMatch(
+      /^Exported \d+ checkpoints/,
+    );
+    expect(await output("import", "asks.jsonl", "--as", "copy")).toMatch(
+      /^Imported \d+ checkpoints as "copy"/,
+    );
+    expect(await stored("copy")).toBe(await stored("asks"));
+    expect((await saver.threads.get("copy"))?.status).toBe("interrupted");
+    expect(await threads("import", "asks.jsonl", "--as", "copy")).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining('thread "copy" exists'),
+    });
+    const piped = await output("export", "done");
+    expect(lines(piped).at(-1)).toEqual({ end: true, checkpoints: 6 });
+
+    // Cut off, damaged, not ours: nothing is left of it.
+    const whole = await readFile(path.join(folder, "asks.jsonl"), "utf8");
+    const cut = whole.split("\n").slice(0, -2).join("\n");
+    for (const [text, sentence] of [
+      [cut, "the file is incomplete: it has"],
+      [`${cut.slice(0, -50)}`, "is not JSON: the file is damaged or was cut off"],
+      ['{"a":1}\n', "not an exported thread"],
+      ["", "not an exported thread: the file is empty"],
+      [whole.replace('"checkpointId"', '"nothing"'), "line 2 is not a checkpoint"],
+    ] as const) {
+      await writeFile(path.join(folder, "bad.jsonl"), text);
+      const bad = await threads("import", "bad.jsonl", "--as", "bad");
+      expect(bad).toMatchObject({ code: 1, stderr: expect.stringContaining(sentence) });
+    }
+    const left = await pool.query(
+      "select distinct thread_id from checkpoint_blobs union select thread_id from checkpoints order by 1",
+    );
+    expect(left.rows.map(({ thread_id }) => thread_id)).toEqual(["asks", "copy", "done"]);
+    expect((await threads("import", "nowhere.jsonl")).stderr).toContain("ENOENT");
+  });
+
+  it("cp copies, rm deletes, and both say what is not there", async () => {
+    expect(await output("cp", "done", "second")).toMatch(/^Copied 6 checkpoints, /);
+    expect(await stored("second")).toBe(await stored("done"));
+    expect((await threads("cp", "done", "second")).stderr).toContain("something is stored under");
+    expect((await threads("cp", "nobody", "third")).stderr).toContain('no thread "nobody"');
+    expect(await threads("rm", "second")).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining("needs --yes"),
+    });
+    expect(await output("rm", "second", "--yes")).toBe('Deleted thread "second".\n');
+    expect((await threads("rm", "second", "--yes")).stderr).toContain('no thread "second"');
+    expect((await threads("show", "second")).stderr).toContain('no thread "second"');
+    expect((await threads("history", "second")).stderr).toContain('no thread "second"');
+    expect((await threads("export", "second")).stderr).toContain('no thread "second"');
+  });
+
+  it("prune says what would go, and removes it with --yes", async () => {
+    await output("cp", "done", "old");
+    const dry = await output("prune", "old", "--keep-last", "2", "--dry-run");
+    expect(dry).toMatch(/^THREAD +CHECKPOINTS +VALUES +WRITES +SIZE\nold +4 /);
+    expect(dry).toMatch(/Would remove 4 checkpoints, .* of 1 threads\.\n$/);
+    expect(await threads("prune", "old", "--keep-last", "2")).toMatchObject({ code: 2 });
+    const removed = await output("prune", "old", "--keep-last", "2", "--yes", "--json");
+    expect(lines(removed)).toMatchObject([{ dryRun: false, threads: 1, checkpoints: 4 }]);
+    expect(await output("prune", "--prefix", "old", "--keep-last", "2")).toBe(
+      "Nothing to remove.\n",
+    );
+    expect(await output("prune", "old", "--delete", "--older-than", "1h", "--yes")).toContain(
+      "Removed 0",
+    );
+    expect(await output("prune", "old", "--delete", "--yes")).toContain("Removed 2 checkpoints");
+  });
+
+  it.each([
+    [[], "threads needs one of ls, show,"],
+    [["list"], 'Unknown command "threads list"'],
+    [["ls", "extra"], "Usage: checkpointd threads ls"],
+    [["show"], "Usage: checkpointd threads show THREAD"],
+    [["ls", "--colour"], "Unknown option '--colour'."],
+    [["ls", "--limit", "few"], '--limit must be a whole number from 0, not "few"'],
+    [["ls", "--status", "broken"], "--status must be some of completed,"],
+    [["ls", "--metadata", "[1]"], "--metadata must be a JSON object"],
+    [["ls", "--updated-after", "then"], "--updated-after must be a time"],
+    [["ls", "--url", "ftp://x"], "--url: the URL must begin with http"],
+    [["ls", "--header", "oops"], '--header must be "name: value"'],
+    [["prune"], "prune needs --keep-last N or --delete, and not both"],
+    [["prune", "--keep-last", "0"], "--keep-last must be a whole number from 1"],
+    [["prune", "t", "--keep-last", "1", "--prefix", "t"], "prune takes threads or a filter"],
+    [["prune", "--delete", "--older-than", "old"], "--older-than must be an age"],
+  ])("%j is refused with exit code 2 and a sentence", async (args, sentence) => {
+    const { code, stderr } = await threads(...args);
+    expect({ code, stderr }).toEqual({ code: 2, stderr: expect.stringContaining(sentence) });
+  });
+
+  it("explains itself, and says where no server is", async () => {
+    expect(await output("--help")).toMatch(/checkpointd threads prune \[THREAD\.\.\.\]/);
+    const { code, stderr } = await threads("ls", "--url", "http://127.0.0.1:1");
+    expect(code).toBe(1);
+    expect(stderr).toContain("http://127.0.0.1:1: [unavailable]");
+  });
+});
