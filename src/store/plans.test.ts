@@ -1,4 +1,5 @@
-import { create } from "@bufbuild/protobuf";
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import { timestampFromMs, timestampNow } from "@bufbuild/protobuf/wkt";
 import { PostgresSaver } from "@langchain/langgraph-checkpoint-postgres";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
@@ -9,21 +10,33 @@ import {
   PutRequestSchema,
   PutWritesRequestSchema,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import {
+  GetChannelHistoryRequestSchema,
+  ListThreadsRequestSchema,
+  ThreadFilterSchema,
+  ThreadStatus,
+} from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { createDatabase, type TestDatabase, withDatabase } from "../testing/postgres.js";
-import type { Db, Parameter } from "./db.js";
+import { channelHistory } from "./channel_history.js";
+import { claimThreads, releaseClaim, renewClaim } from "./claims.js";
+import { copyThread } from "./copy_thread.js";
+import { type Db, openDb, type Parameter, type Run } from "./db.js";
+import { deleteRuns } from "./delete_runs.js";
 import { deleteThread } from "./delete_thread.js";
 import { list } from "./list.js";
 import { migrate } from "./migrate.js";
+import { pruneThreads } from "./prune.js";
 import { createPut } from "./put.js";
 import { createPutWrites } from "./put_writes.js";
 import { createGetTuple } from "./read.js";
+import { getThread, listThreads } from "./threads.js";
 
 /** 1,000 threads of 90 checkpoints in two namespaces, and one of 10,000: 100,000 in all. */
 const fill = `
 insert into checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
 select thread_id, checkpoint_ns, checkpoint_id, checkpoint_id,
   jsonb_build_object('v', 4, 'channel_versions', jsonb_build_object('a', i, 'b', 1, 'c', 2)),
-  jsonb_build_object('step', i % 100, 'source', 'loop')
+  jsonb_build_object('step', i % 100, 'source', 'loop', 'run_id', 'run-' || i % 2000)
 from (
   select i, 'thread-' || i % 1000 as thread_id, case when i % 7 = 0 then 'sub' else '' end as checkpoint_ns,
     lpad(i::text, 12, '0') as checkpoint_id
@@ -31,21 +44,27 @@ from (
   union all
   select i, 'long', '', lpad(i::text, 12, '0') from generate_series(1, 10000) as i
 ) as rows;
+insert into checkpoints (thread_id, checkpoint_id, parent_checkpoint_id, checkpoint)
+select 'walk', lpad(i::text, 12, '0'), lpad((i - 1)::text, 12, '0'), '{"v": 3, "channel_versions": {"a": 1}}'
+from generate_series(1, 100) as i;
 insert into checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
 select distinct thread_id, checkpoint_ns, v.key, v.value, 'json', '\\x31'::bytea
 from checkpoints, jsonb_each_text(checkpoint -> 'channel_versions') as v;
 insert into checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob)
 select thread_id, checkpoint_ns, checkpoint_id, 'task', idx, 'a', 'json', '\\x31'
 from checkpoints, generate_series(0, 1) as idx;
-analyze checkpoints, checkpoint_blobs, checkpoint_writes`;
+insert into checkpointd_claims (thread_id, owner, token, expires_at)
+select 'thread-' || i, 'owner', 'token-' || i, now() from generate_series(1, 10000) as i;
+analyze checkpoints, checkpoint_blobs, checkpoint_writes, checkpointd_claims`;
 
 /** The indexes a statement may use on each table it reads or writes. */
 type Plan = Record<string, string[]>;
 
 const tables = {
-  "made by checkpointd": { latest: "checkpoints_pkey" },
+  "made by checkpointd": { latest: "checkpoints_pkey", byId: "checkpoints_pkey" },
   "made by the direct saver, in a linguistic collation": {
     latest: "checkpointd_checkpoints_latest_idx",
+    byId: "checkpointd_threads_id_idx",
   },
 };
 
@@ -189,6 +208,121 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
     }
   });
 
+  const one = { threadId: "long", withCounts: false };
+  const listed = (request: MessageInitShape<typeof ListThreadsRequestSchema>) => (db: Db) =>
+    listThreads(db, create(ListThreadsRequestSchema, request)).next();
+  const byTime = ["checkpointd_threads_updated_idx", index.latest];
+  const byId = [index.byId, index.latest];
+  /** Operations of several statements: what each may use of checkpoints. */
+  const operations: [string, (db: Db) => Promise<unknown>, string[]][] = [
+    ["listThreads, newest first", listed({ limit: 20 }), byTime],
+    [
+      "listThreads, newest first, resumed, of some time, metadata and prefix",
+      listed({
+        filter: {
+          updatedAfter: timestampFromMs(1),
+          updatedBefore: timestampNow(),
+          metadataFilterJson: '{"step":1}',
+          threadIdPrefix: "thread-1",
+          statuses: [ThreadStatus.PENDING],
+        },
+        after: { threadId: "thread-5", updateTime: timestampNow() },
+      }),
+      byTime,
+    ],
+    ["listThreads by id, counted", listed({ order: 2, withCounts: true, limit: 3 }), byId],
+    [
+      "listThreads by id, of a prefix, resumed",
+      listed({
+        order: 2,
+        filter: { threadIdPrefix: "thread-1" },
+        after: { threadId: "thread-10" },
+      }),
+      byId,
+    ],
+    ["getThread", (db) => getThread(db, one), [index.latest]],
+    ["getThread, counted", (db) => getThread(db, { ...one, withCounts: true }), [index.latest]],
+    [
+      "claimThreads, renewClaim, releaseClaim",
+      async (db) => {
+        const filter = create(ThreadFilterSchema, { statuses: [ThreadStatus.PENDING] });
+        const claim = { owner: "o", leaseMs: 1_000, graceMs: 0, limit: 3, filter, threadId: "" };
+        await claimThreads(db, claim);
+        const [{ leaseToken = "" } = {}] = await claimThreads(db, {
+          ...claim,
+          threadId: "long",
+          filter: create(ThreadFilterSchema),
+        });
+        await renewClaim(db, "long", leaseToken, 60_000);
+        const underLease = { ...named, leaseToken, checkpointJson: "{}" };
+        await createPut(db)(
+          create(PutRequestSchema, { ...underLease, blobs: [{ channel: "a", version: "1" }] }),
+        );
+        for (const idx of [0, -1]) {
+          const writes = [{ idx, channel: "a", value: { type: "json" } }];
+          const request = { ...named, leaseToken, taskId: "task", writes };
+          await createPutWrites(db)(create(PutWritesRequestSchema, request));
+        }
+        await releaseClaim(db, "long", leaseToken);
+      },
+      byTime,
+    ],
+    [
+      "channelHistory",
+      async (db) => {
+        const request = { threadId: "walk", channels: ["a", "b", "__pregel_tasks"] };
+        for await (const _ of channelHistory(db, create(GetChannelHistoryRequestSchema, request)));
+        const at = { ...request, checkpointId: "000000000050" };
+        for await (const _ of channelHistory(db, create(GetChannelHistoryRequestSchema, at)));
+      },
+      [index.latest],
+    ],
+    ["copyThread", (db) => copyThread(db, "walk", "walked"), [index.latest]],
+    ["deleteRuns", (db) => deleteRuns(db, ["run-7"]), ["checkpointd_runs_idx", index.latest]],
+    ...[true, false].map((dryRun): [string, (db: Db) => Promise<unknown>, string[]] => [
+      `pruneThreads, ${dryRun ? "dry" : "real"}`,
+      async (db) => {
+        for (const keepLast of [3, 0]) {
+          const prune = { threadIds: ["walked", "thread-6"], keepLast, olderThanMs: 0, dryRun };
+          for await (const _ of pruneThreads(db, prune));
+        }
+      },
+      [index.latest],
+    ]),
+    [
+      "pruneThreads of a filter",
+      async (db) => {
+        const filter = create(ThreadFilterSchema, { threadIdPrefix: "thread-99" });
+        const prune = { filter, threadIds: [], keepLast: 3, dryRun: true, without: ["{}"] };
+        for await (const _ of pruneThreads(db, prune));
+      },
+      byId,
+    ],
+  ];
+
+  it.each(operations)("%s", async (_, use, ofCheckpoints) => {
+    const allowed: Plan = {
+      checkpoints: [...ofCheckpoints, "checkpoints_pkey", "checkpointd_checkpoints_latest_idx"],
+      checkpoint_blobs: ["checkpoint_blobs_pkey"],
+      checkpoint_writes: ["checkpoint_writes_pkey"],
+      checkpointd_claims: ["checkpointd_claims_pkey"],
+    };
+    const found = new Set<string>();
+    for (const [text, parameters] of await recordStatements(database.url, use)) {
+      const custom = await explain(`explain (format json) ${text}`, parameters);
+      const generic = await explain(`explain (format json, generic_plan) ${text}`);
+      for (const plan of [custom, generic]) {
+        for (const [table, used] of Object.entries(plan)) {
+          for (const name of used) {
+            found.add(name);
+            expect(allowed[table], `${table} by ${name}:\n${text}`).toContain(name);
+          }
+        }
+      }
+    }
+    expect([...found]).toContain(ofCheckpoints[0]);
+  });
+
   it("reads no more of a thread and namespace than a page, wherever the cursor is", async () => {
     const [text, parameters] = await recordStatement((db) =>
       list(
@@ -261,6 +395,39 @@ async function recordStatement(
   });
   if (!recorded) throw new Error("no statement was run");
   return recorded;
+}
+
+/** The statements that an operation runs, having run them. */
+async function recordStatements(
+  databaseUrl: string,
+  use: (db: Db) => Promise<unknown>,
+): Promise<[string, readonly Parameter[]][]> {
+  const db = openDb({
+    databaseUrl,
+    schema: "public",
+    poolSize: 2,
+    queueLimit: 10,
+    queueTimeoutMs: 10_000,
+    prepare: true,
+  });
+  const recorded = new Map<string, readonly Parameter[]>();
+  const recording =
+    (run: Run): Run =>
+    (text, parameters, signal) => {
+      recorded.set(text, parameters);
+      return run(text, parameters, signal);
+    };
+  try {
+    await use({
+      ...db,
+      run: recording(db.run),
+      transaction: (inner, signal) => db.transaction((run) => inner(recording(run)), signal),
+      withConnection: (inner) => db.withConnection((run) => inner(recording(run))),
+    });
+  } finally {
+    await db.close(1_000);
+  }
+  return [...recorded];
 }
 
 async function createLinguisticDatabase(): Promise<TestDatabase> {

@@ -257,7 +257,8 @@ function threadsById(schema: string, { filter, after, examine }: ThreadPage, bin
     select thread_id from step
   ) as name
   cross join lateral (
-    ${latest(schema, "name.thread_id")}
+    -- By way of jsonb, which takes the collation off: with it a key of another is of no use.
+    ${latest(schema, "(to_jsonb(name.thread_id) #>> '{}')")}
   ) as c`;
 }
 
