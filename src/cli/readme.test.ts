@@ -1,6 +1,7 @@
 import { execFile } from "node:child_process";
 import { existsSync } from "node:fs";
-import { readFile, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
@@ -44,9 +45,32 @@ describe("the README", () => {
   });
 
   it("has a browser client that works as it stands, also in Node", async () => {
-    const [, page = ""] = block("ts");
+    const page = block("ts").find((text) => text.includes("connect-web")) ?? "";
     const { stdout } = await runScript(page.replace("./gen/", `${root}dist/gen/`));
     expect(stdout).toContain('"source": "input"');
+  });
+
+  it("has a recovery worker that works as it stands", async () => {
+    const [, worker = ""] = block("ts").filter((text) => text.includes("ConnectSaver"));
+    expect(worker).toContain("recoverThreads");
+    const { stdout } = await runScript(worker);
+    expect(stdout).toContain("{ resumed: 0, failed: 0, lost: 0 }");
+  });
+
+  it("has commands of threads that work as they stand", async () => {
+    const [threads = ""] = block("sh").filter((text) => text.startsWith("checkpointd threads"));
+    const folder = await mkdtemp(join(tmpdir(), "checkpointd-readme-"));
+    const main = JSON.stringify(join(root, "dist/src/cli/main.js"));
+    for (const command of threads.split("\n")) {
+      const { stdout, stderr } = await run(
+        "bash",
+        ["-c", command.replace(/^checkpointd/, `${JSON.stringify(process.execPath)} ${main}`)],
+        { cwd: folder, env: { ...process.env, CHECKPOINTD_URL: server.url } },
+      );
+      expect(stderr, command).toBe("");
+      expect(stdout, command).not.toBe("");
+    }
+    await rm(folder, { recursive: true });
   });
 
   it("has curl and grpcurl commands that work as they stand", async () => {

@@ -15,8 +15,8 @@ const all = [
   "0004_add_created_at",
   "0005_record_langgraph_versions",
   "0006_index_checkpoints",
-  "0008_create_claims",
-  "0009_index_threads",
+  "0007_create_claims",
+  "0008_index_threads",
 ];
 const newest = "checkpointd_checkpoints_newest_idx";
 const latest = "checkpointd_checkpoints_latest_idx";

@@ -32,7 +32,7 @@ export interface Prune {
   dryRun: boolean;
   /** Metadata of threads to leave alone. */
   without?: readonly string[];
-  /** Waited after each statement that removed something. */
+  /** Waited after each batch and each page of threads. */
   pause?: () => Promise<unknown>;
 }
 
@@ -97,6 +97,7 @@ async function* threadIds(
       },
       signal,
     );
+    await prune.pause?.();
     for (const { threadId, updateTime } of page.threads) {
       // A whole thread goes by its last update; the statement looks again.
       if (prune.keepLast === 0 && cutoff && updateTime && updateTime.seconds > cutoff.seconds)
@@ -118,6 +119,7 @@ async function pruneOne(
   const parameters = ruleParameters(threadId, prune, cutoff);
   for (;;) {
     const rows = await db.run(goingStatement(db.schema), [...parameters, batchRows * 8], signal);
+    await prune.pause?.();
     const places = rows.map(
       (row): Place => ({
         checkpointNs: String(row[0]),

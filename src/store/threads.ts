@@ -124,7 +124,7 @@ const position = (threadId: string, updateTime: Timestamp) =>
 /**
  * When a checkpoint was made, of a relation with checkpoint_id and created_at: the time in a
  * UUID of version 6, else the time it was stored. The expression of
- * checkpointd_threads_updated_idx (migration 0009): the planner takes the index for this text.
+ * checkpointd_threads_updated_idx (migration 0008): the planner takes the index for this text.
  */
 export const updatedAt = (c: string) => `(case
     when ${c}.checkpoint_id collate "C" ~ '^[0-9a-f]{8}-[0-9a-f]{4}-6[0-9a-f]{3}-'
