@@ -89,7 +89,7 @@ describe("a server of its own on a Postgres with max_connections=20", () => {
     expect((highest - idle) / megabyte).toBeLessThan(50);
   });
 
-  it("streams checkpoints of 50 MB one at a time", async () => {
+  it("streams checkpoints of 50 MB one at a time", { timeout: 120_000 }, async () => {
     const pid = server.child.pid as number;
     let count = 0;
     let lowestOfLater = Number.POSITIVE_INFINITY;

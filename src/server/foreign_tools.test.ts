@@ -137,6 +137,7 @@ if (grpcurl !== undefined) {
       expect(out.trim().split("\n")).toEqual([
         service,
         "checkpointd.v1.SessionService",
+        "checkpointd.v1.ThreadService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",

@@ -67,7 +67,7 @@ export interface Server {
 export async function startServer(options: ServerOptions): Promise<Server> {
   const { log } = options;
   const db = openDb(options);
-  const health = createHealth(CheckpointService.typeName);
+  const health = createHealth(CheckpointService.typeName, ThreadService.typeName);
   const readiness = startReadiness(db, options, log, (ready) =>
     health.setAll(ready ? ServingStatus.SERVING : ServingStatus.NOT_SERVING),
   );

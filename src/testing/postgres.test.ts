@@ -23,6 +23,7 @@ test("clones of the template are migrated, apart from each other, and removed", 
     "checkpoint_blobs",
     "checkpoint_migrations",
     "checkpoint_writes",
+    "checkpointd_claims",
     "checkpointd_migrations",
     "checkpoints",
   ]);

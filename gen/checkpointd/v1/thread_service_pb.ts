@@ -779,9 +779,9 @@ export const DeleteRunsResponseSchema: GenMessage<DeleteRunsResponse> = /*@__PUR
  * A checkpoint goes when it is not among the newest `keep_last` of its thread and namespace
  * and is older than `older_than`. Whatever the conditions, these stay: the values and writes of
  * every checkpoint that stays; the ancestors that it rebuilds a delta channel from; what a
- * checkpoint of a format before 4 reads from its parent; in the namespaces of subgraphs what
- * belongs to root checkpoints that stay. A subgraph's call (a namespace with a ":") goes with
- * the root checkpoint it belongs to.
+ * checkpoint of a format before 4 reads from its parent; of a subgraph with a memory of its own
+ * (a namespace without a ":") what was current at a root checkpoint that stays, and everything
+ * later. A subgraph's call (a namespace with a ":") goes with the root checkpoint it belongs to.
  *
  * @generated from message checkpointd.v1.PruneThreadsRequest
  */
