@@ -5,7 +5,7 @@ import {
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { CheckpointdError } from "../errors.js";
 import type { Db, Signal } from "./db.js";
-import { channelVersions } from "./read.js";
+import { rebuildsFromParent } from "./delta_channels.js";
 import { add, batchRows, type Place, removeCheckpoints, removeUnusedBlobs } from "./remove.js";
 
 /**
@@ -54,43 +54,22 @@ where ${ofRuns("c")}
 order by c.thread_id collate "C"
 limit $2`;
 
-/** A child that stays and holds no value of a delta channel of its thread and namespace. */
+/** A child that stays and rebuilds a delta channel from one of the runs. */
 const neededStatement = (schema: string) => `
 with going as materialized (
   select c.thread_id, c.checkpoint_ns, c.checkpoint_id from ${schema}.checkpoints c
   where ${ofRuns("c")}
 ), places as materialized (
   select distinct thread_id, checkpoint_ns from going
-), delta as materialized (
-  select distinct places.thread_id, places.checkpoint_ns, channel
-  from places
-  cross join lateral (
-    select c.metadata from ${schema}.checkpoints c
-    where c.thread_id = places.thread_id and c.checkpoint_ns = places.checkpoint_ns
-    offset 0
-  ) as c
-  cross join lateral jsonb_object_keys(
-    case when jsonb_typeof(c.metadata -> 'counters_since_delta_snapshot') = 'object'
-      then c.metadata -> 'counters_since_delta_snapshot' end
-  ) as channel
 )
 select 1
-from delta
+from places
 cross join lateral (
-  select c.checkpoint, c.checkpoint_id, c.parent_checkpoint_id, c.metadata
-  from ${schema}.checkpoints c
-  where c.thread_id = delta.thread_id and c.checkpoint_ns = delta.checkpoint_ns
+  select * from ${schema}.checkpoints c
+  where c.thread_id = places.thread_id and c.checkpoint_ns = places.checkpoint_ns
   offset 0
-) as child
-where not (coalesce(child.metadata ->> 'run_id' = any($1::text[]), false))
-  and (delta.thread_id, delta.checkpoint_ns, child.parent_checkpoint_id) in (select * from going)
-  and not coalesce(child.checkpoint -> 'channel_values' ? delta.channel, false)
-  and not exists (
-    select from ${schema}.checkpoint_blobs b
-    where b.thread_id = delta.thread_id and b.checkpoint_ns = delta.checkpoint_ns
-      and b.channel = delta.channel
-      and b.version = ${channelVersions("child.checkpoint")} ->> delta.channel
-      and b.type <> 'empty'
-    offset 0
-  )
+) as c
+where not coalesce(c.metadata ->> 'run_id' = any($1::text[]), false)
+  and (c.thread_id, c.checkpoint_ns, c.parent_checkpoint_id) in (select * from going)
+  and ${rebuildsFromParent(schema, "c")}
 limit 1`;

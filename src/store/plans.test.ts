@@ -31,7 +31,10 @@ import { createPutWrites } from "./put_writes.js";
 import { createGetTuple } from "./read.js";
 import { getThread, listThreads } from "./threads.js";
 
-/** 1,000 threads of 90 checkpoints in two namespaces, and one of 10,000: 100,000 in all. */
+/**
+ * 1,000 threads of 90 checkpoints in two namespaces, and one of 10,000: 100,000 in all, each made
+ * at another time, as no index of equal times is ever met.
+ */
 const fill = `
 insert into checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
 select thread_id, checkpoint_ns, checkpoint_id, checkpoint_id,
@@ -53,6 +56,7 @@ from checkpoints, jsonb_each_text(checkpoint -> 'channel_versions') as v;
 insert into checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob)
 select thread_id, checkpoint_ns, checkpoint_id, 'task', idx, 'a', 'json', '\\x31'
 from checkpoints, generate_series(0, 1) as idx;
+update checkpoints set created_at = created_at - (100000 - checkpoint_id::int) * interval '1 second';
 insert into checkpointd_claims (thread_id, owner, token, expires_at)
 select 'thread-' || i, 'owner', 'token-' || i, now() from generate_series(1, 10000) as i;
 analyze checkpoints, checkpoint_blobs, checkpoint_writes, checkpointd_claims`;

@@ -9,7 +9,7 @@ import {
   ThreadOrder,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import type { Db, Parameter, Signal } from "./db.js";
-import { channelVersions } from "./read.js";
+import { rebuildsFromParent } from "./delta_channels.js";
 import {
   add,
   batchRows,
@@ -172,9 +172,7 @@ const ruleParameters = (
  * thread is under a lease, or if all of it would go ($2 is 0) and it was updated at $3 or later.
  *
  * Kept besides, because something kept needs it:
- * - the parent of a checkpoint that holds no value of a delta channel, and so on until one does:
- *   the channel is rebuilt from these (the names of a thread's delta channels are in the
- *   metadata's counters_since_delta_snapshot);
+ * - the parent of a checkpoint that holds no value of a delta channel, and so on until one does;
  * - in a subgraph with a memory of its own (a namespace without ":") what was current at any of
  *   the root checkpoints kept.
  * A subgraph's call goes with the root checkpoint it belongs to (metadata's parents).
@@ -202,14 +200,6 @@ stored as materialized (
   select id from stored where ns = '' and is_recent
 ), oldest_root as materialized (
   select min(id collate "C") as id from root
-), delta as materialized (
-  select distinct c.checkpoint_ns as ns, channel
-  from ${schema}.checkpoints c
-  cross join lateral jsonb_object_keys(
-    case when jsonb_typeof(c.metadata -> 'counters_since_delta_snapshot') = 'object'
-      then c.metadata -> 'counters_since_delta_snapshot' end
-  ) as channel
-  where c.thread_id = $1
 ), kept as (
   select ns, id, parent from stored
   where $2::int > 0 and case
@@ -232,21 +222,10 @@ stored as materialized (
     limit 1
   ) as p
   where exists (
-    select from delta
-    cross join lateral (
-      select c.checkpoint from ${schema}.checkpoints c
-      where c.thread_id = $1 and c.checkpoint_ns = kept.ns and c.checkpoint_id = kept.id
-      limit 1
-    ) as c
-    where delta.ns = kept.ns
-      and not coalesce(c.checkpoint -> 'channel_values' ? delta.channel, false)
-      and not exists (
-        select from ${schema}.checkpoint_blobs b
-        where b.thread_id = $1 and b.checkpoint_ns = kept.ns and b.channel = delta.channel
-          and b.version = ${channelVersions("c.checkpoint")} ->> delta.channel
-          and b.type <> 'empty'
-        offset 0
-      )
+    select from ${schema}.checkpoints c
+    where c.thread_id = $1 and c.checkpoint_ns = kept.ns and c.checkpoint_id = kept.id
+      and ${rebuildsFromParent(schema, "c")}
+    offset 0
   )
 )`;
 
