@@ -78,6 +78,11 @@ export function shorten(text: string, length: number): string {
   return text.length <= length ? text : `${text.slice(0, length - 1)}…`;
 }
 
+/** A number of things, as 1 thread or 2 threads. */
+export function toCount(count: number, thing: string): string {
+  return `${count} ${thing}${count === 1 ? "" : "s"}`;
+}
+
 /** A size such as 1.2 KiB. */
 export function toSize(bytes: number): string {
   let size = bytes;

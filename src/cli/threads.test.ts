@@ -1,6 +1,9 @@
+import { execFile } from "node:child_process";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { Annotation, END, interrupt, START, StateGraph } from "@langchain/langgraph";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -194,7 +197,7 @@ describe("checkpointd threads", () => {
     await output("cp", "done", "old");
     const dry = await output("prune", "old", "--keep-last", "2", "--dry-run");
     expect(dry).toMatch(/^THREAD +CHECKPOINTS +VALUES +WRITES +SIZE\nold +4 /);
-    expect(dry).toMatch(/Would remove 4 checkpoints, .* of 1 threads\.\n$/);
+    expect(dry).toMatch(/Would remove 4 checkpoints, .* of 1 thread\.\n$/);
     expect(await threads("prune", "old", "--keep-last", "2")).toMatchObject({ code: 2 });
     const removed = await output("prune", "old", "--keep-last", "2", "--yes", "--json");
     expect(lines(removed)).toMatchObject([{ dryRun: false, threads: 1, checkpoints: 4 }]);
@@ -226,6 +229,15 @@ describe("checkpointd threads", () => {
   ])("%j is refused with exit code 2 and a sentence", async (args, sentence) => {
     const { code, stderr } = await threads(...args);
     expect({ code, stderr }).toEqual({ code: 2, stderr: expect.stringContaining(sentence) });
+  });
+
+  it("ends without a word when nobody reads on", async () => {
+    const main = fileURLToPath(new URL("../../dist/src/cli/main.js", import.meta.url));
+    const command = `"$1" "$2" threads history done --url "$3" | head -n 0; echo "\${PIPESTATUS[0]}"`;
+    const { stdout, stderr } = await promisify(execFile)("bash", [
+      ...["-c", command, "bash", process.execPath, main, server.url],
+    ]);
+    expect({ stdout, stderr }).toEqual({ stdout: "141\n", stderr: "" });
   });
 
   it("explains itself, and says where no server is", async () => {

@@ -118,6 +118,11 @@ export async function runThreads(args: string[]): Promise<number> {
   if (positionals.length < least || positionals.length > most) {
     throw new UsageError(`Usage: checkpointd threads ${name} ${subcommand.words} [flags]`);
   }
+  // `checkpointd threads ls | head`: nobody reads on. Ended as the signal SIGPIPE ends others.
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code === "EPIPE") process.exit(141);
+    throw error;
+  });
   const url = values.url ?? (process.env.CHECKPOINTD_URL || "http://127.0.0.1:8080");
   const headers = Object.fromEntries(((values.header as string[]) ?? []).map(toHeader));
   let transport: ReturnType<typeof openTransport>;

@@ -1,7 +1,7 @@
 /** `checkpointd threads cp`, `rm` and `prune`. */
 import type { PruneOptions, ThreadCounts } from "../client/threads.js";
 import { UsageError } from "../config.js";
-import { confirm, print, printJson, printTable, startProgress, toSize } from "./print.js";
+import { confirm, print, printJson, printTable, startProgress, toCount, toSize } from "./print.js";
 import type { ThreadsCommand } from "./threads.js";
 import { readFilter, readInteger, toAge } from "./threads_flags.js";
 
@@ -35,7 +35,7 @@ export async function runPrune(command: ThreadsCommand): Promise<number> {
   if (command.has("dry-run")) {
     const { threads, total } = await prune(command, { ...options, dryRun: true }, !asJson);
     if (asJson) printJson({ dryRun: true, threads, ...total });
-    else print(`Would remove ${toWords(total)} of ${threads} threads.`);
+    else print(`Would remove ${toWords(total)} of ${toCount(threads, "thread")}.`);
     return 0;
   }
   if (!command.has("yes")) {
@@ -44,11 +44,12 @@ export async function runPrune(command: ThreadsCommand): Promise<number> {
       print("Nothing to remove.");
       return 0;
     }
-    if (!(await confirm(`Remove ${toWords(total)} of ${threads} threads?`, false))) return 1;
+    if (!(await confirm(`Remove ${toWords(total)} of ${toCount(threads, "thread")}?`, false)))
+      return 1;
   }
   const { threads, total } = await prune(command, options, false);
   if (asJson) printJson({ dryRun: false, threads, ...total });
-  else print(`Removed ${toWords(total)} of ${threads} threads.`);
+  else print(`Removed ${toWords(total)} of ${toCount(threads, "thread")}.`);
   return 0;
 }
 
@@ -109,4 +110,4 @@ async function prune({ threads }: ThreadsCommand, options: PruneOptions, isListe
 }
 
 const toWords = ({ checkpoints, blobs, writes, storedBytes }: ThreadCounts) =>
-  `${checkpoints} checkpoints, ${blobs} values and ${writes} writes (${toSize(storedBytes)})`;
+  `${toCount(checkpoints, "checkpoint")}, ${toCount(blobs, "value")} and ${toCount(writes, "write")} (${toSize(storedBytes)})`;

@@ -12,6 +12,7 @@ import {
   printTable,
   shorten,
   toAgo,
+  toCount,
   toSize,
 } from "./print.js";
 import type { ThreadsCommand } from "./threads.js";
@@ -123,7 +124,7 @@ export async function runShow(command: ThreadsCommand): Promise<number> {
     if (claim) facts.push(["held by", `${claim.owner} until ${claim.expiresAt.toISOString()}`]);
     if (counts) {
       const { checkpoints, blobs, writes, storedBytes } = counts;
-      const stored = `${checkpoints} checkpoints, ${blobs} values, ${writes} writes`;
+      const stored = `${toCount(checkpoints, "checkpoint")}, ${toCount(blobs, "value")}, ${toCount(writes, "write")}`;
       facts.push(["stored", `${stored}, ${toSize(storedBytes)}`]);
     }
   }

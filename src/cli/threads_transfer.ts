@@ -16,7 +16,7 @@ import {
   CheckpointTupleSchema,
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { Calls } from "../client/calls.js";
-import { print, startProgress, toSize } from "./print.js";
+import { print, startProgress, toCount, toSize } from "./print.js";
 import type { ThreadsCommand } from "./threads.js";
 
 /** Values of one request at the most; a larger one travels alone. */
@@ -53,7 +53,7 @@ export async function runExport({ calls, words, flag }: ThreadsCommand): Promise
       });
       await write(toJsonString(CheckpointTupleSchema, tuple));
       checkpoints++;
-      progress.say(`${checkpoints} checkpoints, ${toSize(bytes)}`);
+      progress.say(`${toCount(checkpoints, "checkpoint")}, ${toSize(bytes)}`);
     }
     await write(JSON.stringify({ end: true, checkpoints }));
     if (file !== undefined) {
@@ -65,7 +65,7 @@ export async function runExport({ calls, words, flag }: ThreadsCommand): Promise
     await tuples.return();
   }
   if (file !== undefined)
-    print(`Exported ${checkpoints} checkpoints to ${file} (${toSize(bytes)}).`);
+    print(`Exported ${toCount(checkpoints, "checkpoint")} to ${file} (${toSize(bytes)}).`);
   return 0;
 }
 
@@ -107,7 +107,7 @@ export async function runImport({ calls, threads, words, flag }: ThreadsCommand)
       } else {
         await storeTuple(calls, temporary, toTuple(line, n));
         stored++;
-        progress.say(`${stored} checkpoints`);
+        progress.say(`${toCount(stored, "checkpoint")}`);
       }
     }
     if (!isBegun || target === undefined) {
@@ -115,7 +115,9 @@ export async function runImport({ calls, threads, words, flag }: ThreadsCommand)
     }
     if (end !== stored) {
       const expected = end === undefined ? "its last line is missing" : `${end} were exported`;
-      throw new Error(`the file is incomplete: it has ${stored} checkpoints, ${expected}`);
+      throw new Error(
+        `the file is incomplete: it has ${toCount(stored, "checkpoint")}, ${expected}`,
+      );
     }
     await threads.copy(temporary, target);
   } finally {
@@ -123,7 +125,7 @@ export async function runImport({ calls, threads, words, flag }: ThreadsCommand)
     lines.close();
     await calls.unary("deleteThread", { threadId: temporary });
   }
-  print(`Imported ${stored} checkpoints as ${JSON.stringify(target)}.`);
+  print(`Imported ${toCount(stored, "checkpoint")} as ${JSON.stringify(target)}.`);
   return 0;
 }
 
