@@ -17,6 +17,8 @@ const all = [
   "0006_index_checkpoints",
   "0007_create_claims",
   "0008_index_threads",
+  "0009_compress_blobs",
+  "0010_compress_writes",
 ];
 const newest = "checkpointd_checkpoints_newest_idx";
 const latest = "checkpointd_checkpoints_latest_idx";
@@ -512,4 +514,24 @@ test("waiting for another migrating process has a bound and an end by signal", a
   const sessions =
     "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%advisory%'";
   expect(await sql(sessions)).toEqual([]);
+});
+
+test("values are compressed with lz4 where the server has it and nobody chose otherwise", async () => {
+  const { url, sql } = await setUp();
+  await openSaver(url).setup();
+  await sql("ALTER TABLE checkpoint_writes ALTER COLUMN blob SET COMPRESSION pglz");
+  await migrate({ databaseUrl: url, schema: "public" });
+  const [[isWanted]] = (await sql(
+    `SELECT setting <> 'lz4' AND 'lz4' = ANY (enumvals) FROM pg_settings
+     WHERE name = 'default_toast_compression'`,
+  )) as [[boolean]];
+  const chosen = await sql(
+    `SELECT attrelid::regclass::text, attcompression::text FROM pg_attribute
+     WHERE attname = 'blob' AND attrelid IN ('checkpoint_blobs'::regclass, 'checkpoint_writes'::regclass)
+     ORDER BY 1`,
+  );
+  expect(chosen).toEqual([
+    ["checkpoint_blobs", isWanted ? "l" : ""],
+    ["checkpoint_writes", "p"],
+  ]);
 });

@@ -98,6 +98,7 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
   const blobs = { checkpoint_blobs: ["checkpoint_blobs_pkey"] };
   const writes = { checkpoint_writes: ["checkpoint_writes_pkey"] };
   const tuple = (checkpoints: string[]): Plan => ({ checkpoints, ...blobs, ...writes });
+  const large = { type: "json", data: new Uint8Array(100_000) };
   const named = { threadId: "long", checkpointId: "000000005000" };
   const after = { threadId: "long", checkpointNs: "", checkpointId: "000000005000" };
 
@@ -114,18 +115,32 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
         ),
       { checkpoints: ["checkpoints_pkey"], checkpoint_blobs: ["checkpoint_blobs_pkey"] },
     ],
-    ...([0, -1] as const).map((idx): [string, (db: Db) => Promise<unknown>, Plan] => [
-      `putWrites, ${idx < 0 ? "replacing" : "keeping"}`,
+    [
+      "put of a large value",
       (db) =>
-        createPutWrites(db)(
-          create(PutWritesRequestSchema, {
+        createPut(db)(
+          create(PutRequestSchema, {
             ...named,
-            taskId: "task",
-            writes: [{ idx, channel: "a", value: { type: "json" } }],
+            checkpointJson: "{}",
+            blobs: [{ channel: "a", version: "1", value: large }],
           }),
         ),
-      writes,
-    ]),
+      { checkpoints: ["checkpoints_pkey"], checkpoint_blobs: ["checkpoint_blobs_pkey"] },
+    ],
+    ...[0, -1].flatMap((idx) =>
+      [{ type: "json" }, large].map((value): [string, (db: Db) => Promise<unknown>, Plan] => [
+        `putWrites, ${idx < 0 ? "replacing" : "keeping"}${value === large ? ", of a large value" : ""}`,
+        (db) =>
+          createPutWrites(db)(
+            create(PutWritesRequestSchema, {
+              ...named,
+              taskId: "task",
+              writes: [{ idx, channel: "a", value }],
+            }),
+          ),
+        writes,
+      ]),
+    ),
     [
       "getTuple by id",
       (db) => createGetTuple(db)(create(GetTupleRequestSchema, named)),

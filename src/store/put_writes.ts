@@ -2,7 +2,7 @@ import type { PutWritesRequest, Write } from "../../gen/checkpointd/v1/checkpoin
 import { createBatch } from "./batch.js";
 import { heldLeases, leaseLost } from "./claims.js";
 import type { Db, Run, Signal } from "./db.js";
-import { packBytes, unpack, unpacked } from "./values.js";
+import { isSmall, packBytes, unpack, unpacked } from "./values.js";
 
 /**
  * Returns putWrites: stores the writes of a task in one statement. If all are special (idx
@@ -54,7 +54,29 @@ async function putAllWrites(
   requests: readonly PutWritesRequest[],
   signal: Signal | undefined,
 ): Promise<boolean[]> {
-  const sorted = requests.length === 1 ? requests : [...requests].sort(compareKeys);
+  const [only] = requests.length === 1 ? requests : [];
+  const writes = only && !underLease ? onePerIdx(only.writes, replace) : [];
+  if (only && !underLease && isSmall(writes.map(({ value }) => value))) {
+    await run(
+      oneStatement(schema, replace, writes.length),
+      [
+        only.threadId,
+        only.checkpointNs,
+        only.checkpointId,
+        only.taskId,
+        only.taskPath,
+        ...writes.flatMap(({ idx, channel, value }) => [
+          idx,
+          channel,
+          value?.type ?? null,
+          value?.data ?? null,
+        ]),
+      ],
+      signal,
+    );
+    return [true];
+  }
+  const sorted = only ? requests : [...requests].sort(compareKeys);
   const rows = sorted.flatMap((request) =>
     onePerIdx(request.writes, replace).map((write) => ({ request, write })),
   );
@@ -99,6 +121,22 @@ function onePerIdx(writes: readonly Write[], lastWins: boolean): readonly Write[
   return [...byIdx.values()].sort((a, b) => a.idx - b.idx);
 }
 
+const ifStored = (replace: boolean) =>
+  replace
+    ? "do update set channel = excluded.channel, type = excluded.type, blob = excluded.blob"
+    : "do nothing";
+
+const oneStatement = (schema: string, replace: boolean, writes: number) => {
+  const rows = Array.from({ length: writes }, (_, i) => {
+    const at = 6 + 4 * i;
+    return `($1, $2, $3, $4, $5, $${at}::int, $${at + 1}, $${at + 2}, $${at + 3}::bytea)`;
+  });
+  return `insert into ${schema}.checkpoint_writes
+  (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
+values ${rows.join()}
+on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) ${ifStored(replace)}`;
+};
+
 const statement = (schema: string, replace: boolean, underLease: boolean) => `
 ${underLease ? `with ${heldLeases(schema, "$1", "$13")}, stored as (` : ""}
 insert into ${schema}.checkpoint_writes
@@ -111,8 +149,4 @@ from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int[
     ${underLease ? ", token" : ""})
 ${underLease ? `join lease on lease.thread_id = w.thread_id collate "C" and lease.token = w.token` : ""}
 cross join ${unpack("$11", "$12")}
-on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) ${
-  replace
-    ? "do update set channel = excluded.channel, type = excluded.type, blob = excluded.blob"
-    : "do nothing"
-}${underLease ? ")\nselect thread_id, token from lease" : ""}`;
+on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) ${ifStored(replace)}${underLease ? ")\nselect thread_id, token from lease" : ""}`;

@@ -62,3 +62,11 @@ export function unpack(texts: string, bytes: string): string {
   // offset 0 keeps the planner from converting all texts again for every row.
   return `(select convert_to(${texts}::text, 'UTF8') as texts, ${bytes}::bytea as bytes offset 0) as packed`;
 }
+
+/** Whether values are few and small enough for a statement that has a parameter for each. */
+export function isSmall(values: readonly ({ data: Uint8Array } | undefined)[]): boolean {
+  if (values.length > 8) return false;
+  let bytes = 0;
+  for (const value of values) bytes += value?.data.length ?? 0;
+  return bytes <= 16 * 1024;
+}
