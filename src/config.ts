@@ -136,7 +136,7 @@ export const settings = {
     integer(1, 64),
     "CHECKPOINTD_WORKERS",
     "1",
-    "processes that share the port and the pool, for more cores; a connection stays with one",
+    "processes that share the port and the pool; an agent's connection stays on one of them",
   ),
   "pool-size": define(
     integer(1, 1000),
