@@ -114,7 +114,10 @@ export async function startWorkers(count: number, options: WorkersOptions): Prom
     for (let failures = 0; !stopping.signal.aborted; ) {
       const started = performance.now();
       const end = await run(slot, listens, ready);
-      if (stopping.signal.aborted) return;
+      if (stopping.signal.aborted) {
+        if (end.code !== 0) log.warn(end, "a worker ended before it had drained");
+        return;
+      }
       failures = performance.now() - started < youngMs ? failures + 1 : 0;
       if (failures === failuresAllowed) {
         log.error({ ...end, failures }, "a worker ended soon after each start: giving up");
