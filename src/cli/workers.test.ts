@@ -16,12 +16,15 @@ type Line = { msg: string; pid?: number; [field: string]: unknown };
 let database: TestDatabase;
 let client: pg.Client;
 const savers: ConnectSaver[] = [];
+const servers: ServeProcess[] = [];
 beforeAll(async () => {
   database = await createDatabase();
   client = new pg.Client({ connectionString: database.url });
   await client.connect();
 });
 afterEach(async () => {
+  // Of a test that failed; its workers go with it.
+  for (const { child } of servers.splice(0)) child.kill("SIGKILL");
   await Promise.all(savers.splice(0).map((saver) => saver.end()));
 });
 afterAll(async () => {
@@ -32,6 +35,7 @@ afterAll(async () => {
 /** A service with two workers that is ready, on the file's database. */
 async function serve(...args: string[]): Promise<ServeProcess> {
   const server = await startServe(["--database-url", database.url, "--workers", "2", ...args]);
+  servers.push(server);
   await until(() => workersOf(server).length === 2);
   await server.printed("is ready");
   return server;
