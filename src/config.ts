@@ -132,17 +132,23 @@ export const settings = {
   ),
   host: define(text, "CHECKPOINTD_HOST", "127.0.0.1", "the address to listen on"),
   port: define(integer(0, 65535), "CHECKPOINTD_PORT", "8080", "the port; 0 takes a free one"),
+  workers: define(
+    integer(1, 64),
+    "CHECKPOINTD_WORKERS",
+    "1",
+    "processes that share the port and the pool; an agent's connection stays on one of them",
+  ),
   "pool-size": define(
     integer(1, 1000),
     "CHECKPOINTD_POOL_SIZE",
     "8",
-    "Postgres connections held at the most",
+    "Postgres connections held at the most, by all workers together",
   ),
   "queue-limit": define(
     integer(0, 1_000_000),
     "CHECKPOINTD_QUEUE_LIMIT",
     "5000",
-    "calls that may wait for a connection",
+    "calls that may wait for a connection, in each worker",
   ),
   "queue-timeout": define(
     duration,

@@ -1,7 +1,8 @@
-import { readConfig } from "../config.js";
+import { readConfig, UsageError } from "../config.js";
 import { createLog } from "../log.js";
 import { type Server, startServer } from "../server/main.js";
 import { startEmbedded } from "../store/embedded.js";
+import { isWorker, runWorker, startWorkers, type Workers } from "./workers.js";
 
 /** The settings `checkpointd serve` takes. */
 export const serveSettings = [
@@ -10,6 +11,7 @@ export const serveSettings = [
   "data-dir",
   "host",
   "port",
+  "workers",
   "pool-size",
   "queue-limit",
   "queue-timeout",
@@ -27,10 +29,18 @@ export const serveSettings = [
 
 /**
  * Serves until SIGTERM or SIGINT, then drains and exits 0. Another signal half a second later or
- * more exits at once with 1. Without a database URL an embedded Postgres is started first and stopped last.
+ * more exits at once with 1. Without a database URL an embedded Postgres is started first and
+ * stopped last. With more than one worker this process only keeps them.
  */
 export async function runServe(args: string[]): Promise<number> {
+  if (isWorker) return runWorker();
   const config = readConfig(serveSettings, args, process.env);
+  const { workers } = config;
+  if (workers > config["pool-size"]) {
+    throw new UsageError(
+      `--workers (${workers}) must not be greater than --pool-size (${config["pool-size"]}): each worker needs a connection.`,
+    );
+  }
   const log = createLog(config["log-level"]);
   const stop = onStopSignal();
 
@@ -40,9 +50,9 @@ export async function runServe(args: string[]): Promise<number> {
         dataDir: config["data-dir"],
         onProgress: (line) => process.stdout.write(`${line}\n`),
       });
-  let server: Server | undefined;
+  let server: (Server & Partial<Workers>) | undefined;
   try {
-    server = await startServer({
+    const options = {
       databaseUrl: config["database-url"] ?? (embedded?.databaseUrl as string),
       schema: config.schema,
       poolSize: config["pool-size"],
@@ -60,15 +70,17 @@ export async function runServe(args: string[]): Promise<number> {
       retentionIntervalMs: config["retention-interval"],
       corsOrigins: config["cors-origins"] ?? [],
       log,
-    });
+    };
+    server = workers === 1 ? await startServer(options) : await startWorkers(workers, options);
     process.stdout.write(`checkpointd listens on ${server.url}\n`);
     void server.ready.then(() => process.stdout.write("checkpointd is ready\n"));
-    const code = await Promise.race([
-      stop.then(() => 0),
-      ...(embedded ? [embedded.exited.then(() => 1)] : []),
+    const end = await Promise.race([
+      stop.then(() => "stop"),
+      ...(embedded ? [embedded.exited.then(() => "embedded")] : []),
+      ...(server.failed ? [server.failed.then(() => "workers")] : []),
     ]);
-    if (code === 1) log.error("the embedded Postgres ended by itself");
-    return code;
+    if (end === "embedded") log.error("the embedded Postgres ended by itself");
+    return end === "stop" ? 0 : 1;
   } finally {
     await server?.drain();
     await embedded?.stop();

@@ -118,7 +118,9 @@ function drip(socket: net.Socket, slowBytes = 60): Writable {
         socket.write(chunk.subarray(at, at + 1));
         await new Promise((resolve) => setTimeout(resolve, 1));
       }
-      socket.write(chunk.subarray(at), done);
+      // Nothing is left of a short request, and its answer may have closed the connection.
+      if (at === chunk.length) done();
+      else socket.write(chunk.subarray(at), done);
     },
   });
 }

@@ -138,9 +138,14 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     keepAlive: true,
     keepAliveInitialDelay: 30_000,
   });
-  server.maxConnections = limits.connections;
-  server.on("drop", () => log.warn({ limit: limits.connections }, "too many connections"));
   server.on("connection", (socket) => {
+    // Not server.maxConnections: a cluster's worker gives what is above it back to the primary,
+    // which offers it again at once and without end.
+    if (connections.size >= limits.connections) {
+      log.warn({ limit: limits.connections }, "too many connections");
+      socket.destroy();
+      return;
+    }
     const connection: Connection = { socket, responses: new Set(), retiring: false };
     connections.set(socket, connection);
     const age = limits.ageMs && limits.ageMs * (0.9 + Math.random() * 0.2);
@@ -276,7 +281,8 @@ async function settlesWithin(promise: Promise<void>, timeoutMs: number): Promise
   return settled;
 }
 
-function listen(server: net.Server, host: string, port: number): Promise<void> {
+/** Listens, or rejects with a sentence for the operator. Port 0 is a free one. */
+export function listen(server: net.Server, host: string, port: number): Promise<void> {
   return new Promise((resolve, reject) => {
     const onError = (error: NodeJS.ErrnoException) => {
       const reason = listenErrors[error.code ?? ""] ?? error.message;

@@ -26,8 +26,11 @@ export interface ServerOptions extends DbOptions {
   host: string;
   /** 0 takes a free port. */
   port: number;
-  /** Whether to bring the tables up to date before becoming ready. */
-  migrate: boolean;
+  /**
+   * Whether to bring the tables up to date before becoming ready; a promise when somebody else
+   * does, which resolves when it is done.
+   */
+  migrate: boolean | Promise<void>;
   /** The largest request accepted. */
   maxMessageSize: number;
   /** The limit of a unary call whose client sets no deadline. */

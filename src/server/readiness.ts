@@ -19,12 +19,12 @@ export interface Readiness {
 }
 
 /**
- * Migrates if asked to, then looks at the tables again and again: every half second until the
+ * Migrates if asked to, or waits for whoever does, then looks at the tables again and again: every half second until the
  * database answers, every five seconds while it does. Failures are logged once a change.
  */
 export function startReadiness(
   db: Db,
-  options: DbOptions & { migrate: boolean },
+  options: DbOptions & { migrate: boolean | Promise<void> },
   log: Log,
   onChange: (ready: boolean) => void,
 ): Readiness {
@@ -46,7 +46,10 @@ export function startReadiness(
 
   const look = async () => {
     try {
-      if (!migrated) {
+      if (!migrated && typeof options.migrate === "object") {
+        await options.migrate;
+        migrated = true;
+      } else if (!migrated) {
         // Only now: node-pg-migrate and what it needs are half of what a server loads.
         const { migrate } = await import("../store/migrate.js");
         await migrate({

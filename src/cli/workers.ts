@@ -1,0 +1,255 @@
+import cluster, { type Worker } from "node:cluster";
+import { type AddressInfo, createServer } from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
+import { createLog } from "../log.js";
+import { listen } from "../server/http.js";
+import { type Server, type ServerOptions, startServer } from "../server/main.js";
+import { startReadiness } from "../server/readiness.js";
+import { openDb } from "../store/db.js";
+
+/** Several processes that serve one port as if they were one server. */
+export interface Workers extends Server {
+  /** Resolves when a worker could not be kept running: the service has to end. */
+  readonly failed: Promise<void>;
+}
+
+/** What workers are started with. */
+type WorkersOptions = ServerOptions & { migrate: boolean };
+
+/** What a worker is told. */
+type Order =
+  | { kind: "start"; options: Omit<WorkersOptions, "log">; logLevel: string }
+  | { kind: "migrated" }
+  | { kind: "drain" };
+
+/** What a worker tells. "loaded": it can take orders now. */
+type Report = { kind: "loaded" } | { kind: "listens"; url: string } | { kind: "ready" };
+
+/** A worker that ends younger than this has failed; so many failures in a row are too many. */
+const youngMs = 10_000;
+const failuresAllowed = 5;
+/** How much longer than the drain timeout a worker may take to end before it is killed. */
+const killAfterMs = 5_000;
+/** Tells a worker of ours from a `serve` that somebody else's cluster runs (pm2 does that). */
+const workerMark = "CHECKPOINTD_IS_WORKER";
+
+/** Whether this process is one that `startWorkers` started. */
+export const isWorker = cluster.isWorker && process.env[workerMark] !== undefined;
+
+/**
+ * Starts `count` processes that run this command line again, share the port and each have an
+ * equal part of the pool, and resolves when all of them listen. The tables are migrated here,
+ * once; retention runs in one of them. Node hands the connections out in turn; one that was
+ * handed out stays where it is. A worker that ends is replaced: at once when it had lived for
+ * a while, later and later when it had not.
+ *
+ * Workers end by `drain`, and by themselves when this process is gone.
+ *
+ * @throws when the address cannot be listened on, or a worker fails again and again
+ */
+export async function startWorkers(count: number, options: WorkersOptions): Promise<Workers> {
+  const { log, ...forWorkers } = options;
+  // The port is chosen and tried here, for all of them and with one error; the workers' listener
+  // takes it over when the first of them is about to listen. (Told port 0, Node would give them
+  // the same one too, but another one after all of them had died.)
+  const reserved = createServer((socket) => socket.destroy());
+  await listen(reserved, options.host, options.port);
+  const { port } = reserved.address() as AddressInfo;
+  const release = once(() => new Promise<void>((resolve) => reserved.close(() => resolve())));
+
+  const migration = options.migrate ? startMigration(options) : undefined;
+  const running = new Set<Worker>();
+  const stopping = new AbortController();
+  const failed = withResolve<void>();
+  let url = "";
+
+  /** Runs one worker; resolves when it has ended. */
+  function run(slot: number, listens: () => void, ready: () => void) {
+    const worker = cluster.fork({ [workerMark]: "1" });
+    const { pid } = worker.process;
+    const cutStranded = rememberHandedOut(worker);
+    running.add(worker);
+    worker.on("message", async (report: Report) => {
+      if (report.kind === "loaded") {
+        await release();
+        if (stopping.signal.aborted) return tell(worker, { kind: "drain" });
+        tell(worker, {
+          kind: "start",
+          options: {
+            ...forWorkers,
+            port,
+            poolSize: Math.floor(options.poolSize / count),
+            retention: slot === 0 ? options.retention : [],
+          },
+          logLevel: log.level,
+        });
+        void migration?.done.then(() => tell(worker, { kind: "migrated" }));
+      } else if (report.kind === "listens") {
+        log.info({ pid }, "a worker listens");
+        url = report.url;
+        listens();
+      } else {
+        ready();
+      }
+    });
+    return new Promise<{ pid: number | undefined; code: number | null; signal: string | null }>(
+      (resolve) => {
+        const end = (code: number | null, signal: string | null) => {
+          running.delete(worker);
+          cutStranded();
+          resolve({ pid, code, signal });
+        };
+        worker.once("exit", end);
+        // Also raised when a connection is handed to a worker that has just died; "exit" follows.
+        worker.on("error", (error) => {
+          log.warn({ pid, err: error }, "a worker cannot be reached");
+          if (pid === undefined) end(null, null);
+        });
+      },
+    );
+  }
+
+  /** Runs one worker after the other until the service stops. */
+  async function keep(slot: number, listens: () => void, ready: () => void): Promise<void> {
+    for (let failures = 0; !stopping.signal.aborted; ) {
+      const started = performance.now();
+      const end = await run(slot, listens, ready);
+      if (stopping.signal.aborted) {
+        if (end.code !== 0) log.warn(end, "a worker ended before it had drained");
+        return;
+      }
+      failures = performance.now() - started < youngMs ? failures + 1 : 0;
+      if (failures === failuresAllowed) {
+        log.error({ ...end, failures }, "a worker ended soon after each start: giving up");
+        failed.resolve();
+        return;
+      }
+      log.warn(end, "a worker ended: starting another");
+      const pauseMs = failures === 0 ? 0 : 100 * 2 ** failures;
+      await sleep(pauseMs, undefined, { signal: stopping.signal }).catch(() => {});
+    }
+  }
+
+  const slots = Array.from({ length: count }, (_, slot) => {
+    const listens = withResolve<void>();
+    const ready = withResolve<void>();
+    const ended = keep(slot, listens.resolve, ready.resolve);
+    return { listens: listens.promise, ready: ready.promise, ended };
+  });
+
+  const drain = once(async () => {
+    stopping.abort();
+    for (const worker of running) tell(worker, { kind: "drain" });
+    const timer = setTimeout(() => {
+      for (const worker of running) worker.process.kill("SIGKILL");
+    }, options.drainTimeoutMs + killAfterMs);
+    await Promise.all([...slots.map(({ ended }) => ended), migration?.stop(), release()]);
+    clearTimeout(timer);
+  });
+
+  const start = await Promise.race([
+    Promise.all(slots.map(({ listens }) => listens)),
+    failed.promise,
+  ]);
+  if (start === undefined) {
+    await drain();
+    throw new Error("a worker ended soon after each start; its own message stands above");
+  }
+  return {
+    url,
+    port,
+    ready: Promise.all(slots.map(({ ready }) => ready)).then(() => {}),
+    failed: failed.promise,
+    drain,
+  };
+}
+
+/** Serves as one of the workers until the primary says that it is over, then drains. */
+export async function runWorker(): Promise<number> {
+  // A terminal sends SIGINT to every process of the service, and the primary tells us. SIGTERM
+  // may be meant for this worker alone: it drains, and the primary starts another.
+  process.on("SIGINT", () => {});
+  const terminated = new Promise((resolve) => process.on("SIGTERM", resolve));
+  const stop = Promise.race([terminated, ordered("drain")]).then(() => undefined);
+  const start = ordered("start");
+  const migrated = ordered("migrated").then(() => {});
+  try {
+    report({ kind: "loaded" });
+    const order = await Promise.race([stop, start]);
+    if (!order) return 0;
+    const { options, logLevel } = order;
+    const server = await startServer({
+      ...options,
+      migrate: options.migrate && migrated,
+      log: createLog(logLevel as Parameters<typeof createLog>[0]).child({ pid: process.pid }),
+    });
+    report({ kind: "listens", url: server.url });
+    void server.ready.then(() => report({ kind: "ready" }));
+    await stop;
+    await server.drain();
+    return 0;
+  } finally {
+    // From then on nothing keeps this process. Where the primary is gone, Node has already
+    // ended it: a worker that loses the primary without this exits.
+    cluster.worker?.disconnect();
+  }
+}
+
+/**
+ * Keeps the connection that was last handed to the worker; the result closes it. Node closes its
+ * own copy only when the worker acknowledges: a client whose connection was on its way to a
+ * worker that died would wait for ever (83 of 76,000 connections in 87 kills). No harm where it
+ * was acknowledged: the copy is closed already. There is never more than one on its way.
+ */
+function rememberHandedOut(worker: Worker): () => void {
+  const { process: child } = worker;
+  const send = child.send as (...args: unknown[]) => boolean;
+  let last: { close?: () => void } | undefined;
+  child.send = (...args: unknown[]) => {
+    if (args[1]) last = args[1] as typeof last;
+    return send.apply(child, args);
+  };
+  return () => last?.close?.();
+}
+
+function ordered<Kind extends Order["kind"]>(kind: Kind): Promise<Extract<Order, { kind: Kind }>> {
+  return new Promise((resolve) => {
+    process.on("message", (order: Order) => {
+      if (order.kind === kind) resolve(order as Extract<Order, { kind: Kind }>);
+    });
+  });
+}
+
+/** With a callback, because a message to a process that has just ended is no error of ours. */
+function tell(worker: Worker, order: Order): void {
+  if (worker.isConnected()) worker.send(order, () => {});
+}
+
+function report(message: Report): void {
+  if (process.connected) process.send?.(message, undefined, undefined, () => {});
+}
+
+/** Migrates as a lone server would: again and again until the database lets it. */
+function startMigration(options: WorkersOptions) {
+  const db = openDb({ ...options, poolSize: 1 });
+  const readiness = startReadiness(db, options, options.log, () => {});
+  const stop = once(async () => {
+    readiness.stop();
+    await db.close(500);
+  });
+  // Its connection is given back before the workers, which share the whole pool, take theirs.
+  return { done: readiness.firstTime.then(stop), stop };
+}
+
+function once<T>(use: () => Promise<T>): () => Promise<T> {
+  let result: Promise<T> | undefined;
+  return () => (result ??= use());
+}
+
+function withResolve<T>() {
+  let resolve!: (value: T) => void;
+  const promise = new Promise<T>((r) => {
+    resolve = r;
+  });
+  return { promise, resolve };
+}
