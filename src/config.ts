@@ -174,6 +174,12 @@ export const settings = {
     "64MiB",
     "the largest request accepted",
   ),
+  compression: define(
+    boolean,
+    "CHECKPOINTD_COMPRESSION",
+    "false",
+    "gzip answers of 1 KiB and more for clients that accept it; for slow networks",
+  ),
   "call-timeout": define(
     duration,
     "CHECKPOINTD_CALL_TIMEOUT",

@@ -37,6 +37,7 @@ const loop = { source: "loop", step: 0, parents: {} } as const;
 const protocols: ConnectSaverUrlOptions[] = [
   { protocol: "connect" },
   { protocol: "connect", json: true },
+  { protocol: "connect", compression: true },
   { protocol: "grpc" },
   { protocol: "grpc-web" },
 ];
@@ -375,6 +376,7 @@ describe("options and arguments", () => {
     ["http://h:1", { protocol: "http" }, "protocol must be"],
     ["http://h:1", { protocol: "grpc", json: true }, "json needs"],
     ["http://h:1", { json: "yes" }, "json must be"],
+    ["http://h:1", { compression: "gzip" }, "compression must be"],
     ["http://h:1", { maxRequestBytes: 0 }, "maxRequestBytes must be"],
     ["http://h:1", { timeoutMs: 0 }, "timeoutMs must be"],
     ["http://h:1", { timeoutMs: 1.5 }, "timeoutMs must be"],

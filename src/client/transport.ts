@@ -1,6 +1,7 @@
 /** From an address and options to an HTTP/2 transport that can be closed. */
 import type { Transport } from "@connectrpc/connect";
 import {
+  compressionGzip,
   createConnectTransport,
   createGrpcTransport,
   createGrpcWebTransport,
@@ -27,6 +28,13 @@ export interface TransportOptions {
    * `json`.
    */
   session?: boolean;
+  /**
+   * Compress requests of 1 KiB and more with gzip, and ask for answers that are (which a service
+   * gives that was started with `--compression`): for a network that is slow or paid for by the
+   * byte. 47 KB of messages become 16 KB, which takes 1 ms of CPU, and 0.2 ms to read. Turns
+   * `session` off. Default false.
+   */
+  compression?: boolean;
   /**
    * The largest request, in bytes as encoded; a larger one fails with RESOURCE_EXHAUSTED
    * before anything is sent (the error calls the limit writeMaxBytes). Default 64 MiB, which
@@ -63,10 +71,13 @@ const MAX_SESSION_MEMORY_MB = 2 ** 32 - 1;
  * Throws a TypeError with what is allowed if the URL or an option is not.
  */
 export function openTransport(url: string | URL, options: TransportOptions): OpenTransport {
-  const { protocol = "connect", json = false, session = true } = options;
+  const { protocol = "connect", json = false, session = true, compression = false } = options;
   const { maxRequestBytes = 64 * 1024 * 1024 } = options;
   const baseUrl = checkUrl(url);
   if (typeof json !== "boolean") throw new TypeError(`json must be true or false, not ${json}`);
+  if (typeof compression !== "boolean") {
+    throw new TypeError(`compression must be true or false, not ${compression}`);
+  }
   if (json && protocol !== "connect") {
     throw new TypeError(`json needs the protocol "connect", not "${protocol}"`);
   }
@@ -88,12 +99,13 @@ export function openTransport(url: string | URL, options: TransportOptions): Ope
     // Not left to the service alone: connect-node goes on with an upload that was answered
     // before its end, and keeps its bytes (75 MB for each refused put of 70 MiB).
     writeMaxBytes: maxRequestBytes,
-    // Compression would spend more CPU on both sides than it saves on a local network.
-    acceptCompression: [],
+    ...(compression
+      ? { acceptCompression: [compressionGzip], sendCompression: compressionGzip }
+      : { acceptCompression: [] }),
   };
   const close = () => sessionManager.abort();
   const openSession =
-    session && protocol === "connect" && !json
+    session && protocol === "connect" && !json && !compression
       ? (headers: Headers | undefined) => new Session(baseUrl, headers)
       : undefined;
   switch (protocol) {

@@ -51,6 +51,7 @@ async function start(databaseUrl: string, migrates: boolean) {
     port: 0,
     migrate: migrates,
     maxMessageSize: 64 * 1024 * 1024,
+    compression: false,
     callTimeoutMs: 60_000,
     sessionAgeMs: 600_000,
     drainTimeoutMs: 5_000,

@@ -1,24 +1,27 @@
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 
-/** Stands between a server and its Postgres, and can keep new connections waiting. */
+/** Stands before a server or its Postgres, counts, and can keep new connections waiting. */
 export interface Door {
-  /** The database's URL through the door. */
+  /** The URL through the door. */
   readonly url: string;
   /** From now on new connections get no answer; those that are open go on. */
   shut(): void;
   /** Lets in who waits, and everybody after. */
   open(): void;
+  /** Bytes that went in and came out so far. */
+  bytes(): { in: number; out: number };
   /** How many wait. */
   waiting(): number;
   /** Cuts all connections and stops listening. */
   close(): void;
 }
 
-/** Starts a door to the database of a URL, open. */
-export async function startDoor(databaseUrl: string): Promise<Door> {
-  const target = new URL(databaseUrl);
+/** Starts a door to what a URL names, open. */
+export async function startDoor(to: string): Promise<Door> {
+  const target = new URL(to);
   const sockets = new Set<Socket>();
   const waiting: (() => void)[] = [];
+  const bytes = { in: 0, out: 0 };
   let isShut = false;
   const server = createServer((socket) => {
     const letIn = () => {
@@ -30,6 +33,9 @@ export async function startDoor(databaseUrl: string): Promise<Door> {
         sockets.add(one);
         one.on("error", () => other.destroy());
         one.on("close", () => sockets.delete(one));
+        one.on("data", (chunk) => {
+          bytes[one === socket ? "in" : "out"] += chunk.length;
+        });
         one.pipe(other);
       }
     };
@@ -37,10 +43,11 @@ export async function startDoor(databaseUrl: string): Promise<Door> {
     else letIn();
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const url = new URL(databaseUrl);
+  const url = new URL(to);
   url.port = String((server.address() as AddressInfo).port);
   return {
     url: url.href,
+    bytes: () => ({ ...bytes }),
     shut: () => {
       isShut = true;
     },

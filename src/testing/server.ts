@@ -20,6 +20,7 @@ export async function startTestServer(
     port: 0,
     migrate: true,
     maxMessageSize: 64 * 1024 * 1024,
+    compression: false,
     callTimeoutMs: 60_000,
     sessionAgeMs: 600_000,
     drainTimeoutMs: 5_000,
