@@ -282,7 +282,8 @@ describe("through ConnectSaver", () => {
 
   it("tells the same errors as unary calls", async () => {
     for (const session of [true, false]) {
-      const saver = ConnectSaver.fromUrl(server.url, { session });
+      const headers = { "x-request-id": `agent-${session}` };
+      const saver = ConnectSaver.fromUrl(server.url, { session, headers });
       const error = await write(saver, "x".repeat(513)).catch((refused) => refused);
       expect(error).toBeInstanceOf(ConnectError);
       expect(error.code).toBe(Code.InvalidArgument);
@@ -291,8 +292,25 @@ describe("through ConnectSaver", () => {
         field: "thread_id",
         limit: 512n,
       });
+      // The one that the server's log has it by.
+      const requestId = error.metadata.get("x-request-id");
+      expect(requestId).toMatch(session ? /^agent-true\/\d+$/ : /^agent-false$/);
+      expect(log.lines({ requestId })).toHaveLength(1);
       await saver.end();
     }
+  });
+
+  it("fails only the operation that is too large for the server, as a unary call would", async () => {
+    const small = await startTestServer(database.url, { maxMessageSize: 16_384 });
+    cleanups.push(() => small.drain());
+    const saver = ConnectSaver.fromUrl(small.url);
+    const large = write(saver, "too-large", "x".repeat(20_000)).catch((error) => error);
+    await Promise.all(Array.from({ length: 20 }, (_, i) => write(saver, `beside-large-${i}`)));
+    expect(await large).toMatchObject({ code: Code.ResourceExhausted });
+    expect((await large).rawMessage).toContain("16384");
+    await write(saver, "beside-large-after");
+    await saver.end();
+    expect(await count("beside-large-%")).toBe(21);
   });
 
   it.each([404, 415, 501, "silence"] as const)(
