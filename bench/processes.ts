@@ -55,11 +55,12 @@ export interface Server {
 
 /**
  * Starts what stands between a contender's agents and its database, if anything does, and
- * waits until it can be used. `stopProcess` ends it.
+ * waits until it can be used. `flags` are for the service. `stopProcess` ends it.
  */
 export async function startServer(
   contender: Contender,
   databaseUrl: string,
+  flags: readonly string[] = [],
 ): Promise<Server | undefined> {
   switch (contender) {
     case "direct":
@@ -67,13 +68,16 @@ export async function startServer(
       return undefined;
     case "connect":
     case "grpc":
-      return listen("../src/cli/main.js", serveArgs(databaseUrl), "checkpointd is ready");
+      return listen("../src/cli/main.js", serveArgs(databaseUrl, flags), "checkpointd is ready");
     case "http-json":
       return listen("./http_proxy.js", [databaseUrl], "listens on");
   }
 }
 
-const serveArgs = (databaseUrl: string) => ["serve", "--database-url", databaseUrl, "--port", "0"];
+const serveArgs = (databaseUrl: string, flags: readonly string[]) => [
+  ...["serve", "--database-url", databaseUrl, "--port", "0"],
+  ...flags,
+];
 
 async function listen(file: string, args: string[], readyLine: string): Promise<Server> {
   const child = keep(
