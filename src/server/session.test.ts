@@ -133,6 +133,13 @@ describe("on the wire", () => {
     await untilBlocked(sql, 1);
     session.cut();
     await untilBlocked(sql, 0);
+    const rpc = "checkpointd.v1.SessionService/put";
+    await expect
+      .poll(() => log.lines({ rpc }).at(-1))
+      .toMatchObject({
+        level: 30,
+        code: "Canceled",
+      });
   });
 
   it("answers a wrong request with the same detail as a call, and goes on", async () => {

@@ -36,7 +36,7 @@ export interface Session {
   inFlight(): number;
   /** Asks the client to move to another session. Idempotent. */
   sayGoodbye(): void;
-  /** Gives up what is running, with UNAVAILABLE: the client has gone or must. Idempotent. */
+  /** Gives up what is running: the client has gone, and hears of nothing. Idempotent. */
   close(): void;
 }
 
@@ -137,7 +137,7 @@ class OpenSession implements Session {
     if (this.#closed) return;
     this.#closed = true;
     for (const running of this.#running.values()) {
-      running.abort(new ConnectError("the session ended", Code.Unavailable));
+      running.abort(new ConnectError("the client went away", Code.Canceled));
     }
     this.onClose();
   }
