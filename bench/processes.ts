@@ -51,6 +51,8 @@ export function startAgent(): Agent {
 export interface Server {
   pid: number;
   url: string;
+  /** The last 4000 characters of its log. */
+  said(): string;
 }
 
 /**
@@ -96,7 +98,7 @@ async function listen(file: string, args: string[], readyLine: string): Promise<
       let url: string | undefined;
       lines.on("line", (line) => {
         url ??= /listens on (\S+)/.exec(line)?.[1];
-        if (url && line.includes(readyLine)) resolve({ pid: child.pid!, url });
+        if (url && line.includes(readyLine)) resolve({ pid: child.pid!, url, said: () => said });
       });
     });
     const gone = ended(child, file, signal).catch((error: Error) => {

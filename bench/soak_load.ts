@@ -252,8 +252,9 @@ export async function startLoad(
   await sql.connect();
   const trouble = (async () => {
     for (let turn = 0; !stopped; turn++) {
-      await sleep(troubleMs);
       relay.cutOne();
+      // Not at once: a saver that is ended makes no call again whose connection was cut.
+      await sleep(troubleMs);
       const i = turn % savers.length;
       const old = savers[i]!;
       savers[i] = open(i);
