@@ -142,6 +142,28 @@ describe("on the wire", () => {
       });
   });
 
+  it("tells the operations that a drain cannot wait for, before it cuts them", async () => {
+    const leaving = await startTestServer(database.url, { drainTimeoutMs: 1000 });
+    const blocker = await block(database.url, "lock table checkpoints");
+    cleanups.push(() => blocker.release());
+    const session = openRaw(leaving.url);
+    await session.next();
+    session.send(put(1, "cut"));
+    await untilBlocked(sql, 1);
+    const drained = leaving.drain();
+    expect((await session.next()).result.case).toBe("goodbye");
+    expect(await session.next()).toMatchObject({
+      id: 1,
+      result: {
+        case: "error",
+        value: { code: Code.Unavailable, message: "the server is shutting down" },
+      },
+    });
+    session.half();
+    expect(await session.end()).toEqual({});
+    await drained;
+  });
+
   it("answers a wrong request with the same detail as a call, and goes on", async () => {
     const session = openRaw(server.url);
     await session.next();

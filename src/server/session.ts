@@ -47,6 +47,8 @@ export interface Sessions {
   begin(requestId: string, send: (response: Response) => void): Session;
   /** Asks every client to move, and those that come later at once. */
   sayGoodbye(): void;
+  /** Gives up everything that runs, which is answered with the error. */
+  abort(error: ConnectError): void;
   /** How many are open. */
   count(): number;
 }
@@ -85,6 +87,9 @@ export function createSessions(options: SessionOptions): Sessions {
     sayGoodbye() {
       leaving = true;
       for (const session of open) session.sayGoodbye();
+    },
+    abort(error) {
+      for (const session of open) session.abort(error);
     },
     count: () => open.size,
   };
@@ -136,10 +141,12 @@ class OpenSession implements Session {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    for (const running of this.#running.values()) {
-      running.abort(new ConnectError("the client went away", Code.Canceled));
-    }
+    this.abort(new ConnectError("the client went away", Code.Canceled));
     this.onClose();
+  }
+
+  abort(error: ConnectError): void {
+    for (const running of this.#running.values()) running.abort(error);
   }
 
   /** Ends what is past its deadline; returns whether anything is running. */
