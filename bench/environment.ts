@@ -9,7 +9,6 @@ import { startEmbedded } from "../src/store/embedded.js";
 import type { Contender } from "./contenders.js";
 import { cpuOfPostgres, parentOf } from "./cpu.js";
 import type { Stored } from "./load.js";
-import { postgresSettings } from "./settings.js";
 
 /** Postgres as the run sees it. */
 export interface Environment {
@@ -32,14 +31,17 @@ export interface Environment {
 const tables = ["checkpoints", "checkpoint_blobs", "checkpoint_writes"] as const;
 
 /** Starts Postgres in a folder of its own under the system's temporary folder. */
-export async function startEnvironment(contenders: readonly Contender[]): Promise<Environment> {
+export async function startEnvironment(
+  contenders: readonly Contender[],
+  settings: Record<string, string>,
+): Promise<Environment> {
   const folder = await mkdtemp(path.join(tmpdir(), "checkpointd-bench-"));
   const remove = () => rmSync(folder, { recursive: true, force: true });
   process.once("exit", remove);
   const embedded = await startEmbedded({
     dataDir: folder,
     onProgress: () => {},
-    settings: postgresSettings,
+    settings,
   });
   // One connection for all questions; it is to no contender's database, so it counts nowhere.
   const admin = new pg.Client({ connectionString: embedded.databaseUrl });

@@ -51,15 +51,18 @@ export function startAgent(): Agent {
 export interface Server {
   pid: number;
   url: string;
+  /** The last 4000 characters of its log. */
+  said(): string;
 }
 
 /**
  * Starts what stands between a contender's agents and its database, if anything does, and
- * waits until it can be used. `stopProcess` ends it.
+ * waits until it can be used. `flags` are for the service. `stopProcess` ends it.
  */
 export async function startServer(
   contender: Contender,
   databaseUrl: string,
+  flags: readonly string[] = [],
 ): Promise<Server | undefined> {
   switch (contender) {
     case "direct":
@@ -67,13 +70,16 @@ export async function startServer(
       return undefined;
     case "connect":
     case "grpc":
-      return listen("../src/cli/main.js", serveArgs(databaseUrl), "checkpointd is ready");
+      return listen("../src/cli/main.js", serveArgs(databaseUrl, flags), "checkpointd is ready");
     case "http-json":
       return listen("./http_proxy.js", [databaseUrl], "listens on");
   }
 }
 
-const serveArgs = (databaseUrl: string) => ["serve", "--database-url", databaseUrl, "--port", "0"];
+const serveArgs = (databaseUrl: string, flags: readonly string[]) => [
+  ...["serve", "--database-url", databaseUrl, "--port", "0"],
+  ...flags,
+];
 
 async function listen(file: string, args: string[], readyLine: string): Promise<Server> {
   const child = keep(
@@ -92,7 +98,7 @@ async function listen(file: string, args: string[], readyLine: string): Promise<
       let url: string | undefined;
       lines.on("line", (line) => {
         url ??= /listens on (\S+)/.exec(line)?.[1];
-        if (url && line.includes(readyLine)) resolve({ pid: child.pid!, url });
+        if (url && line.includes(readyLine)) resolve({ pid: child.pid!, url, said: () => said });
       });
     });
     const gone = ended(child, file, signal).catch((error: Error) => {

@@ -1,16 +1,19 @@
 import type { Contender } from "./contenders.js";
 import { type Environment, startEnvironment } from "./environment.js";
 import { stopAll } from "./processes.js";
+import { postgresSettings } from "./settings.js";
 
 /**
  * Runs `work` with a Postgres of its own and gives everything back: processes by their pids,
  * and the folder. So too when it fails, at SIGINT or SIGTERM (the process then exits with 130
- * or 143), and when it takes longer than `limitMinutes`, which is a failure.
+ * or 143), and when it takes longer than `limitMinutes`, which is a failure. `settings` are
+ * those of Postgres.
  */
 export async function withEnvironment<T>(
   contenders: readonly Contender[],
   limitMinutes: number,
   work: (environment: Environment) => Promise<T>,
+  settings = postgresSettings,
 ): Promise<T> {
   let environment: Environment | undefined;
   let stopping: Promise<void> | undefined;
@@ -37,7 +40,7 @@ export async function withEnvironment<T>(
   process.on("SIGINT", onSignal);
   process.on("SIGTERM", onSignal);
   try {
-    const started = startEnvironment(contenders);
+    const started = startEnvironment(contenders, settings);
     // An interruption waits for Postgres to be there: only then can it be stopped.
     environment = await started;
     return await Promise.race([work(environment), interrupted]);

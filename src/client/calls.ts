@@ -25,7 +25,7 @@ import {
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { isRetryable, pauseBefore, type RetryOptions } from "./retry.js";
-import { NoSessions, type Session } from "./session.js";
+import { NoSessions, type Session, SessionFailed } from "./session.js";
 
 /** What a List asks for. `after` is not the caller's: it resumes a broken stream. */
 export type ListInit = Omit<MessageInitShape<typeof ListRequestSchema>, "after" | "$typeName">;
@@ -117,9 +117,8 @@ export class Calls {
     this.#running++;
     try {
       for (let attempt = 1; ; attempt++) {
-        const timeoutMs = Math.max(1, Math.ceil(deadline - performance.now()));
         try {
-          return await this.#try(name, request, timeoutMs);
+          return await this.#try(name, request, deadline);
         } catch (error) {
           await this.#pause(attempt, deadline, error);
         }
@@ -133,26 +132,27 @@ export class Calls {
   async #try<Name extends keyof Operations>(
     name: Name,
     request: Operations[Name][0],
-    timeoutMs: number,
+    deadline: number,
   ): Promise<Operations[Name][1]> {
     if (this.#openSession && bytesOf(request) <= sessionBytes) {
       if (!this.#session || this.#session.isLeaving) {
         this.#session = this.#openSession(this.#headers);
       }
       try {
+        const timeoutMs = timeUntil(deadline);
         // biome-ignore lint/suspicious/noExplicitAny: name and request belong together.
         const answer = await this.#session.run({ case: name, value: request } as any, timeoutMs);
         return answer.value as Operations[Name][1];
       } catch (error) {
-        if (!(error instanceof NoSessions)) throw error;
-        this.#openSession = undefined;
+        if (error instanceof NoSessions) this.#openSession = undefined;
+        else if (!(error instanceof SessionFailed)) throw error;
       }
     }
     const call = this.#client[name] as (
       request: Operations[Name][0],
       options: CallOptions,
     ) => Promise<Operations[Name][1]>;
-    return call(request, this.#callOptions(timeoutMs));
+    return call(request, this.#callOptions(timeUntil(deadline)));
   }
 
   /**
@@ -169,8 +169,7 @@ export class Calls {
     try {
       for (let attempt = 1; ; attempt++) {
         try {
-          const timeoutMs = Math.max(1, Math.ceil(deadline - performance.now()));
-          return await call(this.#callOptions(timeoutMs));
+          return await call(this.#callOptions(timeUntil(deadline)));
         } catch (error) {
           if (!idempotent) throw error;
           await this.#pause(attempt, deadline, error);
@@ -311,6 +310,11 @@ async function nextMessage<Message>(
   }
 }
 
+/** In whole milliseconds, at least one. */
+function timeUntil(deadline: number): number {
+  return Math.max(1, Math.ceil(deadline - performance.now()));
+}
+
 function endedError(): ConnectError {
   return new ConnectError("this ConnectSaver was ended: end() was called", Code.Canceled);
 }
@@ -320,9 +324,12 @@ function checkInteger(name: string, value: number, least: number): number {
   throw new TypeError(`${name} must be a whole number from ${least} to 2147483647, not ${value}`);
 }
 
-/** About how many bytes a request brings: those of its values. */
+/** About how many bytes a request brings: those of its values and its JSON. */
 function bytesOf(request: Operations[keyof Operations][0]): number {
   let bytes = 0;
+  if ("checkpointJson" in request) {
+    bytes += (request.checkpointJson?.length ?? 0) + (request.metadataJson?.length ?? 0);
+  }
   if ("blobs" in request) {
     for (const blob of request.blobs ?? []) bytes += blob.value?.data?.length ?? 0;
   } else if ("writes" in request) {

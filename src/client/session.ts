@@ -42,6 +42,12 @@ const greetingMs = 5_000;
 /** Thrown by an operation when there are no sessions on the way to this server: use unary calls. */
 export class NoSessions extends Error {}
 
+/**
+ * Thrown by all operations of a session that the server ended with an error, which one of them
+ * caused: a unary call tells each its own.
+ */
+export class SessionFailed extends Error {}
+
 /** One stream to the server, from its first operation to its end. */
 export class Session {
   readonly #http2: ClientHttp2Session;
@@ -60,6 +66,7 @@ export class Session {
   #over: Error | undefined;
   #sweep: NodeJS.Timeout | undefined;
   #greeting: NodeJS.Timeout | undefined;
+  #requestId: string | undefined;
   #heardAt = performance.now();
   #pinging = false;
 
@@ -100,7 +107,8 @@ export class Session {
   /**
    * Carries out one operation. Rejects with the error a unary call would have, with UNAVAILABLE
    * when the session breaks (the operation may or may not have been carried out), with
-   * DEADLINE_EXCEEDED, and with NoSessions where the server or something before it has none.
+   * DEADLINE_EXCEEDED, with NoSessions where the server or something before it has none, and
+   * with SessionFailed.
    */
   run(operation: Operation, timeoutMs: number): Promise<Answer> {
     return new Promise((resolve, reject) => {
@@ -169,7 +177,8 @@ export class Session {
       if (result.case === "error") {
         const { code, message, detail } = result.value;
         const details = detail ? [{ desc: ErrorDetailSchema, value: detail }] : undefined;
-        pending.reject(new ConnectError(message, code, undefined, details));
+        const requestId = this.#requestId && { "x-request-id": `${this.#requestId}/${id}` };
+        pending.reject(new ConnectError(message, code, requestId || undefined, details));
       } else {
         pending.resolve(result);
       }
@@ -237,7 +246,10 @@ export class Session {
   }
 
   #onResponse(headers: IncomingHttpHeaders & IncomingHttpStatusHeader): void {
-    if (headers[":status"] === 200 && headers["content-type"] === contentType) return;
+    if (headers[":status"] === 200 && headers["content-type"] === contentType) {
+      this.#requestId = headers["x-request-id"] as string | undefined;
+      return;
+    }
     // A server of an earlier version, or a proxy that knows no streams.
     this.#end(new NoSessions(`no sessions here: status ${headers[":status"]}`));
   }
@@ -267,8 +279,8 @@ function deadlineExceeded(): ConnectError {
 }
 
 /** What the end-of-stream message says: the session's error, or that it is just over. */
-function endError(message: Uint8Array): ConnectError {
+function endError(message: Uint8Array): Error {
   const { error } = JSON.parse(new TextDecoder().decode(message));
   if (!error) return new ConnectError("the session is over", Code.Unavailable);
-  return new ConnectError(String(error.message), Code.Internal);
+  return new SessionFailed(String(error.message));
 }

@@ -2,9 +2,15 @@
 import { randomBytes } from "node:crypto";
 import { gzipSync } from "node:zlib";
 import { create, toBinary } from "@bufbuild/protobuf";
-import { Code } from "@connectrpc/connect";
+import { Code, createClient } from "@connectrpc/connect";
+import { compressionGzip, createConnectTransport } from "@connectrpc/connect-node";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { GetTupleRequestSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import {
+  CheckpointService,
+  type GetTupleRequest,
+  GetTupleRequestSchema,
+} from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { OpenSessionRequestSchema } from "../../gen/checkpointd/v1/session_service_pb.js";
 import {
   type Call,
   envelope,
@@ -12,10 +18,12 @@ import {
   make,
   post,
   postJson,
-  protocols,
   secret,
+  sessions,
   startEdge,
+  waysOf,
 } from "../testing/edge.js";
+import { createSessionTransport } from "../testing/session_transport.js";
 
 const MiB = 1024 * 1024;
 const limit = 64 * MiB;
@@ -56,11 +64,11 @@ describe("65 MiB", () => {
   };
 
   for (const [name, call] of Object.entries(calls)) {
-    for (const protocol of protocols) {
+    for (const way of waysOf(call.rpc)) {
       // The client takes half a minute to turn 65 MiB into base64.
-      if (protocol === "connect-json" && /blob|write/.test(name)) continue;
-      test(`${name} over ${protocol}`, async () => {
-        const error = await failureOf(make(edge.clients[protocol], call));
+      if (way === "connect-json" && /blob|write/.test(name)) continue;
+      test(`${name} over ${way}`, async () => {
+        const error = await failureOf(make(edge.clients[way], call));
         expect({ code: Code[error.code], message: error.rawMessage }).toEqual({
           code: "ResourceExhausted",
           message: expect.stringContaining(`${limit}`),
@@ -85,6 +93,18 @@ describe("65 MiB", () => {
     });
     expect(stream.error?.code).toBe("resource_exhausted");
     for (const { error } of [unary, stream]) expect(error?.message).toContain(`${limit}`);
+  });
+
+  test("the same on a session", async () => {
+    const compressing = createConnectTransport({
+      baseUrl: edge.server.url,
+      httpVersion: "2",
+      sendCompression: compressionGzip,
+    });
+    const client = createClient(CheckpointService, createSessionTransport(compressing));
+    const error = await failureOf(make(client, calls["a blob"] as Call));
+    expect(error.code).toBe(Code.ResourceExhausted);
+    expect(error.rawMessage).toContain(`${limit}`);
   });
 
   test("a header that announces 4 GiB", async () => {
@@ -112,18 +132,25 @@ test("a message just within the limit is stored and read", { timeout: 120_000 },
 
 test("the limit can be set, and a message as large as it is accepted", async () => {
   const small = await startEdge({ maxMessageSize: 4096 });
-  const fill = (bytes: number) => {
+  const fill = (bytes: number, sizeOf: (request: GetTupleRequest) => number) => {
     const request = (length: number) =>
       create(GetTupleRequestSchema, { ...named, checkpointNs: "x".repeat(length) });
-    const overhead = toBinary(GetTupleRequestSchema, request(bytes)).length - bytes;
+    const overhead = sizeOf(request(bytes)) - bytes;
     return { rpc: "getTuple", request: request(bytes - overhead) } as const;
   };
-  for (const protocol of protocols.filter((each) => each !== "connect-json")) {
-    const client = small.clients[protocol];
-    const over = await failureOf(make(client, fill(4097)));
+  const sizeOfCall = (value: GetTupleRequest) => toBinary(GetTupleRequestSchema, value).length;
+  const sizeOfOperation = (value: GetTupleRequest) => {
+    const request = { id: 1, operation: { case: "getTuple", value } } as const;
+    return toBinary(OpenSessionRequestSchema, create(OpenSessionRequestSchema, request)).length;
+  };
+  for (const way of waysOf("getTuple")) {
+    if (way === "connect-json") continue;
+    const client = small.clients[way];
+    const sizeOf = sessions.some((each) => each === way) ? sizeOfOperation : sizeOfCall;
+    const over = await failureOf(make(client, fill(4097, sizeOf)));
     expect(over.code).toBe(Code.ResourceExhausted);
     expect(over.rawMessage).toContain("4096");
-    const within = await failureOf(make(client, fill(4096)));
+    const within = await failureOf(make(client, fill(4096, sizeOf)));
     expect(within.rawMessage).toBe("checkpoint_ns: must be at most 1024 bytes");
   }
   await small.stop();

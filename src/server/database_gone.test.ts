@@ -18,8 +18,8 @@ import {
   expectTold,
   failureOf,
   make,
-  protocols,
   secret,
+  waysOf,
 } from "../testing/edge.js";
 import { createDatabase } from "../testing/postgres.js";
 import { ServingStatus } from "./health.js";
@@ -72,8 +72,8 @@ async function expectEachRefused(
   reason: "NOT_READY" | "DATABASE_UNAVAILABLE",
 ) {
   for (const call of calls) {
-    for (const protocol of protocols) {
-      const error = await failureOf(make(clients[protocol], call));
+    for (const way of waysOf(call.rpc)) {
+      const error = await failureOf(make(clients[way], call));
       expectTold(error, { code: Code.Unavailable, reason });
     }
   }

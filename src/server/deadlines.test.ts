@@ -5,12 +5,15 @@ import { type Blocker, block, untilBlocked } from "../testing/blocking.js";
 import { startDoor } from "../testing/door.js";
 import {
   type Call,
+  expectSameWords,
   failureOf,
-  type Protocol,
   post,
-  protocols,
   secret,
+  sessions,
   startEdge,
+  type Way,
+  ways,
+  waysOf,
 } from "../testing/edge.js";
 
 let edge: Awaited<ReturnType<typeof startEdge>>;
@@ -59,21 +62,21 @@ async function expectGivenUp(before: string): Promise<void> {
 
 for (const call of Object.values(calls)) {
   describe(call.rpc, () => {
-    for (const protocol of protocols) {
-      test(`the client's deadline, over ${protocol}`, async () => {
+    for (const way of waysOf(call.rpc)) {
+      test(`the client's deadline, over ${way}`, async () => {
         const before = await edge.rowCounts();
         await lockTables();
-        const error = await failureOf(makeWithin(protocol, call, { timeoutMs: 300 }));
+        const error = await failureOf(makeWithin(way, call, { timeoutMs: 300 }));
         expect(Code[error.code]).toBe("DeadlineExceeded");
         await expectGivenUp(before);
       });
 
-      test(`the client's cancellation, over ${protocol}`, async () => {
+      test(`the client's cancellation, over ${way}`, async () => {
         const before = await edge.rowCounts();
         await lockTables();
         const canceller = new AbortController();
         const { signal } = canceller;
-        const failure = failureOf(makeWithin(protocol, call, { signal }));
+        const failure = failureOf(makeWithin(way, call, { signal }));
         await untilBlocked(edge.sql, 1);
         canceller.abort();
         expect(Code[(await failure).code]).toBe("Canceled");
@@ -84,11 +87,11 @@ for (const call of Object.values(calls)) {
 }
 
 async function makeWithin(
-  protocol: Protocol,
+  way: Way,
   { rpc, request }: Call,
   options: { timeoutMs?: number; signal?: AbortSignal },
 ): Promise<void> {
-  const client = edge.clients[protocol];
+  const client = edge.clients[way];
   if (rpc !== "list") await client[rpc](request as never, options);
   else for await (const _ of client.list(request, options));
 }
@@ -101,6 +104,10 @@ test("the server itself tells of the deadline, to a client that waits longer", a
     "connect-timeout-ms": "200",
   });
   expect(error?.code).toBe("deadline_exceeded");
+  for (const way of sessions) {
+    const told = await failureOf(edge.clients[way].deleteThread(seed, { timeoutMs: 200 }));
+    expect(told.rawMessage).toBe(error?.message);
+  }
   await expectGivenUp(before);
 });
 
@@ -131,8 +138,12 @@ test("a client that closes its connection", async () => {
 test("the server's own limit holds for a client that sets none", async () => {
   const bounded = await startEdge({ callTimeoutMs: 200 });
   const lock = await block(bounded.database.url, "lock table checkpoints");
-  const error = await failureOf(bounded.clients.connect.put({ ...seed, checkpointJson: "{}" }));
-  expect(Code[error.code]).toBe("DeadlineExceeded");
+  const errors = [];
+  for (const way of ways) {
+    errors.push(await failureOf(bounded.clients[way].put({ ...seed, checkpointJson: "{}" })));
+  }
+  expect(errors.map(({ code }) => Code[code])).toEqual(ways.map(() => "DeadlineExceeded"));
+  expectSameWords(errors);
   await untilBlocked(bounded.sql, 0);
   await lock.release();
   await bounded.stop();
@@ -140,17 +151,19 @@ test("the server's own limit holds for a client that sets none", async () => {
 
 test("a call that waits for a connection leaves the queue", async () => {
   const narrow = await startEdge({ poolSize: 1 });
-  const { connect, grpc } = narrow.clients;
+  const { connect } = narrow.clients;
   const lock = await block(narrow.database.url, "select from checkpoints for update");
   const first = connect.put({ ...seed, checkpointJson: "{}" });
   await untilBlocked(narrow.sql, 1);
-  const canceller = new AbortController();
-  const { signal } = canceller;
-  const late = await failureOf(grpc.deleteThread(seed, { timeoutMs: 200 }));
-  expect(Code[late.code]).toBe("DeadlineExceeded");
-  const cancelled = failureOf(grpc.deleteThread(seed, { signal }));
-  canceller.abort();
-  expect(Code[(await cancelled).code]).toBe("Canceled");
+  for (const way of ["grpc", ...sessions] as const) {
+    const client = narrow.clients[way];
+    const late = await failureOf(client.deleteThread(seed, { timeoutMs: 200 }));
+    expect(Code[late.code]).toBe("DeadlineExceeded");
+    const canceller = new AbortController();
+    const cancelled = failureOf(client.deleteThread(seed, { signal: canceller.signal }));
+    canceller.abort();
+    expect(Code[(await cancelled).code]).toBe("Canceled");
+  }
   await lock.release();
   await first;
   // Those that waited were never begun.
@@ -172,8 +185,9 @@ test("a deadline at any moment leaves no statement behind", { timeout: 60_000 },
   const lock = await block(busy.database.url, "lock table checkpoints");
   // A request to cancel that reaches Postgres before the statement does is forgotten there.
   for (let round = 0; round < 30; round++) {
+    const client = busy.clients[round % 2 ? "connect" : "session"];
     const calls = Array.from({ length: 16 }, (_, i) =>
-      failureOf(busy.clients.connect.getTuple(seed, { timeoutMs: 1 + 2 * i })),
+      failureOf(client.getTuple(seed, { timeoutMs: 1 + 2 * i })),
     );
     const codes = new Set((await Promise.all(calls)).map(({ code }) => Code[code]));
     expect(codes).toEqual(new Set(["DeadlineExceeded"]));

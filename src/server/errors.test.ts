@@ -6,12 +6,14 @@ import type { ErrorReason } from "../errors.js";
 import { block, untilBlocked } from "../testing/blocking.js";
 import {
   expectHarmless,
+  expectSameWords,
   expectTold,
   failureOf,
   post,
   protocols,
   secret,
   startEdge,
+  ways,
 } from "../testing/edge.js";
 
 const seed = { threadId: `${secret}-seed`, checkpointId: "1" };
@@ -75,27 +77,32 @@ describe("errors of Postgres", () => {
     ["data_corrupted", "XX001", Code.Internal],
   ];
   for (const [name, errcode, code, reason] of mapping) {
-    test(`${errcode} ${name} is ${Code[code]} on every protocol`, async () => {
+    test(`${errcode} ${name} is ${Code[code]} on every way`, async () => {
       await raise(errcode, 1_000_000);
       const before = await edge.rowCounts();
-      for (const protocol of protocols) {
-        const error = await failureOf(edge.clients[protocol].put(putSeed));
+      const errors = [];
+      for (const way of ways) {
+        const error = await failureOf(edge.clients[way].put(putSeed));
         expect(Code[error.code]).toBe(Code[code]);
         expectHarmless(error.rawMessage);
         const reasons = error.findDetails(ErrorDetailSchema).map((detail) => detail.reason);
         expect(reasons).toEqual(reason === undefined ? [] : [reason]);
+        errors.push(error);
       }
+      expectSameWords(errors);
       expect(await edge.rowCounts()).toBe(before);
     });
   }
 
   test("what failed is in the log by the request id, without what was sent", async () => {
-    await raise("XX000", 1);
-    const error = await failureOf(edge.clients.connect.put(putSeed));
-    const requestId = error.metadata.get("x-request-id");
-    expect(edge.captured.lines({ requestId })).toMatchObject([
-      { code: "Internal", error: { code: "XX000", message: "insert into checkpoints failed" } },
-    ]);
+    await raise("XX000", ways.length);
+    for (const way of ways) {
+      const error = await failureOf(edge.clients[way].put(putSeed));
+      const requestId = error.metadata.get("x-request-id");
+      expect(edge.captured.lines({ requestId })).toMatchObject([
+        { code: "Internal", error: { code: "XX000", message: "insert into checkpoints failed" } },
+      ]);
+    }
     expect(edge.captured.text()).not.toContain("hint");
   });
 
@@ -244,7 +251,7 @@ describe("the queue for a connection", () => {
   const lockSeed = (url: string) =>
     block(url, "select from checkpoints where checkpoint_id = '1' for update");
 
-  test("too many waiting: RESOURCE_EXHAUSTED with the limit, on every protocol", async () => {
+  test("too many waiting: RESOURCE_EXHAUSTED with the limit, on every way", async () => {
     const edge = await startEdge({ poolSize: 1, queueLimit: 2 });
     const lock = await lockSeed(edge.database.url);
     const first = edge.clients.connect.put(putSeed);
@@ -257,8 +264,8 @@ describe("the queue for a connection", () => {
       return call.catch(() => {});
     });
     await Promise.race(failures);
-    for (const protocol of protocols) {
-      const error = await failureOf(edge.clients[protocol].getTuple(seed));
+    for (const way of ways) {
+      const error = await failureOf(edge.clients[way].getTuple(seed));
       expectTold(error, { code: Code.ResourceExhausted, reason: "QUEUE_FULL", limit: 2 });
     }
     await lock.release();
@@ -267,13 +274,13 @@ describe("the queue for a connection", () => {
     await edge.stop();
   });
 
-  test("waiting too long: UNAVAILABLE, on every protocol", async () => {
+  test("waiting too long: UNAVAILABLE, on every way", async () => {
     const edge = await startEdge({ poolSize: 1, queueTimeoutMs: 100 });
     const lock = await lockSeed(edge.database.url);
     const first = edge.clients.connect.put(putSeed);
     await untilBlocked(edge.sql, 1);
-    for (const protocol of protocols) {
-      const error = await failureOf(edge.clients[protocol].getTuple(seed));
+    for (const way of ways) {
+      const error = await failureOf(edge.clients[way].getTuple(seed));
       expectTold(error, { code: Code.Unavailable, reason: "QUEUE_TIMEOUT", limit: 100 });
     }
     await lock.release();

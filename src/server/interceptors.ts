@@ -19,8 +19,9 @@ const needsDatabase = new Set([CheckpointService.typeName, ThreadService.typeNam
 export function createInterceptor(log: Log, isReady: () => boolean): Interceptor {
   return (next) => async (request) => {
     const started = performance.now();
-    const given = request.header.get(requestIdHeader);
-    const requestId = given && /^[\w.:/+=@-]{1,128}$/.test(given) ? given : randomUUID();
+    const requestId = toRequestId(request.header.get(requestIdHeader));
+    // The session that this call may open is known by it too.
+    request.header.set(requestIdHeader, requestId);
     const rpc = `${request.service.typeName}/${request.method.name}`;
     const finish = (error?: unknown) => {
       const answer = error === undefined ? undefined : toConnectError(error, request.signal);
@@ -41,6 +42,11 @@ export function createInterceptor(log: Log, isReady: () => boolean): Interceptor
       throw finish(error);
     }
   };
+}
+
+/** The id of a call: the one its client gave, unless that is nothing for a log. */
+export function toRequestId(given: string | null | undefined): string {
+  return given && /^[\w.:/+=@-]{1,128}$/.test(given) ? given : randomUUID();
 }
 
 async function* watch<T>(messages: AsyncIterable<T>, finish: (error?: unknown) => unknown) {
@@ -65,6 +71,11 @@ export function notReady(): CheckpointdError {
     "the database is not ready yet; the server keeps trying, so try again",
     { reason: "NOT_READY" },
   );
+}
+
+/** The answer to an operation without a deadline of its own that took too long. */
+export function limitPassed(): ConnectError {
+  return new ConnectError("the server's limit for one call passed", Code.DeadlineExceeded);
 }
 
 /** The one mapping of errors. Clients see fixed text; what Postgres said goes to the log. */
@@ -96,7 +107,7 @@ export function toConnectError(error: unknown, signal?: Signal): ConnectError {
   }
   const { name, code } = error as { name?: string; code?: unknown };
   if (name === "TimeoutError") {
-    return new ConnectError("the server's limit for one call passed", Code.DeadlineExceeded);
+    return limitPassed();
   }
   if (name === "AbortError" || signal?.aborted) {
     return new ConnectError("the call was cancelled", Code.Canceled);

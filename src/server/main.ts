@@ -151,7 +151,11 @@ export async function startServer(options: ServerOptions): Promise<Server> {
     // hear UNAVAILABLE and go elsewhere.
     const { drainTimeoutMs } = options;
     const notice = setTimeout(
-      () => shutdown.abort(new ConnectError("the server is shutting down", Code.Unavailable)),
+      () => {
+        const error = new ConnectError("the server is shutting down", Code.Unavailable);
+        sessions.abort(error);
+        shutdown.abort(error);
+      },
       drainTimeoutMs - Math.min(1000, drainTimeoutMs / 4),
     );
     await Promise.all([listener.drain(drainTimeoutMs), retention?.stop()]);

@@ -133,6 +133,35 @@ describe("on the wire", () => {
     await untilBlocked(sql, 1);
     session.cut();
     await untilBlocked(sql, 0);
+    const rpc = "checkpointd.v1.SessionService/put";
+    await expect
+      .poll(() => log.lines({ rpc }).at(-1))
+      .toMatchObject({
+        level: 30,
+        code: "Canceled",
+      });
+  });
+
+  it("tells the operations that a drain cannot wait for, before it cuts them", async () => {
+    const leaving = await startTestServer(database.url, { drainTimeoutMs: 1000 });
+    const blocker = await block(database.url, "lock table checkpoints");
+    cleanups.push(() => blocker.release());
+    const session = openRaw(leaving.url);
+    await session.next();
+    session.send(put(1, "cut"));
+    await untilBlocked(sql, 1);
+    const drained = leaving.drain();
+    expect((await session.next()).result.case).toBe("goodbye");
+    expect(await session.next()).toMatchObject({
+      id: 1,
+      result: {
+        case: "error",
+        value: { code: Code.Unavailable, message: "the server is shutting down" },
+      },
+    });
+    session.half();
+    expect(await session.end()).toEqual({});
+    await drained;
   });
 
   it("answers a wrong request with the same detail as a call, and goes on", async () => {
@@ -282,7 +311,8 @@ describe("through ConnectSaver", () => {
 
   it("tells the same errors as unary calls", async () => {
     for (const session of [true, false]) {
-      const saver = ConnectSaver.fromUrl(server.url, { session });
+      const headers = { "x-request-id": `agent-${session}` };
+      const saver = ConnectSaver.fromUrl(server.url, { session, headers });
       const error = await write(saver, "x".repeat(513)).catch((refused) => refused);
       expect(error).toBeInstanceOf(ConnectError);
       expect(error.code).toBe(Code.InvalidArgument);
@@ -291,8 +321,25 @@ describe("through ConnectSaver", () => {
         field: "thread_id",
         limit: 512n,
       });
+      // The one that the server's log has it by.
+      const requestId = error.metadata.get("x-request-id");
+      expect(requestId).toMatch(session ? /^agent-true\/\d+$/ : /^agent-false$/);
+      expect(log.lines({ requestId })).toHaveLength(1);
       await saver.end();
     }
+  });
+
+  it("fails only the operation that is too large for the server, as a unary call would", async () => {
+    const small = await startTestServer(database.url, { maxMessageSize: 16_384 });
+    cleanups.push(() => small.drain());
+    const saver = ConnectSaver.fromUrl(small.url);
+    const large = write(saver, "too-large", "x".repeat(20_000)).catch((error) => error);
+    await Promise.all(Array.from({ length: 20 }, (_, i) => write(saver, `beside-large-${i}`)));
+    expect(await large).toMatchObject({ code: Code.ResourceExhausted });
+    expect((await large).rawMessage).toContain("16384");
+    await write(saver, "beside-large-after");
+    await saver.end();
+    expect(await count("beside-large-%")).toBe(21);
   });
 
   it.each([404, 415, 501, "silence"] as const)(

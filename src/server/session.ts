@@ -1,4 +1,3 @@
-import { randomUUID } from "node:crypto";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { type ErrorDetail, ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
@@ -8,7 +7,7 @@ import type {
 } from "../../gen/checkpointd/v1/session_service_pb.js";
 import type { Log } from "../log.js";
 import type { Signal } from "../store/db.js";
-import { logCall, notReady, toConnectError } from "./interceptors.js";
+import { limitPassed, logCall, notReady, toConnectError } from "./interceptors.js";
 import type { Operations } from "./operations.js";
 
 type Response = MessageInitShape<typeof OpenSessionResponseSchema>;
@@ -37,17 +36,19 @@ export interface Session {
   inFlight(): number;
   /** Asks the client to move to another session. Idempotent. */
   sayGoodbye(): void;
-  /** Gives up what is running, with UNAVAILABLE: the client has gone or must. Idempotent. */
+  /** Gives up what is running: the client has gone, and hears of nothing. Idempotent. */
   close(): void;
 }
 
 /** All sessions of a server. */
 export interface Sessions {
   readonly options: SessionOptions;
-  /** Begins a session and greets the client. */
-  begin(send: (response: Response) => void): Session;
+  /** Begins a session and greets the client. The log has each operation as `requestId/id`. */
+  begin(requestId: string, send: (response: Response) => void): Session;
   /** Asks every client to move, and those that come later at once. */
   sayGoodbye(): void;
+  /** Gives up everything that runs, which is answered with the error. */
+  abort(error: ConnectError): void;
   /** How many are open. */
   count(): number;
 }
@@ -73,8 +74,8 @@ export function createSessions(options: SessionOptions): Sessions {
 
   return {
     options,
-    begin(send) {
-      const session = new OpenSession(options, send, () => {
+    begin(requestId, send) {
+      const session = new OpenSession(options, requestId, send, () => {
         timer ??= setInterval(sweep, sweepMs);
       });
       open.add(session);
@@ -87,13 +88,15 @@ export function createSessions(options: SessionOptions): Sessions {
       leaving = true;
       for (const session of open) session.sayGoodbye();
     },
+    abort(error) {
+      for (const session of open) session.abort(error);
+    },
     count: () => open.size,
   };
 }
 
 class OpenSession implements Session {
   onClose = () => {};
-  readonly #name = randomUUID();
   readonly #running = new Map<number, Running>();
   // Spread, so that the clients of a server that was started do not all move at once.
   readonly #movesAt: number;
@@ -102,6 +105,7 @@ class OpenSession implements Session {
 
   constructor(
     readonly options: SessionOptions,
+    readonly requestId: string,
     readonly send: (response: Response) => void,
     readonly watchDeadlines: () => void,
   ) {
@@ -118,7 +122,7 @@ class OpenSession implements Session {
     }
     const now = performance.now();
     if (now > this.#movesAt) this.sayGoodbye();
-    const running = new Running(now, now + (timeoutMs || this.options.callTimeoutMs));
+    const running = new Running(now, timeoutMs, this.options.callTimeoutMs);
     this.#running.set(id, running);
     this.watchDeadlines();
     void this.#carryOut(id, operation, running);
@@ -137,18 +141,18 @@ class OpenSession implements Session {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    for (const running of this.#running.values()) {
-      running.abort(new ConnectError("the session ended", Code.Unavailable));
-    }
+    this.abort(new ConnectError("the client went away", Code.Canceled));
     this.onClose();
+  }
+
+  abort(error: ConnectError): void {
+    for (const running of this.#running.values()) running.abort(error);
   }
 
   /** Ends what is past its deadline; returns whether anything is running. */
   sweep(now: number): boolean {
     for (const running of this.#running.values()) {
-      if (now > running.deadline) {
-        running.abort(new ConnectError("the operation timed out", Code.DeadlineExceeded));
-      }
+      if (now > running.deadline) running.abort(running.timedOut());
     }
     return this.#running.size > 0;
   }
@@ -171,7 +175,7 @@ class OpenSession implements Session {
     this.#running.delete(id);
     const { log } = this.options;
     const rpc = `checkpointd.v1.SessionService/${operation.case}`;
-    const requestId = `${this.#name}/${id}`;
+    const requestId = `${this.requestId}/${id}`;
     logCall(log, { requestId, rpc, started: running.started, answer, error: cause });
     if (!this.#closed) this.send({ id, result });
   }
@@ -207,12 +211,24 @@ class OpenSession implements Session {
 class Running implements Signal {
   aborted = false;
   reason: unknown;
+  readonly deadline: number;
   readonly #listeners: (() => void)[] = [];
 
+  /** `timeoutMs` is the client's, 0 for none; then `callTimeoutMs` holds. */
   constructor(
     readonly started: number,
-    readonly deadline: number,
-  ) {}
+    readonly timeoutMs: number,
+    callTimeoutMs: number,
+  ) {
+    this.deadline = started + (timeoutMs || callTimeoutMs);
+  }
+
+  /** In the words of a unary call. */
+  timedOut(): ConnectError {
+    return this.timeoutMs === 0
+      ? limitPassed()
+      : new ConnectError("the operation timed out", Code.DeadlineExceeded);
+  }
 
   abort(reason: unknown): void {
     if (this.aborted) return;

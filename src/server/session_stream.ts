@@ -15,6 +15,7 @@ import {
 } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { createEnvelopeReader, endOfStream, envelope } from "../envelope.js";
 import type { NodeHandler } from "./handler.js";
+import { requestIdHeader, toRequestId } from "./interceptors.js";
 import type { Session, Sessions } from "./session.js";
 
 /** Where a session is opened. */
@@ -31,7 +32,9 @@ export function createSessionService(sessions: Sessions): ServiceImpl<typeof Ses
       // Each resolves one wait: of the writer for something to send, of the reader for room.
       let wakeWriter = () => {};
       let wakeReader = () => {};
-      const session = sessions.begin((response) => {
+      // The interceptor set it, and answers with it.
+      const requestId = context.requestHeader.get(requestIdHeader) as string;
+      const session = sessions.begin(requestId, (response) => {
         outbox.push(response);
         wakeWriter();
       });
@@ -106,7 +109,9 @@ export function carrySession(
   ) {
     return false;
   }
-  response.writeHead(200, { "content-type": contentType });
+  const given = request.headers[requestIdHeader];
+  const requestId = toRequestId(typeof given === "string" ? given : undefined);
+  response.writeHead(200, { "content-type": contentType, [requestIdHeader]: requestId });
   let frames: Uint8Array[] = [];
   let ended = false;
   let over = false;
@@ -151,7 +156,7 @@ export function carrySession(
     stream.pause();
   };
 
-  const begun = sessions.begin(send);
+  const begun = sessions.begin(requestId, send);
   session = begun;
   const read = createEnvelopeReader(
     maxMessageSize,

@@ -1,3 +1,4 @@
+import { getEventListeners } from "node:events";
 import { create } from "@bufbuild/protobuf";
 import pg from "pg";
 import { afterAll, beforeAll, expect, it } from "vitest";
@@ -222,3 +223,23 @@ function seeded(seed: number): () => number {
     return state / 2 ** 31;
   };
 }
+
+it("leaves nothing behind on a call's signal, however the call ended", async () => {
+  const { db } = open();
+  const put = createPut(db);
+  // Composite, as the server's are: Node lets go of none that is listened to.
+  const controller = new AbortController();
+  const signal = AbortSignal.any([controller.signal]);
+  const listeners = () => getEventListeners(signal, "abort").length;
+  await put(request("listener"), signal);
+  await expect(put(request("listener", "2", "{oops}"), signal)).rejects.toThrow("JSON");
+  expect(listeners()).toBe(0);
+  const blocker = await block(database.url, "lock table checkpoints in exclusive mode");
+  const late = put(request("listener", "3"), signal);
+  await untilBlocked(sql, 1);
+  controller.abort();
+  await expect(late).rejects.toThrow("aborted");
+  await untilBlocked(sql, 0);
+  await blocker.release();
+  await expect.poll(listeners).toBe(0);
+});

@@ -162,22 +162,32 @@ export function createBatch<Item, Result>(
         reject(signal.reason);
         return;
       }
-      const call: Waiting<Item, Result> = {
-        item,
-        signal,
-        resolve,
-        reject,
-        leave: undefined,
-        abandon: undefined,
-      };
-      signal?.addEventListener("abort", () => {
+      const onAbort = () => {
         if (waiting.includes(call)) {
           drop(call);
           call.leave?.();
         }
-        reject(signal.reason);
+        call.reject(signal?.reason);
         call.abandon?.();
-      });
+      };
+      // Node keeps every signal of AbortSignal.any alive that has a listener, with the request
+      // that its reason's stack leads to, and even when it has aborted.
+      const unlisten = () => signal?.removeEventListener("abort", onAbort);
+      const call: Waiting<Item, Result> = {
+        item,
+        signal,
+        resolve: (result) => {
+          unlisten();
+          resolve(result);
+        },
+        reject: (reason) => {
+          unlisten();
+          reject(reason);
+        },
+        leave: undefined,
+        abandon: undefined,
+      };
+      signal?.addEventListener("abort", onAbort);
       waiting.push(call);
       if (asked + running < lanes && db.isFree()) fresh.push(call);
       else takePlace(call);

@@ -179,7 +179,7 @@ export function openDb(options: DbOptions): Db {
     signal: Signal | undefined,
   ): Promise<Row[]> {
     const query = connection.unsafe(text, parameters as never, { prepare: options.prepare }).raw();
-    if (!signal) return (await query) as unknown as Row[];
+    if (!signal) return withoutHoles((await query) as unknown as Row[]);
     let timer: NodeJS.Timeout | undefined;
     const cancel = () => {
       // Only a statement that Postgres has: cancelled earlier, postgres.js would strand the
@@ -192,7 +192,7 @@ export function openDb(options: DbOptions): Db {
     };
     signal.addEventListener("abort", cancel);
     try {
-      return (await query) as unknown as Row[];
+      return withoutHoles((await query) as unknown as Row[]);
     } finally {
       signal.removeEventListener("abort", cancel);
       clearTimeout(timer);
@@ -262,6 +262,15 @@ interface Cancellable {
   state: unknown;
   active: boolean;
   canceller: (query: unknown) => Promise<void>;
+}
+
+/**
+ * postgres.js goes on counting from the rows of a statement that failed, or was cancelled, after
+ * its first ones: those of the next on that connection come behind as many holes
+ * (porsager/postgres#1119, #1181).
+ */
+function withoutHoles(rows: Row[]): Row[] {
+  return rows.length === 0 || 0 in rows ? rows : rows.slice(rows.findIndex((row) => row));
 }
 
 function orAborted<T>(result: Promise<T>, signal: Signal): Promise<T> {

@@ -1,5 +1,5 @@
 /**
- * A server to be called wrongly: clients of every protocol, and a look at what they are told,
+ * A server to be called wrongly: clients of every protocol and of sessions, and a look at what they are told,
  * at what is stored and at what is logged.
  */
 import { create, type DescMessage, type MessageInitShape, toJsonString } from "@bufbuild/protobuf";
@@ -26,10 +26,30 @@ import type { ServerOptions } from "../server/main.js";
 import { captureLog } from "./captured_log.js";
 import { createDatabase } from "./postgres.js";
 import { startTestServer } from "./server.js";
+import { createSessionTransport } from "./session_transport.js";
 
-/** Every way to the service, as a client of `@connectrpc/connect-node` names it. */
+/** The protocols of calls over HTTP, as a client of `@connectrpc/connect-node` names them. */
 export const protocols = ["connect", "connect-json", "grpc", "grpc-web"] as const;
 export type Protocol = (typeof protocols)[number];
+
+/**
+ * Sessions, as the server carries them: straight on the HTTP/2 stream for Connect, and through
+ * connect-es for the other protocols.
+ */
+export const sessions = ["session", "session-grpc"] as const;
+
+/** Every way to the operations of CheckpointService. */
+export const ways = [...protocols, ...sessions] as const;
+export type Way = (typeof ways)[number];
+
+/**
+ * The ways on which an RPC can be called. A session carries the unary ones only: List streams by
+ * itself and stays a call of its own. (What is below the operations, HTTP statuses, headers,
+ * compression and JSON, a session does not have; tests of it name `protocols`, or post.)
+ */
+export function waysOf(rpc: Call["rpc"]): readonly Way[] {
+  return rpc === "list" ? protocols : ways;
+}
 
 /** A request of one of the five RPCs. */
 export type Call =
@@ -69,14 +89,19 @@ export function createTransport(protocol: Protocol, baseUrl: string): Transport 
   }
 }
 
-/** Creates a client of every protocol. */
-export function createClients(baseUrl: string) {
-  return Object.fromEntries(
-    protocols.map((protocol) => [
-      protocol,
-      createClient(CheckpointService, createTransport(protocol, baseUrl)),
-    ]),
-  ) as Record<Protocol, Client<typeof CheckpointService>>;
+/** Creates a client for every way. */
+export function createClients(baseUrl: string): Record<Way, Client<typeof CheckpointService>> {
+  const client = (transport: Transport) => createClient(CheckpointService, transport);
+  const session = (protocol: Protocol) =>
+    client(createSessionTransport(createTransport(protocol, baseUrl)));
+  return {
+    connect: client(createTransport("connect", baseUrl)),
+    "connect-json": client(createTransport("connect-json", baseUrl)),
+    grpc: client(createTransport("grpc", baseUrl)),
+    "grpc-web": client(createTransport("grpc-web", baseUrl)),
+    session: session("connect"),
+    "session-grpc": session("grpc"),
+  };
 }
 
 /** Makes a call and reads its answer to the end. */
@@ -128,11 +153,16 @@ export async function startEdge(options: Partial<ServerOptions> = {}) {
     captured,
     /** How many checkpoints, blobs and writes are stored. */
     rowCounts,
-    /** Makes a call that must be refused, with nothing stored and nothing told that is secret. */
-    async expectRefused(protocol: Protocol, call: Call, refusal: Refusal): Promise<void> {
+    /**
+     * Makes a call on every way, or on those given, which must be refused with the same words on
+     * each, with nothing stored and nothing told that is secret.
+     */
+    async expectRefused(call: Call, refusal: Refusal, on = waysOf(call.rpc)): Promise<void> {
       const before = await rowCounts();
-      const error = await failureOf(make(clients[protocol], call));
-      expectTold(error, refusal);
+      const errors = [];
+      for (const way of on) errors.push(await failureOf(make(clients[way], call)));
+      for (const error of errors) expectTold(error, refusal);
+      expectSameWords(errors);
       expect(await rowCounts()).toBe(before);
     },
     async stop(): Promise<void> {
@@ -220,6 +250,11 @@ export function expectTold(error: ConnectError, refusal: Refusal): void {
     details: [{ reason, field, limit }],
   });
   expectHarmless(error.rawMessage);
+}
+
+/** Checks that the same was said on every way. */
+export function expectSameWords(errors: readonly ConnectError[]): void {
+  expect(new Set(errors.map(({ rawMessage }) => rawMessage)).size).toBe(1);
 }
 
 /** Checks that a text for clients holds no payload, no SQL and no stack. */

@@ -283,9 +283,14 @@ export const SessionService: GenService<{
    * another session for new ones and half-closes this one when its answers have come.
    *
    * The call ends with OK after the client half-closed and everything was answered, with
-   * UNAVAILABLE when the server stops, and with INVALID_ARGUMENT when the client breaks the
-   * rules stated here. Operations without an answer may or may not have been carried out;
-   * all are idempotent, so they can be repeated on another session.
+   * UNAVAILABLE when the server stops, with INVALID_ARGUMENT when the client breaks the rules
+   * stated here, and with RESOURCE_EXHAUSTED at a message larger than the server takes.
+   * Operations without an answer may or may not have been carried out; all are idempotent, so
+   * they can be repeated on another session, or as calls of CheckpointService, which tell each
+   * one's own error.
+   *
+   * The header x-request-id of the response names the session: the one the client gave, or one
+   * made here. The server's log has an operation under that name, a slash and its id.
    *
    * @generated from rpc checkpointd.v1.SessionService.OpenSession
    */

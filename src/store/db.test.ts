@@ -1,0 +1,23 @@
+import { expect, it } from "vitest";
+import { createDatabase } from "../testing/postgres.js";
+import { openDb } from "./db.js";
+
+it("delivers all rows and nothing else after a statement that failed half way", async () => {
+  const database = await createDatabase();
+  const db = openDb({
+    databaseUrl: database.url,
+    schema: "public",
+    poolSize: 1,
+    queueLimit: 1,
+    queueTimeoutMs: 10_000,
+    prepare: true,
+  });
+  for (const signal of [undefined, new AbortController().signal]) {
+    const failing = db.run("select 1 / (4 - i) from generate_series(1, 5) i", [], signal);
+    await expect(failing).rejects.toMatchObject({ code: "22012" });
+    const rows = await db.run("select i from generate_series(1, 5) i", [], signal);
+    expect(Array.from(rows, (row) => String(row?.[0]))).toEqual(["1", "2", "3", "4", "5"]);
+  }
+  await db.close(1000);
+  await database.drop();
+});
