@@ -38,43 +38,66 @@ const metadataSerde = new MemorySaver().serde;
  * One blob for each channel of `newVersions`, without a value where `values` has none.
  * Rejects, naming the channel, where a name or version cannot be stored unaltered.
  */
-export function toBlobs(
+export async function toBlobs(
   serde: SerializerProtocol,
   values: Record<string, unknown>,
   newVersions: ChannelVersions,
 ): Promise<BlobInit[]> {
-  // All at once rather than one after the other: every dumpsTyped starts before the caller
-  // runs again, so what is stored is what the graph held when it called put.
-  return Promise.all(
-    Object.entries(newVersions).map(async ([name, rawVersion]): Promise<BlobInit> => {
-      const channel = checkName("a channel's name", name);
-      const field = `the version of channel "${name}"`;
-      const version = checkName(field, versionText(field, rawVersion));
-      if (!Object.hasOwn(values, name)) return { channel, version };
-      return { channel, version, value: await toValue(serde, values[name]) };
-    }),
-  );
+  const stored: unknown[] = [];
+  const blobs = Object.entries(newVersions).map(([name, rawVersion]): BlobInit => {
+    const channel = checkName("a channel's name", name);
+    const field = `the version of channel "${name}"`;
+    const version = checkName(field, versionText(field, rawVersion));
+    if (!Object.hasOwn(values, name)) return { channel, version };
+    stored.push(values[name]);
+    // Replaced below.
+    return { channel, version, value: {} };
+  });
+  const dumped = await toValues(serde, stored);
+  let next = 0;
+  for (const blob of blobs) if (blob.value) blob.value = dumped[next++]!;
+  return blobs;
 }
 
 /** The writes of one task, in order, each with its position or its special channel's index. */
-export function toWrites(serde: SerializerProtocol, writes: PendingWrite[]): Promise<WriteInit[]> {
-  return Promise.all(
-    writes.map(
-      async ([name, value], position): Promise<WriteInit> => ({
-        // Own keys only: a channel may be called "constructor".
-        idx: Object.hasOwn(WRITES_IDX_MAP, name) ? WRITES_IDX_MAP[name]! : position,
-        channel: checkName("a channel's name", name),
-        value: await toValue(serde, value),
-      }),
-    ),
+export async function toWrites(
+  serde: SerializerProtocol,
+  writes: PendingWrite[],
+): Promise<WriteInit[]> {
+  const inits = writes.map(
+    ([name], position): WriteInit => ({
+      // Own keys only: a channel may be called "constructor".
+      idx: Object.hasOwn(WRITES_IDX_MAP, name) ? WRITES_IDX_MAP[name]! : position,
+      channel: checkName("a channel's name", name),
+    }),
   );
+  const values = await toValues(
+    serde,
+    writes.map(([, value]) => value),
+  );
+  for (const [i, init] of inits.entries()) init.value = values[i]!;
+  return inits;
 }
 
-async function toValue(serde: SerializerProtocol, value: unknown): Promise<ValueInit> {
-  const [type, data] = await serde.dumpsTyped(value);
-  // The default serde hands a Uint8Array on as it is. A copy, because the graph may go on
-  // changing it while the call is sent, or sent again.
-  return { type, data: data === value ? new Uint8Array(data) : data };
+/**
+ * The default serde hands a Uint8Array on as it is, and the graph may go on changing it while the
+ * call is sent, or sent again. Of its own class still, which a serde may look at.
+ */
+const copyOf = (value: Uint8Array): Uint8Array => Uint8Array.prototype.slice.call(value);
+
+/**
+ * All at once rather than one after the other: every dumpsTyped starts before the caller runs
+ * again, so what is stored is what the graph held when it called put. A promise for each and no
+ * more: under LangGraph's async_hooks every one of them costs.
+ */
+async function toValues(
+  serde: SerializerProtocol,
+  values: readonly unknown[],
+): Promise<ValueInit[]> {
+  const dumped = await Promise.all(
+    values.map((value) => serde.dumpsTyped(value instanceof Uint8Array ? copyOf(value) : value)),
+  );
+  return dumped.map(([type, data]) => ({ type, data }));
 }
 
 /**

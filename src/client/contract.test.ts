@@ -15,6 +15,7 @@ import { PostgresSaver } from "@langchain/langgraph-checkpoint-postgres";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Server } from "../server/main.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
+import { createRandom } from "../testing/random.js";
 import { startTestServer } from "../testing/server.js";
 import { ConnectSaver } from "./saver.js";
 
@@ -220,17 +221,6 @@ describe("2.10 forks survive", () => {
 });
 
 describe("2.11 any sequence of the five operations lists what the direct saver lists", () => {
-  /** A generator of numbers from a seed (mulberry32), so that a failure can be repeated. */
-  function createRandom(seed: number) {
-    let state = seed;
-    return (below: number) => {
-      state = (state + 0x6d2b79f5) | 0;
-      let t = Math.imul(state ^ (state >>> 15), 1 | state);
-      t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-      return Math.floor((((t ^ (t >>> 14)) >>> 0) / 2 ** 32) * below);
-    };
-  }
-
   const values = [
     undefined,
     null,

@@ -6,6 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Server } from "../server/main.js";
 import { type CapturedLog, captureLog } from "../testing/captured_log.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
+import { createRandom } from "../testing/random.js";
 import { startTestServer } from "../testing/server.js";
 import { ConnectSaver } from "./saver.js";
 
@@ -77,11 +78,7 @@ async function store(threadId: string, tuples: readonly Stored[]): Promise<void>
 
 describe("getDeltaChannelHistory", () => {
   it("agrees with the base class on any tree of checkpoints", { timeout: 60_000 }, async () => {
-    let state = 7;
-    const random = (below: number) => {
-      state = (state * 1103515245 + 12345) % 2 ** 31;
-      return state % below;
-    };
+    const random = createRandom(7);
     for (let round = 0; round < 6; round++) {
       const tuples: Stored[] = [];
       const ns = round % 2 === 0 ? "" : "sub:1";

@@ -17,6 +17,7 @@ import {
   SessionService,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { createEnvelopeReader, endOfStream, envelope } from "../envelope.js";
+import { encodePut, encodePutWrites, largeBytes } from "./encode.js";
 
 type Operation = NonNullable<MessageInitShape<typeof OpenSessionRequestSchema>["operation"]>;
 type Answer = OpenSessionResponse["result"];
@@ -59,7 +60,7 @@ export class Session {
     () => broken(),
     (flags, message) => this.#receive(flags, message),
   );
-  #frames: Uint8Array[] = [];
+  #chunks: Uint8Array[] = [];
   #nextId = 1;
   #maxInFlight = 0;
   #moving = false;
@@ -136,27 +137,42 @@ export class Session {
 
   #send(pending: Pending, timeoutMs: number): void {
     this.#sent.set(pending.id, pending);
-    const bytes = toBinary(
-      OpenSessionRequestSchema,
-      create(OpenSessionRequestSchema, {
-        id: pending.id,
-        timeoutMs: Math.max(1, Math.ceil(timeoutMs)),
-        operation: pending.operation,
-      }),
-    );
-    this.#write(bytes);
+    const { id, operation } = pending;
+    const wholeMs = Math.max(1, Math.ceil(timeoutMs));
+    if (operation.case === "put") this.#write(encodePut(id, wholeMs, operation.value));
+    else if (operation.case === "putWrites") {
+      this.#write(encodePutWrites(id, wholeMs, operation.value));
+    } else this.#writeMessage({ id, timeoutMs: wholeMs, operation });
   }
 
-  #write(message: Uint8Array): void {
+  #writeMessage(init: MessageInitShape<typeof OpenSessionRequestSchema>): void {
+    const bytes = toBinary(OpenSessionRequestSchema, create(OpenSessionRequestSchema, init));
+    this.#write([envelope(0, bytes.length), bytes]);
+  }
+
+  #write(chunks: Uint8Array[]): void {
     // Everything that is sent in one tick travels in one write.
-    if (this.#frames.length === 0) process.nextTick(() => this.#flush());
-    this.#frames.push(envelope(0, message.length), message);
+    if (this.#chunks.length === 0) process.nextTick(() => this.#flush());
+    this.#chunks.push(...chunks);
   }
 
+  /** Small chunks are joined: each costs Node more than its bytes. Large ones are not copied. */
   #flush(): void {
-    const frames = this.#frames;
-    this.#frames = [];
-    if (this.#over === undefined) this.#stream.write(Buffer.concat(frames));
+    const chunks = this.#chunks;
+    this.#chunks = [];
+    if (this.#over !== undefined) return;
+    this.#stream.cork();
+    let small: Uint8Array[] = [];
+    for (const chunk of chunks) {
+      if (chunk.length < largeBytes) small.push(chunk);
+      else {
+        if (small.length > 0) this.#stream.write(Buffer.concat(small));
+        small = [];
+        this.#stream.write(chunk);
+      }
+    }
+    if (small.length > 0) this.#stream.write(Buffer.concat(small));
+    this.#stream.uncork();
   }
 
   #receive(flags: number, message: Uint8Array): void {
@@ -215,15 +231,7 @@ export class Session {
       if (now <= pending.deadline) continue;
       this.#sent.delete(pending.id);
       pending.reject(deadlineExceeded());
-      this.#write(
-        toBinary(
-          OpenSessionRequestSchema,
-          create(OpenSessionRequestSchema, {
-            id: pending.id,
-            operation: { case: "cancel", value: {} },
-          }),
-        ),
-      );
+      this.#writeMessage({ id: pending.id, operation: { case: "cancel", value: {} } });
     }
     for (const pending of this.#waiting.filter(({ deadline }) => now > deadline)) {
       this.#waiting.splice(this.#waiting.indexOf(pending), 1);

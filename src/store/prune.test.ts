@@ -14,6 +14,7 @@ import { ConnectSaver } from "../client/saver.js";
 import type { Pruned, PruneOptions } from "../client/threads.js";
 import type { Server } from "../server/main.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
+import { createRandom } from "../testing/random.js";
 import { type Graph, type Scenario, scenarios } from "../testing/scenarios.js";
 import { startTestServer } from "../testing/server.js";
 
@@ -38,14 +39,6 @@ afterAll(async () => {
   await pool?.end();
   await database?.drop();
 });
-
-function createRandom(seed: number) {
-  let state = seed;
-  return (below: number) => {
-    state = (state * 1103515245 + 12345) % 2 ** 31;
-    return Math.floor((state / 2 ** 31) * below);
-  };
-}
 
 const config = (thread_id: string) => ({ configurable: { thread_id } });
 
