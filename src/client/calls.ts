@@ -10,7 +10,7 @@ import {
   createClient,
   type Transport,
 } from "@connectrpc/connect";
-import type { CheckpointTuple } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import type { ChannelBlob, CheckpointTuple } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import {
   CheckpointService,
   type DeleteThreadRequestSchema,
@@ -28,7 +28,10 @@ import { isRetryable, pauseBefore, type RetryOptions } from "./retry.js";
 import { NoSessions, type Session, SessionFailed } from "./session.js";
 
 /** What a List asks for. `after` is not the caller's: it resumes a broken stream. */
-export type ListInit = Omit<MessageInitShape<typeof ListRequestSchema>, "after" | "$typeName">;
+export type ListInit = Omit<
+  MessageInitShape<typeof ListRequestSchema>,
+  "after" | "omitUnchanged" | "$typeName"
+>;
 
 /** What holds for every call of a saver. */
 export interface CallsOptions {
@@ -182,17 +185,26 @@ export class Calls {
   }
 
   /**
-   * Streams the tuples that match, in the service's order, each once: a stream that breaks is
-   * opened again after the last tuple that arrived. Leaving the loop early cancels the call.
+   * Streams the tuples that match, in the service's order, each once and complete: a stream that
+   * breaks is opened again after the last tuple that arrived. Leaving the loop early cancels the
+   * call. Tuples share the blobs that they have in common.
    */
   async *list(request: ListInit): AsyncGenerator<CheckpointTuple, void, undefined> {
-    const init: MessageInitShape<typeof ListRequestSchema> = { ...request };
+    const init: MessageInitShape<typeof ListRequestSchema> = { ...request, omitUnchanged: true };
     if (init.limit === 0) return;
+    // Those of the tuple before, by channel.
+    let blobs = new Map<string, ChannelBlob>();
     for await (const { tuple } of this.stream((options) => this.#client.list(init, options))) {
       if (tuple?.key === undefined) {
         throw new ConnectError("the service sent a list entry without a key", Code.Internal);
       }
       init.after = tuple.key;
+      for (const channel of tuple.unchangedChannels) {
+        const blob = blobs.get(channel);
+        if (blob) tuple.blobs.push(blob);
+      }
+      tuple.unchangedChannels = [];
+      blobs = new Map(tuple.blobs.map((blob) => [blob.channel, blob]));
       yield tuple;
       if (init.limit !== undefined && --init.limit === 0) return;
     }

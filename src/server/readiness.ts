@@ -19,8 +19,9 @@ export interface Readiness {
 }
 
 /**
- * Migrates if asked to, or waits for whoever does, then looks at the tables again and again: every half second until the
- * database answers, every five seconds while it does. Failures are logged once a change.
+ * Migrates if asked to, or waits for whoever does, then looks at the tables again and again:
+ * every half second until the database answers, every five seconds while it does. Failures are
+ * logged once a change.
  */
 export function startReadiness(
   db: Db,

@@ -43,20 +43,22 @@ export async function* list(
   if (request.limit === 0) return;
   const abandoned = new AbortController();
   const anySignal = signal ? AbortSignal.any([signal, abandoned.signal]) : abandoned.signal;
-  const read = (after: CheckpointKey | undefined, rows: number, left: number) =>
-    readPage(db, request, after, Math.min(rows, left), bounds.maxBytes, anySignal);
+  const read = (last: LastSent | undefined, rows: number, left: number) =>
+    readPage(db, request, last, Math.min(rows, left), bounds.maxBytes, anySignal);
   try {
     let left = request.limit ?? Number.POSITIVE_INFINITY;
-    let page = await read(request.after, bounds.firstRows, left);
+    let page = await read(undefined, bounds.firstRows, left);
     for (let pages = 1; ; pages++) {
       const { tuples, isLast, cut } = page;
       const found = tuples.length;
       left -= found;
       const done = isLast || left === 0;
-      const after = tuples[found - 1]?.key;
+      // Not the tuple, which may be large.
+      const { key, checkpointJson = "" } = tuples[found - 1] ?? {};
+      const last = { key, checkpointJson };
       // A page that was cut for its bytes tells how many rows fit: ask for few more.
       const rows = Math.min(bounds.maxRows, cut ? found + 1 + (found >> 3) : found * 2);
-      const next = !done && pages > 1 ? read(after, rows, left) : undefined;
+      const next = !done && pages > 1 ? read(last, rows, left) : undefined;
       // Its error is thrown when its turn comes; until then it must not count as unhandled.
       next?.catch(() => {});
       for (let i = 0; i < found; i++) {
@@ -66,12 +68,15 @@ export async function* list(
         yield tuple;
       }
       if (done) return;
-      page = await (next ?? read(after, rows, left));
+      page = await (next ?? read(last, rows, left));
     }
   } finally {
     abandoned.abort();
   }
 }
+
+/** Of the last tuple of a page what the next page is read with. */
+type LastSent = Pick<CheckpointTuple, "checkpointJson"> & { key: CheckpointKey | undefined };
 
 interface Page {
   tuples: CheckpointTuple[];
@@ -84,12 +89,12 @@ interface Page {
 async function readPage(
   db: Db,
   request: ListRequest,
-  after: CheckpointKey | undefined,
+  last: LastSent | undefined,
   rows: number,
   maxBytes: number,
   signal: AbortSignal | undefined,
 ): Promise<Page> {
-  const { statement, parameters } = pageStatement(db.schema, request, after, rows, maxBytes);
+  const { statement, parameters } = pageStatement(db.schema, request, last, rows, maxBytes);
   const result: Row[] = await explainJson(
     db.run,
     { metadata_filter_json: request.metadataFilterJson },
@@ -123,10 +128,11 @@ const newestId = `(checkpoint_id || '') collate "C"`;
 export function pageStatement(
   schema: string,
   request: ListRequest,
-  after: CheckpointKey | undefined,
+  last: LastSent | undefined,
   rows: number,
   maxBytes: number,
 ): { statement: (values: ValueForm) => string; parameters: Parameter[] } {
+  const after = last?.key ?? request.after;
   const parameters: Parameter[] = [];
   const bind = (value: Parameter) => `$${parameters.push(value)}`;
   const id = request.threadId === undefined ? newestId : `checkpoint_id collate "C"`;
@@ -171,31 +177,44 @@ export function pageStatement(
   order by ${order}
   limit ${bind(rows)}`;
   const limitBytes = `where preceding_bytes < ${bind(maxBytes)}`;
+  if (request.view === ListView.METADATA) {
+    return { statement: () => headersStatement(candidates, order, limitBytes), parameters };
+  }
+  const before = request.omitUnchanged
+    ? {
+        threadId: bind(last?.key?.threadId ?? null),
+        checkpointNs: bind(last?.key?.checkpointNs ?? null),
+        checkpointJson: bind(last?.checkpointJson ?? null),
+      }
+    : undefined;
   const statement = (values: ValueForm) =>
-    request.view === ListView.METADATA
-      ? headersStatement(candidates, order, limitBytes)
-      : tuplesStatement(schema, candidates, order, limitBytes, values);
+    tuplesStatement(schema, candidates, order, limitBytes, before, values);
   return { statement, parameters };
 }
 
 /**
  * Reads the sizes of all candidates and the contents of those that fit. Sizes come from the
  * rows and from TOAST pointers, so what does not fit is not read.
+ *
+ * With `before`, parameters that hold the last tuple of the page before this one (or null),
+ * channels in the version of the tuple before are told by name (`unchanged`) instead of read.
+ * Not looked up by its key: the client has that tuple as it was sent.
  */
 const tuplesStatement = (
   schema: string,
   candidates: string,
   order: string,
   limitBytes: string,
+  before: { threadId: string; checkpointNs: string; checkpointJson: string } | undefined,
   values: ValueForm,
 ) => `
-with candidate as materialized (
+with listed as materialized (
   select row_number() over (order by ${order}) as n, thread_id, checkpoint_ns, checkpoint_id,
     parent_checkpoint_id, checkpoint::text as checkpoint_json, metadata::text as metadata_json,
     ${channelVersions("checkpoint")} as channel_versions,
     ${beforeFormat4("checkpoint")} as before_format_4
   from (${candidates}) as c
-), page as materialized (
+)${before ? withoutUnchanged(before) : ", candidate as (select * from listed)"}, page as materialized (
   select * from (
     select candidate.*, sum(size.bytes) over (order by n) - size.bytes as preceding_bytes
     from candidate
@@ -224,7 +243,36 @@ with candidate as materialized (
   ) as sized
   ${limitBytes}
 )
-${tupleRows(schema, values, "(select count(*) from candidate)")}`;
+${tupleRows(schema, values, "(select count(*) from listed)", before !== undefined)}`;
+
+/** `listed` with only the versions that differ from those of the row before, and `unchanged`. */
+const withoutUnchanged = (before: {
+  threadId: string;
+  checkpointNs: string;
+  checkpointJson: string;
+}) => `, previous as (
+  select listed.*, case
+    when n > 1 then case
+      when lag(thread_id) over stream = thread_id and lag(checkpoint_ns) over stream = checkpoint_ns
+        then lag(channel_versions) over stream
+    end
+    when thread_id = ${before.threadId}::text and checkpoint_ns = ${before.checkpointNs}::text
+      then ${channelVersions(`${before.checkpointJson}::text::jsonb`)}
+  end as versions_before
+  from listed
+  window stream as (order by n)
+), candidate as materialized (
+  select n, thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint_json,
+    metadata_json, before_format_4, versions.changed as channel_versions, versions.unchanged
+  from previous
+  cross join lateral (
+    select
+      jsonb_object_agg(v.key, v.value) filter (where not same.version) as changed,
+      array_agg(v.key) filter (where same.version) as unchanged
+    from jsonb_each_text(channel_versions) as v
+    cross join lateral (select coalesce(versions_before ->> v.key = v.value, false)) as same (version)
+  ) as versions
+)`;
 
 const headersStatement = (candidates: string, order: string, limitBytes: string) => `
 with candidate as materialized (

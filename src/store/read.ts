@@ -132,12 +132,18 @@ export async function readValues(
  * The rows of the tuples in the CTE `page` (n, the key, parent_checkpoint_id,
  * checkpoint_json, metadata_json, channel_versions, before_format_4), for `toTuples`:
  * ordered by n, then the tuple itself, its blobs, its writes, its pending sends. The SQL
- * expression `candidates` is added to the rows of the tuples themselves.
+ * expression `candidates` is added to the rows of the tuples themselves. If `page` has an array
+ * `unchanged`, the channels it names come last.
  *
  * The look-ups are lateral with a bound of their own so that the planner cannot turn them
  * into a scan of the whole table, whatever it believes about the number of channels.
  */
-export function tupleRows(schema: string, values: ValueForm, candidates = "null::bigint"): string {
+export function tupleRows(
+  schema: string,
+  values: ValueForm,
+  candidates = "null::bigint",
+  withUnchanged = false,
+): string {
   // Columns e, f and data.
   const value = (row: string) => {
     const [text, bytes] = valueColumns(row, values);
@@ -179,7 +185,15 @@ cross join lateral (
     and s.checkpoint_ns = page.checkpoint_ns and s.checkpoint_id = page.parent_checkpoint_id
     and s.channel = '__pregel_tasks'
   offset 0
-) as s
+) as s${
+    withUnchanged
+      ? `
+union all
+select n, 4, channel, null, null, null, null, null, null, 0, '', '', null
+from page
+cross join lateral unnest(unchanged) as channel`
+      : ""
+  }
 order by n, kind, sort_path, sort_task, idx`;
 }
 
@@ -220,6 +234,8 @@ export function toTuples(rows: readonly Row[]): Map<number, CheckpointTuple> {
           taskPath: text(row[5]),
         }),
       );
+    } else if (kind === unchangedRow) {
+      tuple.unchangedChannels.push(text(row[2]));
     } else {
       tuple.pendingSends.push(toValue(row[4], row[6], row[8]));
     }
@@ -231,6 +247,7 @@ export function toTuples(rows: readonly Row[]): Map<number, CheckpointTuple> {
 const tupleRow = 0x30;
 const blobRow = 0x31;
 const writeRow = 0x32;
+const unchangedRow = 0x34;
 
 function toTuple(row: Row): CheckpointTuple {
   const tuple = create(CheckpointTupleSchema, {

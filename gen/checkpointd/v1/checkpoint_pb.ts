@@ -10,7 +10,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file checkpointd/v1/checkpoint.proto.
  */
 export const file_checkpointd_v1_checkpoint: GenFile = /*@__PURE__*/
-  fileDesc("Ch9jaGVja3BvaW50ZC92MS9jaGVja3BvaW50LnByb3RvEg5jaGVja3BvaW50ZC52MSIjCgVWYWx1ZRIMCgR0eXBlGAEgASgJEgwKBGRhdGEYAiABKAwiVQoLQ2hhbm5lbEJsb2ISDwoHY2hhbm5lbBgBIAEoCRIPCgd2ZXJzaW9uGAIgASgJEiQKBXZhbHVlGAMgASgLMhUuY2hlY2twb2ludGQudjEuVmFsdWUidgoMUGVuZGluZ1dyaXRlEg8KB3Rhc2tfaWQYASABKAkSCwoDaWR4GAIgASgFEg8KB2NoYW5uZWwYAyABKAkSJAoFdmFsdWUYBCABKAsyFS5jaGVja3BvaW50ZC52MS5WYWx1ZRIRCgl0YXNrX3BhdGgYBSABKAkiUAoNQ2hlY2twb2ludEtleRIRCgl0aHJlYWRfaWQYASABKAkSFQoNY2hlY2twb2ludF9ucxgCIAEoCRIVCg1jaGVja3BvaW50X2lkGAMgASgJIrkCCg9DaGVja3BvaW50VHVwbGUSKgoDa2V5GAEgASgLMh0uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludEtleRIhChRwYXJlbnRfY2hlY2twb2ludF9pZBgCIAEoCUgAiAEBEhcKD2NoZWNrcG9pbnRfanNvbhgDIAEoCRIVCg1tZXRhZGF0YV9qc29uGAQgASgJEioKBWJsb2JzGAUgAygLMhsuY2hlY2twb2ludGQudjEuQ2hhbm5lbEJsb2ISNAoOcGVuZGluZ193cml0ZXMYBiADKAsyHC5jaGVja3BvaW50ZC52MS5QZW5kaW5nV3JpdGUSLAoNcGVuZGluZ19zZW5kcxgHIAMoCzIVLmNoZWNrcG9pbnRkLnYxLlZhbHVlQhcKFV9wYXJlbnRfY2hlY2twb2ludF9pZCI7CgtFcnJvckRldGFpbBIOCgZyZWFzb24YASABKAkSDQoFZmllbGQYAiABKAkSDQoFbGltaXQYAyABKANiBnByb3RvMw");
+  fileDesc("Ch9jaGVja3BvaW50ZC92MS9jaGVja3BvaW50LnByb3RvEg5jaGVja3BvaW50ZC52MSIjCgVWYWx1ZRIMCgR0eXBlGAEgASgJEgwKBGRhdGEYAiABKAwiVQoLQ2hhbm5lbEJsb2ISDwoHY2hhbm5lbBgBIAEoCRIPCgd2ZXJzaW9uGAIgASgJEiQKBXZhbHVlGAMgASgLMhUuY2hlY2twb2ludGQudjEuVmFsdWUidgoMUGVuZGluZ1dyaXRlEg8KB3Rhc2tfaWQYASABKAkSCwoDaWR4GAIgASgFEg8KB2NoYW5uZWwYAyABKAkSJAoFdmFsdWUYBCABKAsyFS5jaGVja3BvaW50ZC52MS5WYWx1ZRIRCgl0YXNrX3BhdGgYBSABKAkiUAoNQ2hlY2twb2ludEtleRIRCgl0aHJlYWRfaWQYASABKAkSFQoNY2hlY2twb2ludF9ucxgCIAEoCRIVCg1jaGVja3BvaW50X2lkGAMgASgJItUCCg9DaGVja3BvaW50VHVwbGUSKgoDa2V5GAEgASgLMh0uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludEtleRIhChRwYXJlbnRfY2hlY2twb2ludF9pZBgCIAEoCUgAiAEBEhcKD2NoZWNrcG9pbnRfanNvbhgDIAEoCRIVCg1tZXRhZGF0YV9qc29uGAQgASgJEioKBWJsb2JzGAUgAygLMhsuY2hlY2twb2ludGQudjEuQ2hhbm5lbEJsb2ISNAoOcGVuZGluZ193cml0ZXMYBiADKAsyHC5jaGVja3BvaW50ZC52MS5QZW5kaW5nV3JpdGUSLAoNcGVuZGluZ19zZW5kcxgHIAMoCzIVLmNoZWNrcG9pbnRkLnYxLlZhbHVlEhoKEnVuY2hhbmdlZF9jaGFubmVscxgIIAMoCUIXChVfcGFyZW50X2NoZWNrcG9pbnRfaWQiOwoLRXJyb3JEZXRhaWwSDgoGcmVhc29uGAEgASgJEg0KBWZpZWxkGAIgASgJEg0KBWxpbWl0GAMgASgDYgZwcm90bzM");
 
 /**
  * A value as LangGraph's serializer wrote it. The service stores and returns it and
@@ -228,6 +228,16 @@ export type CheckpointTuple = Message<"checkpointd.v1.CheckpointTuple"> & {
    * @generated from field: repeated checkpointd.v1.Value pending_sends = 7;
    */
   pendingSends: Value[];
+
+  /**
+   * Only in a List stream that was asked to omit_unchanged, where the tuple before this one on
+   * the stream is of the same thread and namespace: channels that have that tuple's version,
+   * and are therefore not in `blobs`. The blob, if there is one, is that tuple's (which may
+   * itself have it from the tuple before).
+   *
+   * @generated from field: repeated string unchanged_channels = 8;
+   */
+  unchangedChannels: string[];
 };
 
 /**

@@ -1,0 +1,116 @@
+import { create, equals } from "@bufbuild/protobuf";
+import pg from "pg";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import {
+  type ChannelBlob,
+  type CheckpointTuple,
+  CheckpointTupleSchema,
+} from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import { ListRequestSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { createDatabase, type TestDatabase } from "../testing/postgres.js";
+import { createRandom } from "../testing/random.js";
+import { type Db, openDb } from "./db.js";
+import { defaultPageBounds, list, type PageBounds } from "./list.js";
+
+let database: TestDatabase;
+let db: Db;
+
+beforeAll(async () => {
+  database = await createDatabase();
+  db = openDb({
+    databaseUrl: database.url,
+    schema: "public",
+    poolSize: 2,
+    queueLimit: 10,
+    queueTimeoutMs: 10_000,
+    prepare: true,
+  });
+  const client = new pg.Client({ connectionString: database.url });
+  await client.connect();
+  const random = createRandom(11);
+  const pick = <T>(values: readonly T[]): T => values[random(values.length)] as T;
+  for (let i = 0; i < 120; i++) {
+    const place = [pick(["t", "t", "u"]), pick(["", "", "sub"])];
+    // Versions that are equal as JSON and not as text, and channels that come and go.
+    const versions = Object.fromEntries(
+      ["a", "b", "c", "é", "none"]
+        .filter(() => random(6) > 0)
+        .map((channel) => [channel, pick(["1", "1.0", '"1"', '"x"', '"x"', '"x"'])]),
+    );
+    const json = Object.entries(versions).map(([k, v]) => `${JSON.stringify(k)}:${v}`);
+    await client.query(
+      "insert into checkpoints (thread_id, checkpoint_ns, checkpoint_id, checkpoint) values ($1, $2, $3, $4)",
+      [...place, String(i).padStart(4, "0"), `{"v":4,"channel_versions":{${json.join()}}}`],
+    );
+    for (const [channel, version] of Object.entries(versions)) {
+      if (channel === "none") continue;
+      const text = version.replaceAll('"', "");
+      await client.query(
+        `insert into checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+         values ($1, $2, $3, $4, $5, $6) on conflict do nothing`,
+        [...place, channel, text, pick(["json", "bytes", "empty"]), `${place} ${channel} ${text}`],
+      );
+    }
+  }
+  await client.end();
+});
+afterAll(async () => {
+  await db?.close(1_000);
+  await database?.drop();
+});
+
+async function read(init: object, bounds: PageBounds): Promise<CheckpointTuple[]> {
+  const tuples: CheckpointTuple[] = [];
+  const request = create(ListRequestSchema, init);
+  for await (const tuple of list(db, request, undefined, bounds)) tuples.push(tuple);
+  return tuples;
+}
+
+const sorted = (tuple: CheckpointTuple): CheckpointTuple => ({
+  ...tuple,
+  blobs: [...tuple.blobs].sort((a, b) => (a.channel < b.channel ? -1 : 1)),
+});
+
+it.each([
+  ["all threads", {}],
+  ["a thread", { threadId: "t" }],
+  ["a namespace", { threadId: "t", checkpointNs: "" }],
+  ["a resumed stream", { threadId: "t", after: { threadId: "t", checkpointId: "0070" } }],
+])("what is unchanged can be left out and put back: %s", async (_, init) => {
+  const complete = await read(init, defaultPageBounds);
+  const small: PageBounds[] = [1, 2, 5].map((maxRows) => ({
+    ...defaultPageBounds,
+    firstRows: 1,
+    maxRows,
+  }));
+  for (const bounds of [defaultPageBounds, ...small, { ...defaultPageBounds, maxBytes: 150 }]) {
+    const tuples = await read({ ...init, omitUnchanged: true }, bounds);
+    expect(tuples.length).toBe(complete.length);
+    let before: CheckpointTuple | undefined;
+    let blobs = new Map<string, ChannelBlob>();
+    let left = 0;
+    for (const [i, tuple] of tuples.entries()) {
+      const expected = complete[i] as CheckpointTuple;
+      const isSamePlace =
+        before?.key?.threadId === tuple.key?.threadId &&
+        before?.key?.checkpointNs === tuple.key?.checkpointNs;
+      const { channel_versions: versions } = JSON.parse(tuple.checkpointJson);
+      if (!isSamePlace) expect(tuple.unchangedChannels).toEqual([]);
+      // Nothing came twice.
+      for (const { channel, version } of isSamePlace ? tuple.blobs : []) {
+        expect(blobs.get(channel)?.version).not.toBe(version);
+      }
+      for (const channel of tuple.unchangedChannels) {
+        expect(Object.keys(versions)).toContain(channel);
+        const blob = blobs.get(channel);
+        if (blob) tuple.blobs.push(blob);
+        if (blob) left++;
+      }
+      tuple.unchangedChannels = [];
+      blobs = new Map(tuple.blobs.map((blob) => [blob.channel, blob]));
+      expect(equals(CheckpointTupleSchema, sorted(tuple), sorted(expected))).toBe(true);
+      before = tuple;
+    }
+    expect(left).toBeGreaterThan(20);
+  }
+});
