@@ -1,8 +1,15 @@
 import type { PutWritesRequest, Write } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { createBatch } from "./batch.js";
 import { heldLeases, leaseLost } from "./claims.js";
-import type { Db, Run, Signal } from "./db.js";
-import { isSmall, packBytes, unpack, unpacked } from "./values.js";
+import type { Db, Parameter, Run, Signal } from "./db.js";
+import {
+  createSingleStatements,
+  mostSingleValues,
+  packBytes,
+  type SingleStatement,
+  unpack,
+  unpacked,
+} from "./values.js";
 
 /**
  * Returns putWrites: stores the writes of a task in one statement. If all are special (idx
@@ -31,58 +38,47 @@ export function createPutWrites(
   };
 }
 
-const batchOptions = (schema: string, replace: boolean, underLease: boolean) => ({
-  maxItems: () => 32,
-  maxBytes: 1024 * 1024,
-  sizeOf: (request: PutWritesRequest) => {
-    let bytes = 0;
-    for (const write of request.writes) bytes += write.value?.data.length ?? 0;
-    return bytes;
-  },
-  keyOf: (request: PutWritesRequest) =>
-    `${request.threadId}\0${request.checkpointNs}\0${request.checkpointId}\0${request.taskId}`,
-  run: (run: Run, requests: readonly PutWritesRequest[], signal: Signal | undefined) =>
-    putAllWrites(schema, replace, underLease, run, requests, signal),
-});
+const batchOptions = (schema: string, replace: boolean, underLease: boolean) => {
+  const statementOfOne = createSingleStatements((writes, bytesOf) =>
+    oneStatement(schema, replace, writes, bytesOf),
+  );
+  const statementOfAll = statement(schema, replace, underLease);
+  return {
+    maxItems: () => 32,
+    maxBytes: 1024 * 1024,
+    sizeOf: (request: PutWritesRequest) => {
+      let bytes = 0;
+      for (const write of request.writes) bytes += write.value?.data.length ?? 0;
+      return bytes;
+    },
+    keyOf: (request: PutWritesRequest) =>
+      `${request.threadId}\0${request.checkpointNs}\0${request.checkpointId}\0${request.taskId}`,
+    run: (run: Run, requests: readonly PutWritesRequest[], signal: Signal | undefined) => {
+      const [only] = requests.length === 1 ? requests : [];
+      const writes = only ? onePerIdx(only.writes, replace) : [];
+      return only && !underLease && writes.length <= mostSingleValues
+        ? putWritesOfOne(statementOfOne, run, only, writes, signal)
+        : putAllWrites(statementOfAll, replace, underLease, run, requests, signal);
+    },
+  };
+};
 
 /** Tells of each whether it was stored; not if its lease is lost. */
 async function putAllWrites(
-  schema: string,
+  text: string,
   replace: boolean,
   underLease: boolean,
   run: Run,
   requests: readonly PutWritesRequest[],
   signal: Signal | undefined,
 ): Promise<boolean[]> {
-  const [only] = requests.length === 1 ? requests : [];
-  const writes = only && !underLease ? onePerIdx(only.writes, replace) : [];
-  if (only && !underLease && isSmall(writes.map(({ value }) => value))) {
-    await run(
-      oneStatement(schema, replace, writes.length),
-      [
-        only.threadId,
-        only.checkpointNs,
-        only.checkpointId,
-        only.taskId,
-        only.taskPath,
-        ...writes.flatMap(({ idx, channel, value }) => [
-          idx,
-          channel,
-          value?.type ?? null,
-          value?.data ?? null,
-        ]),
-      ],
-      signal,
-    );
-    return [true];
-  }
-  const sorted = only ? requests : [...requests].sort(compareKeys);
+  const sorted = [...requests].sort(compareKeys);
   const rows = sorted.flatMap((request) =>
     onePerIdx(request.writes, replace).map((write) => ({ request, write })),
   );
   const values = packBytes(rows.map(({ write }) => write.value?.data));
   const held = await run(
-    statement(schema, replace, underLease),
+    text,
     [
       rows.map(({ request }) => request.threadId),
       rows.map(({ request }) => request.checkpointNs),
@@ -103,6 +99,35 @@ async function putAllWrites(
   if (!underLease) return requests.map(() => true);
   const leases = new Set(held.map(([threadId, token]) => `${threadId}\0${token}`));
   return requests.map(({ threadId, leaseToken }) => leases.has(`${threadId}\0${leaseToken}`));
+}
+
+/** The putWrites of one task with few writes: see putOne of put.ts. */
+async function putWritesOfOne(
+  statementOf: (values: (Uint8Array | undefined)[]) => SingleStatement,
+  run: Run,
+  { threadId, checkpointNs, checkpointId, taskId, taskPath }: PutWritesRequest,
+  writes: readonly Write[],
+  signal: Signal | undefined,
+): Promise<boolean[]> {
+  const { text, parameters } = statementOf(writes.map(({ value }) => value?.data));
+  await run(
+    text,
+    [
+      threadId,
+      checkpointNs,
+      checkpointId,
+      taskId,
+      taskPath,
+      ...writes.flatMap(({ idx, channel, value }, i) => [
+        idx,
+        channel,
+        value?.type ?? null,
+        parameters[i] as Parameter,
+      ]),
+    ],
+    signal,
+  );
+  return [true];
 }
 
 function compareKeys(a: PutWritesRequest, b: PutWritesRequest): number {
@@ -126,10 +151,15 @@ const ifStored = (replace: boolean) =>
     ? "do update set channel = excluded.channel, type = excluded.type, blob = excluded.blob"
     : "do nothing";
 
-const oneStatement = (schema: string, replace: boolean, writes: number) => {
+const oneStatement = (
+  schema: string,
+  replace: boolean,
+  writes: number,
+  bytesOf: (parameter: number) => string,
+) => {
   const rows = Array.from({ length: writes }, (_, i) => {
     const at = 6 + 4 * i;
-    return `($1, $2, $3, $4, $5, $${at}::int, $${at + 1}, $${at + 2}, $${at + 3}::bytea)`;
+    return `($1, $2, $3, $4, $5, $${at}::int, $${at + 1}, $${at + 2}, ${bytesOf(at + 3)})`;
   });
   return `insert into ${schema}.checkpoint_writes
   (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)

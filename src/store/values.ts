@@ -31,7 +31,7 @@ export function packBytes(parts: readonly (Uint8Array | undefined)[]): PackedByt
   for (const part of parts) {
     if (!part) {
       starts.push(null);
-    } else if (isUtf8(part) && !part.includes(0)) {
+    } else if (isText(part)) {
       starts.push(textSize + 1);
       texts.push(part);
       textSize += part.length;
@@ -63,10 +63,44 @@ export function unpack(texts: string, bytes: string): string {
   return `(select convert_to(${texts}::text, 'UTF8') as texts, ${bytes}::bytea as bytes offset 0) as packed`;
 }
 
-/** Whether values are few and small enough for a statement that has a parameter for each. */
-export function isSmall(values: readonly ({ data: Uint8Array } | undefined)[]): boolean {
-  if (values.length > 8) return false;
-  let bytes = 0;
-  for (const value of values) bytes += value?.data.length ?? 0;
-  return bytes <= 16 * 1024;
+/** The most values that a statement has a parameter for each of. */
+export const mostSingleValues = 8;
+
+/** A statement with a parameter for each value, and the values as those. */
+export interface SingleStatement {
+  text: string;
+  /** In the order of the values; null for an absent one. */
+  parameters: (string | Uint8Array | null)[];
+}
+
+/**
+ * Returns the statement for values, at most `mostSingleValues` of them. `build` writes one, given
+ * how many values there are and the SQL of the value that is the parameter of a number.
+ */
+export function createSingleStatements(
+  build: (values: number, bytesOf: (parameter: number) => string) => string,
+): (values: readonly (Uint8Array | undefined)[]) => SingleStatement {
+  const counts = Array.from({ length: mostSingleValues + 1 }, (_, count) => count);
+  const ofTexts = counts.map((count) => build(count, (n) => `convert_to($${n}::text, 'UTF8')`));
+  const ofBytes = counts.map((count) => build(count, (n) => `$${n}::bytea`));
+  return (values) => {
+    // A statement for every mixture of texts and other bytes would be too many of them.
+    const areTexts = values.every((value) => value === undefined || isText(value));
+    const parameters = values.map((value) => {
+      if (value === undefined) return null;
+      if (!areTexts) return value;
+      return asBuffer(value).toString("utf8");
+    });
+    return { text: (areTexts ? ofTexts : ofBytes)[values.length] as string, parameters };
+  };
+}
+
+/** Whether Postgres takes it as text. */
+function isText(bytes: Uint8Array): boolean {
+  // A Buffer's includes is memchr, a Uint8Array's a loop.
+  return isUtf8(bytes) && !asBuffer(bytes).includes(0);
+}
+
+function asBuffer({ buffer, byteOffset, length }: Uint8Array): Buffer {
+  return Buffer.from(buffer, byteOffset, length);
 }
