@@ -23,7 +23,7 @@ interface Side {
 const patience = 2;
 
 /** How long a contender runs uncounted, with new processes and before each further cell. */
-const coldSeconds = 2;
+const coldSeconds = 4;
 const warmSeconds = 0.5;
 
 /** Runs everything; `onRow` hears of each row as soon as it is there. */

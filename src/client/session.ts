@@ -39,6 +39,8 @@ const sweepMs = 50;
 // Within which a server that was reached greets. Longer, and something on the way holds
 // streams back until they end.
 const greetingMs = 5_000;
+// What is enough to keep the server busy while the agent goes on.
+const portionBytes = 64 * 1024;
 
 /** Thrown by an operation when there are no sessions on the way to this server: use unary calls. */
 export class NoSessions extends Error {}
@@ -61,6 +63,12 @@ export class Session {
     (flags, message) => this.#receive(flags, message),
   );
   #chunks: Uint8Array[] = [];
+  #chunkBytes = 0;
+  /** Each tells somebody who was answered. */
+  readonly #answered: (() => void)[] = [];
+  #telling = false;
+  /** What is sent in the tick in which somebody is told, lately. */
+  #bytesPerAnswer = 1024;
   #nextId = 1;
   #maxInFlight = 0;
   #moving = false;
@@ -94,6 +102,7 @@ export class Session {
     this.#stream.on("data", (chunk: Buffer) => {
       this.#heardAt = performance.now();
       this.#read(chunk);
+      if (!this.#telling) this.#tell();
     });
     this.#stream.on("error", (error) => this.#end(broken(error)));
     this.#stream.on("close", () => this.#end(broken()));
@@ -152,15 +161,41 @@ export class Session {
 
   #write(chunks: Uint8Array[]): void {
     // Everything that is sent in one tick travels in one write.
-    if (this.#chunks.length === 0) process.nextTick(() => this.#flush());
+    if (this.#chunks.length === 0 && !this.#telling) process.nextTick(() => this.#flush());
     this.#chunks.push(...chunks);
+    for (const { length } of chunks) this.#chunkBytes += length;
+  }
+
+  /**
+   * Tells as many of those who were answered as are likely to go on with a portion of new
+   * operations, and the others when that is on its way. Told all at once, agent and server would
+   * take turns (32 puts in flight: a tenth fewer); told one by one, each would cost the agent
+   * more, because code that just ran runs faster (32 invokes of a graph: a fifth fewer).
+   */
+  #tell(): void {
+    const told = this.#answered.splice(0, Math.ceil(portionBytes / this.#bytesPerAnswer));
+    if (told.length === 0) return;
+    this.#telling = true;
+    for (const tell of told) tell();
+    // A tick that a microtask asks for comes when all other microtasks have run.
+    queueMicrotask(() => process.nextTick(() => this.#goOn(told.length)));
+  }
+
+  #goOn(told: number): void {
+    const bytes = Math.max(1, this.#chunkBytes / told);
+    this.#bytesPerAnswer += (bytes - this.#bytesPerAnswer) / 8;
+    this.#flush();
+    this.#telling = this.#answered.length > 0;
+    // Node writes to the socket when it is back in its event loop.
+    if (this.#telling) setImmediate(() => this.#tell());
   }
 
   /** Small chunks are joined: each costs Node more than its bytes. Large ones are not copied. */
   #flush(): void {
     const chunks = this.#chunks;
     this.#chunks = [];
-    if (this.#over !== undefined) return;
+    this.#chunkBytes = 0;
+    if (this.#over !== undefined || chunks.length === 0) return;
     this.#stream.cork();
     let small: Uint8Array[] = [];
     for (const chunk of chunks) {
@@ -194,9 +229,10 @@ export class Session {
         const { code, message, detail } = result.value;
         const details = detail ? [{ desc: ErrorDetailSchema, value: detail }] : undefined;
         const requestId = this.#requestId && { "x-request-id": `${this.#requestId}/${id}` };
-        pending.reject(new ConnectError(message, code, requestId || undefined, details));
+        const error = new ConnectError(message, code, requestId || undefined, details);
+        this.#answered.push(() => pending.reject(error));
       } else {
-        pending.resolve(result);
+        this.#answered.push(() => pending.resolve(result));
       }
     }
     this.#sendWaiting();
