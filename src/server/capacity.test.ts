@@ -1,3 +1,4 @@
+import { setMaxListeners } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -107,6 +108,7 @@ describe("a server of its own on a Postgres with max_connections=20", () => {
 
   it("serves a Put while 200 readers have stalled, and costs them little", async () => {
     const stop = new AbortController();
+    setMaxListeners(200, stop.signal);
     const pid = server.child.pid as number;
     const idle = residentBytes(pid);
     const client = connect();
