@@ -24,7 +24,7 @@ const patience = 2;
 
 /** How long a contender runs uncounted, with new processes and before each further cell. */
 const coldSeconds = 4;
-const warmSeconds = 0.5;
+const warmSeconds = 1.5;
 
 /** Runs everything; `onRow` hears of each row as soon as it is there. */
 export async function runPlan(

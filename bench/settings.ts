@@ -16,6 +16,8 @@ export const postgresSettings: Record<string, string> = {
   // Eight agent processes with a direct saver each hold 80.
   max_connections: "200",
   max_wal_size: "16GB",
+  // Segments of the log that a checkpoint no longer needs are kept for use again.
+  min_wal_size: "4GB",
   checkpoint_timeout: "1d",
   autovacuum: "off",
 };
