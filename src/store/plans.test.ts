@@ -98,44 +98,43 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
   const blobs = { checkpoint_blobs: ["checkpoint_blobs_pkey"] };
   const writes = { checkpoint_writes: ["checkpoint_writes_pkey"] };
   const tuple = (checkpoints: string[]): Plan => ({ checkpoints, ...blobs, ...writes });
-  const large = { type: "json", data: new Uint8Array(100_000) };
+  // A statement each: of few values, all of them texts or not, and of any number.
+  const text = { type: "json", data: Buffer.from("{}") };
+  const someBytes = { type: "msgpack", data: new Uint8Array(1) };
+  const statements: [string, { type: string; data: Uint8Array }[]][] = [
+    ["a text", [text]],
+    ["bytes", [someBytes]],
+    ["many values", Array.from({ length: 9 }, () => text)],
+  ];
   const named = { threadId: "long", checkpointId: "000000005000" };
   const after = { threadId: "long", checkpointNs: "", checkpointId: "000000005000" };
 
   const cases: [string, (db: Db) => Promise<unknown>, Plan][] = [
-    [
-      "put",
+    ...statements.map(([name, values]): [string, (db: Db) => Promise<unknown>, Plan] => [
+      `put of ${name}`,
       (db) =>
         createPut(db)(
           create(PutRequestSchema, {
             ...named,
             checkpointJson: "{}",
-            blobs: [{ channel: "a", version: "1" }],
+            blobs: values.map((value, i) => ({ channel: `c${i}`, version: "1", value })),
           }),
         ),
       { checkpoints: ["checkpoints_pkey"], checkpoint_blobs: ["checkpoint_blobs_pkey"] },
-    ],
-    [
-      "put of a large value",
-      (db) =>
-        createPut(db)(
-          create(PutRequestSchema, {
-            ...named,
-            checkpointJson: "{}",
-            blobs: [{ channel: "a", version: "1", value: large }],
-          }),
-        ),
-      { checkpoints: ["checkpoints_pkey"], checkpoint_blobs: ["checkpoint_blobs_pkey"] },
-    ],
-    ...[0, -1].flatMap((idx) =>
-      [{ type: "json" }, large].map((value): [string, (db: Db) => Promise<unknown>, Plan] => [
-        `putWrites, ${idx < 0 ? "replacing" : "keeping"}${value === large ? ", of a large value" : ""}`,
+    ]),
+    ...[0, -1].flatMap((first) =>
+      statements.map(([name, values]): [string, (db: Db) => Promise<unknown>, Plan] => [
+        `putWrites of ${name}, ${first < 0 ? "replacing" : "keeping"}`,
         (db) =>
           createPutWrites(db)(
             create(PutWritesRequestSchema, {
               ...named,
               taskId: "task",
-              writes: [{ idx, channel: "a", value }],
+              writes: values.map((value, i) => ({
+                idx: first < 0 ? -1 - i : i,
+                channel: "a",
+                value,
+              })),
             }),
           ),
         writes,
