@@ -1,6 +1,7 @@
 /** The clients of a soak: what agents do, and what goes wrong with them. */
 import { Agent } from "node:http";
-import { connect } from "node:http2";
+import { connect as connectHttp2 } from "node:http2";
+import { connect as connectTcp } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { type Client, Code, ConnectError, createClient } from "@connectrpc/connect";
@@ -16,7 +17,7 @@ import {
   OpenSessionRequestSchema,
   SessionService,
 } from "../gen/checkpointd/v1/session_service_pb.js";
-import { envelope } from "../src/envelope.js";
+import { envelope, sessionUpgrade } from "../src/envelope.js";
 import { ConnectSaver } from "../src/index.js";
 import { startRelay } from "./soak_relay.js";
 import { createText } from "./text.js";
@@ -160,13 +161,7 @@ class Slot {
 
   /** A client without manners: it opens a session, asks for a lot and is gone. */
   async vanish(url: string): Promise<void> {
-    const http2 = connect(url);
-    http2.on("error", () => {});
-    const stream = http2.request({
-      ":method": "POST",
-      ":path": `/${SessionService.typeName}/${SessionService.method.openSession.name}`,
-      "content-type": "application/connect+proto",
-    });
+    const { stream, cut } = Math.random() < 0.5 ? openOnHttp2(url) : openUpgraded(url);
     stream.on("error", () => {});
     for (let id = 1; id <= 8; id++) {
       const operation = { case: "put", value: this.#rawPut() } as const;
@@ -175,7 +170,7 @@ class Slot {
       stream.write(Buffer.concat([envelope(0, bytes.length), bytes]));
     }
     await sleep(Math.random() * 20);
-    http2.destroy();
+    cut();
   }
 
   #rawPut() {
@@ -308,4 +303,28 @@ function openRawClients(url: string) {
       agent.destroy();
     },
   };
+}
+
+const sessionPath = `/${SessionService.typeName}/${SessionService.method.openSession.name}`;
+
+/** A session on a stream of HTTP/2, to write to and to cut. */
+function openOnHttp2(url: string) {
+  const http2 = connectHttp2(url);
+  http2.on("error", () => {});
+  const stream = http2.request({
+    ":method": "POST",
+    ":path": sessionPath,
+    "content-type": "application/connect+proto",
+  });
+  return { stream, cut: () => http2.destroy() };
+}
+
+/** The same on an upgraded connection. */
+function openUpgraded(url: string) {
+  const { hostname, port } = new URL(url);
+  const stream = connectTcp(Number(port), hostname);
+  stream.write(
+    `GET ${sessionPath} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: ${sessionUpgrade}\r\n\r\n`,
+  );
+  return { stream, cut: () => stream.destroy() };
 }

@@ -6,6 +6,9 @@
 /** The flag of the last message of a stream, which is JSON and may hold an error. */
 export const endOfStream = 0b10;
 
+/** The protocol to which an HTTP/1.1 connection is upgraded that is to carry a session. */
+export const sessionUpgrade = "checkpointd-session";
+
 /** What stands before a message of that many bytes. */
 export function envelope(flags: number, length: number): Buffer {
   const header = Buffer.allocUnsafe(5);

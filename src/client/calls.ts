@@ -25,7 +25,8 @@ import {
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { isRetryable, pauseBefore, type RetryOptions } from "./retry.js";
-import { NoSessions, type Session, SessionFailed } from "./session.js";
+import { NotOnSession, type Session } from "./session.js";
+import { NoSessions } from "./session_stream.js";
 
 /** What a List asks for. `after` is not the caller's: it resumes a broken stream. */
 export type ListInit = Omit<
@@ -54,11 +55,8 @@ interface Operations {
   deleteThread: [MessageInitShape<typeof DeleteThreadRequestSchema>, DeleteThreadResponse];
 }
 
-/**
- * A larger request makes a call of its own: on the session it would keep the small ones behind
- * it waiting.
- */
-const sessionBytes = 256 * 1024;
+/** Larger requests have a session of their own, so that small ones need not wait behind them. */
+const smallBytes = 256 * 1024;
 
 interface Stream<Message> {
   messages: AsyncIterator<Message>;
@@ -71,7 +69,8 @@ export class Calls {
   readonly threads: Client<typeof ThreadService>;
   readonly #client: Client<typeof CheckpointService>;
   #openSession: ((headers: Headers | undefined) => Session) | undefined;
-  #session: Session | undefined;
+  /** That of the small requests and that of the large ones. */
+  readonly #sessions: { small?: Session; large?: Session } = {};
   readonly #timeoutMs: number;
   readonly #retry: Required<RetryOptions>;
   readonly #headers: Headers | undefined;
@@ -137,18 +136,21 @@ export class Calls {
     request: Operations[Name][0],
     deadline: number,
   ): Promise<Operations[Name][1]> {
-    if (this.#openSession && bytesOf(request) <= sessionBytes) {
-      if (!this.#session || this.#session.isLeaving) {
-        this.#session = this.#openSession(this.#headers);
+    if (this.#openSession) {
+      const size = bytesOf(request) <= smallBytes ? "small" : "large";
+      let session = this.#sessions[size];
+      if (!session || session.isLeaving) {
+        session = this.#openSession(this.#headers);
+        this.#sessions[size] = session;
       }
       try {
         const timeoutMs = timeUntil(deadline);
         // biome-ignore lint/suspicious/noExplicitAny: name and request belong together.
-        const answer = await this.#session.run({ case: name, value: request } as any, timeoutMs);
+        const answer = await session.run({ case: name, value: request } as any, timeoutMs);
         return answer.value as Operations[Name][1];
       } catch (error) {
         if (error instanceof NoSessions) this.#openSession = undefined;
-        else if (!(error instanceof SessionFailed)) throw error;
+        else if (!(error instanceof NotOnSession)) throw error;
       }
     }
     const call = this.#client[name] as (
@@ -256,7 +258,9 @@ export class Calls {
       for (const { controller } of this.#streams) controller.abort(endedError());
       if (this.#running === 0) resolve();
     });
-    return this.#ended.then(() => this.#session?.abort(endedError()));
+    return this.#ended.then(() => {
+      for (const session of Object.values(this.#sessions)) session.abort(endedError());
+    });
   }
 
   #open<Message>(open: (options: CallOptions) => AsyncIterable<Message>): Stream<Message> {

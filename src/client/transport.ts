@@ -22,9 +22,10 @@ export interface TransportOptions {
    */
   json?: boolean;
   /**
-   * Carry everything but lists and large requests on one long-lived stream, which costs both
-   * sides a fraction of the CPU; where the server or something before it knows no sessions,
-   * calls are made one by one all the same. Default true; only with "connect" and without
+   * Carry everything but lists on a long-lived connection (two, when there are requests of more
+   * than 256 KiB), which costs both sides a fraction of the CPU. Where something on the way does
+   * not let an HTTP/1.1 connection be upgraded for it, that is a stream of HTTP/2; where there is
+   * neither, calls are made one by one all the same. Default true; only with "connect" and without
    * `json`.
    */
   session?: boolean;
@@ -106,7 +107,7 @@ export function openTransport(url: string | URL, options: TransportOptions): Ope
   const close = () => sessionManager.abort();
   const openSession =
     session && protocol === "connect" && !json && !compression
-      ? (headers: Headers | undefined) => new Session(baseUrl, headers)
+      ? (headers: Headers | undefined) => new Session(baseUrl, headers, maxRequestBytes)
       : undefined;
   switch (protocol) {
     case "connect":

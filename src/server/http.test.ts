@@ -537,3 +537,66 @@ test("a request that meets a drain on its way is served, or refused untouched", 
     expect(served + refused.length).toBe(21);
   }
 });
+
+const post = (fields: string, body: string) =>
+  `POST /grpc.health.v1.Health/Check HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n` +
+  `content-length: ${body.length}\r\n${fields}\r\n${body}`;
+
+test("a request that would like another protocol is answered in this one", async () => {
+  const asked: (string | undefined)[] = [];
+  const { listener } = await start({
+    upgrade: (request) => {
+      asked.push(request.headers.upgrade);
+      return false;
+    },
+  });
+  // As curl --http2 and Java's HttpClient ask on cleartext.
+  const h2c = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n";
+  const socket = connectRaw(listener);
+  const slow = drip(socket, 400);
+  for (const [body, status] of [
+    ["{}", 200],
+    ['{"service":"nobody"}', 404],
+    ["{}", 200],
+  ] as const) {
+    slow.write(post(h2c, body));
+    expect(String(await once(socket, "data"))).toMatch(`HTTP/1.1 ${status} `);
+  }
+  socket.write(`GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n`);
+  expect(String(await once(socket, "data"))).toMatch("HTTP/1.1 404 ");
+  expect(asked).toEqual(["h2c", "h2c", "h2c"]);
+  await once(socket, "close");
+
+  // One that does not wait for its answers is to ask again.
+  const answers = await exchange(listener, post("", "{}") + post(h2c, "{}"));
+  expect(answers.match(/HTTP\/1\.1 \d+/g)).toEqual(["HTTP/1.1 200"]);
+  expect(answers).toMatch(/connection: close/i);
+  await expectServing(listener);
+});
+
+test("a connection that was taken over is not HTTP's any more", async () => {
+  const { listener } = await start({
+    limits: { headersMs: 100, requestMs: 100, keepAliveMs: 100, ageMs: 100 },
+    upgrade: (_, socket) => {
+      socket.on("data", (chunk) => socket.write(chunk));
+      return true;
+    },
+  });
+  const socket = connectRaw(listener);
+  const ask = "GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+  socket.write(`${ask}at once`);
+  expect(String(await once(socket, "data"))).toBe("at once");
+  // Longer than every limit of HTTP.
+  await new Promise((resolve) => setTimeout(resolve, 1500));
+  socket.write("later");
+  expect(String(await once(socket, "data"))).toBe("later");
+  let drained = false;
+  const drain = listener.drain(10_000).then(() => {
+    drained = true;
+  });
+  socket.write("while draining");
+  expect(String(await once(socket, "data"))).toBe("while draining");
+  expect(drained).toBe(false);
+  socket.end();
+  await drain;
+});

@@ -42,6 +42,12 @@ export interface ListenerOptions {
   port: number;
   /** Answers every request that is not a CORS preflight. */
   handler: (request: NodeRequest, response: NodeResponse) => void | Promise<void>;
+  /**
+   * Takes a connection over that an HTTP/1.1 client asks to upgrade, and returns true; or returns
+   * false, and the request is answered as if it had not asked. What is taken over is asked to end
+   * by its taker: a drain waits for it.
+   */
+  upgrade?: (request: http.IncomingMessage, socket: net.Socket) => boolean;
   /** The web origins whose pages may call; "*" is all of them. */
   corsOrigins?: readonly string[];
   limits?: Partial<typeof defaultLimits>;
@@ -69,6 +75,8 @@ interface Connection {
   session?: http2.ServerHttp2Session;
   /** HTTP/1.1 responses under way. */
   readonly responses: Set<http.ServerResponse>;
+  /** It was taken over, and is no connection of HTTP any more. */
+  upgraded: boolean;
   retiring: boolean;
 }
 
@@ -120,6 +128,23 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     if (connection) trackResponse(connection, response);
     void answer(request, response);
   });
+  http1.on("upgrade", (request, stream, head) => {
+    const socket = stream as net.Socket;
+    const connection = connections.get(socket);
+    if (!connection) return;
+    // It did not wait for its answers: it gets those and is to ask again.
+    if (connection.responses.size > 0) {
+      retire(connection);
+      return;
+    }
+    socket.unshift(head);
+    connection.upgraded = options.upgrade?.(request, socket) ?? false;
+    if (connection.upgraded) return;
+    // Whoever listens for this event has every request with an Upgrade, also those of clients that
+    // would like HTTP/2 and take HTTP/1.1 (curl --http2, Java). It is read again without it.
+    socket.unshift(headWithoutUpgrade(request));
+    http1.emit("connection", socket);
+  });
 
   const http2Server = http2.createServer({
     settings: {
@@ -146,7 +171,12 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
       socket.destroy();
       return;
     }
-    const connection: Connection = { socket, responses: new Set(), retiring: false };
+    const connection: Connection = {
+      socket,
+      responses: new Set(),
+      upgraded: false,
+      retiring: false,
+    };
     connections.set(socket, connection);
     const age = limits.ageMs && limits.ageMs * (0.9 + Math.random() * 0.2);
     const timer = age ? setTimeout(() => retire(connection), age).unref() : undefined;
@@ -223,6 +253,20 @@ function awaitHello(socket: net.Socket, timeoutMs: number, then: (speaksHttp2: b
   socket.on("close", () => clearTimeout(timer));
 }
 
+function headWithoutUpgrade({
+  method,
+  url,
+  httpVersion,
+  rawHeaders,
+}: http.IncomingMessage): Buffer {
+  let head = `${method} ${url} HTTP/${httpVersion}\r\n`;
+  for (let i = 0; i < rawHeaders.length; i += 2) {
+    if (rawHeaders[i]?.toLowerCase() !== "upgrade")
+      head += `${rawHeaders[i]}: ${rawHeaders[i + 1]}\r\n`;
+  }
+  return Buffer.from(`${head}\r\n`, "latin1");
+}
+
 function hasHost(request: NodeRequest): boolean {
   const host = "authority" in request ? request.authority : request.headers.host;
   return host !== undefined && URL.canParse(`http://${host}`);
@@ -254,7 +298,8 @@ function trackResponse(connection: Connection, response: http.ServerResponse): v
 function retire(connection: Connection): void {
   if (connection.retiring) return;
   connection.retiring = true;
-  const { socket, session, responses } = connection;
+  const { socket, session, responses, upgraded } = connection;
+  if (upgraded) return;
   if (session) {
     // One GOAWAY that names the last stream taken; a client knows that later ones may be
     // retried. Not gRPC's two: with no stream open Node stops reading after the first, so

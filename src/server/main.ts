@@ -18,7 +18,7 @@ import { createReflection } from "./reflection.js";
 import { type Retention, startRetention } from "./retention.js";
 import type { RetentionRule } from "./retention_rules.js";
 import { createSessions } from "./session.js";
-import { carrySession, createSessionService } from "./session_stream.js";
+import { carrySession, carryUpgraded, createSessionService } from "./session_stream.js";
 import { createThreadService } from "./thread_service.js";
 
 /** What a server is started with. Durations in milliseconds, sizes in bytes. */
@@ -124,6 +124,8 @@ export async function startServer(options: ServerOptions): Promise<Server> {
       host: options.host,
       port: options.port,
       handler,
+      upgrade: (request, socket) =>
+        carryUpgraded(sessions, options.maxMessageSize, request, socket),
       corsOrigins: options.corsOrigins,
       log,
     });

@@ -6,6 +6,7 @@ import {
   connect as dial,
   type Socket,
 } from "node:net";
+import { Duplex, PassThrough } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
 import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
@@ -58,7 +59,10 @@ const get = (id: number, threadId: string): Request => ({
   operation: { case: "getTuple", value: { threadId } },
 });
 
-describe("on the wire", () => {
+describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", (wire) => {
+  const openRaw = (url: string) =>
+    wire === "an HTTP/2 stream" ? openOnHttp2(url) : openUpgraded(url);
+
   it("greets, then answers each operation under its id", async () => {
     const session = openRaw(server.url);
     expect((await session.next()).result).toMatchObject({
@@ -91,12 +95,12 @@ describe("on the wire", () => {
   it("does not let a slow operation hold up the others", async () => {
     const blocker = await block(
       database.url,
-      "insert into checkpoints (thread_id, checkpoint_id, checkpoint) values ('slow', '1', '{}')",
+      `insert into checkpoints (thread_id, checkpoint_id, checkpoint) values ('${wire}', '1', '{}')`,
     );
     cleanups.push(() => blocker.release());
     const session = openRaw(server.url);
     await session.next();
-    session.send(put(1, "slow"));
+    session.send(put(1, wire));
     await untilBlocked(sql, 1);
     session.send(put(2, "fast"), get(3, "fast"));
     expect([(await session.next()).id, (await session.next()).id].sort()).toEqual([2, 3]);
@@ -215,7 +219,32 @@ describe("on the wire", () => {
     expect(answered.size).toBe(3000);
   });
 
-  it("works the same over gRPC, as connect-es carries it", async () => {
+  it("answers a ping at once, whatever else is under way", async () => {
+    const blocker = await block(database.url, "lock table checkpoints");
+    cleanups.push(() => blocker.release());
+    const session = openRaw(server.url);
+    await session.next();
+    session.send(put(1, "pinged"), { id: 2, operation: { case: "ping", value: {} } });
+    expect(await session.next()).toMatchObject({ id: 2, result: { case: "pong" } });
+    await blocker.release();
+    expect(await session.next()).toMatchObject({ id: 1, result: { case: "put" } });
+  });
+
+  it("logs each operation with a request id and nothing of what it holds", async () => {
+    const session = openRaw(server.url);
+    await session.next();
+    session.send(put(1, "s3cr3t"));
+    await session.next();
+    await expect
+      .poll(() => log.lines().some(({ rpc }) => rpc === "checkpointd.v1.SessionService/put"))
+      .toBe(true);
+    expect(log.lines().every(({ rpc, requestId }) => rpc === undefined || requestId)).toBe(true);
+    expect(JSON.stringify(log.lines())).not.toContain("s3cr3t");
+  });
+});
+
+describe("over gRPC", () => {
+  it("works the same, as connect-es carries it", async () => {
     const client = createClient(SessionService, createGrpcTransport({ baseUrl: server.url }));
     const seen: [number, string | undefined][] = [];
     const requests = [put(1, "grpc"), get(2, "nobody"), put(3, "")];
@@ -229,18 +258,6 @@ describe("on the wire", () => {
       [2, "getTuple"],
       [3, "error"],
     ]);
-  });
-
-  it("logs each operation with a request id and nothing of what it holds", async () => {
-    const session = openRaw(server.url);
-    await session.next();
-    session.send(put(1, "s3cr3t"));
-    await session.next();
-    await expect
-      .poll(() => log.lines().some(({ rpc }) => rpc === "checkpointd.v1.SessionService/put"))
-      .toBe(true);
-    expect(log.lines().every(({ rpc, requestId }) => rpc === undefined || requestId)).toBe(true);
-    expect(JSON.stringify(log.lines())).not.toContain("s3cr3t");
   });
 });
 
@@ -298,7 +315,7 @@ describe("through ConnectSaver", () => {
     expect(await count("many-%")).toBe(700);
   });
 
-  it("carries large values, those of a session and those too large for it", async () => {
+  it("carries large values", async () => {
     const saver = ConnectSaver.fromUrl(server.url);
     for (const size of [200_000, 2_000_000]) {
       const bytes = new Uint8Array(size).map((_, i) => i % 251);
@@ -329,6 +346,16 @@ describe("through ConnectSaver", () => {
     }
   });
 
+  it("sends nothing above its own limit", async () => {
+    const saver = ConnectSaver.fromUrl(server.url, { maxRequestBytes: 10_000 });
+    const large = write(saver, "above-own-limit", "x".repeat(10_000)).catch((error) => error);
+    await write(saver, "above-own-limit-not", "x".repeat(9_000));
+    expect(await large).toMatchObject({ code: Code.ResourceExhausted });
+    expect((await large).rawMessage).toContain("writeMaxBytes");
+    await saver.end();
+    expect(await count("above-own-limit%")).toBe(1);
+  });
+
   it("fails only the operation that is too large for the server, as a unary call would", async () => {
     const small = await startTestServer(database.url, { maxMessageSize: 16_384 });
     cleanups.push(() => small.drain());
@@ -355,6 +382,31 @@ describe("through ConnectSaver", () => {
       expect(proxy.sessions()).toBe(1);
     },
   );
+
+  it.each(["refuses them", "cuts them", "says nothing to them"] as const)(
+    "takes a stream of HTTP/2 where something %s that ask to upgrade",
+    async (does) => {
+      const gate = await startHttp2Gate(() => Number(server.port), does);
+      cleanups.push(() => gate.close());
+      const requestId = `gated-${does.replaceAll(" ", "-")}`;
+      const saver = ConnectSaver.fromUrl(gate.url, { headers: { "x-request-id": requestId } });
+      await write(saver, requestId);
+      await saver.end();
+      await expect
+        .poll(() => log.lines({ rpc: "checkpointd.v1.SessionService/put" }).at(-1))
+        .toMatchObject({ requestId: `${requestId}/1` });
+      expect(gate.upgrades()).toBe(1);
+    },
+  );
+
+  it("upgrades where nothing is in the way", async () => {
+    const gate = await startHttp2Gate(() => Number(server.port), "lets them through");
+    cleanups.push(() => gate.close());
+    const saver = ConnectSaver.fromUrl(`${gate.url}/`);
+    await write(saver, "upgraded");
+    await saver.end();
+    expect([gate.upgrades(), gate.http2()]).toEqual([1, 0]);
+  });
 
   it("fails at its deadline, and everything after end()", async () => {
     const blocker = await block(database.url, "lock table checkpoints");
@@ -398,7 +450,7 @@ function encode(request: Request): Buffer {
 }
 
 /** A session without our client: what is written goes out as it is. */
-function openRaw(url: string) {
+function openOnHttp2(url: string) {
   const http2 = connectHttp2(url);
   http2.on("error", () => {});
   cleanups.push(() => http2.destroy());
@@ -407,6 +459,33 @@ function openRaw(url: string) {
     [constants.HTTP2_HEADER_PATH]: sessionPath,
     "content-type": "application/connect+proto",
   });
+  return speak(stream, () => http2.destroy());
+}
+
+/** The same on a connection of HTTP/1.1 that is upgraded. */
+function openUpgraded(url: string) {
+  const { hostname, port } = new URL(url);
+  const socket = dial({ host: hostname, port: Number(port), allowHalfOpen: true });
+  cleanups.push(() => socket.destroy());
+  socket.write(askForSession);
+  const answer = new PassThrough();
+  let head = Buffer.alloc(0);
+  const onHead = (chunk: Buffer) => {
+    head = Buffer.concat([head, chunk]);
+    const end = head.indexOf("\r\n\r\n");
+    if (end < 0) return;
+    expect(head.subarray(0, end).toString()).toMatch(/^HTTP\/1\.1 101 Switching Protocols\r\n/);
+    socket.off("data", onHead);
+    answer.write(head.subarray(end + 4));
+    socket.pipe(answer);
+  };
+  socket.on("data", onHead);
+  return speak(Duplex.from({ readable: answer, writable: socket }), () => socket.destroy());
+}
+
+const askForSession = `GET ${sessionPath} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: checkpointd-session\r\n\r\n`;
+
+function speak(stream: Duplex, cut: () => void) {
   stream.on("error", () => {});
   const messages: OpenSessionResponse[] = [];
   let last: unknown;
@@ -434,7 +513,7 @@ function openRaw(url: string) {
     send: (...requests: Request[]) => stream.write(Buffer.concat(requests.map(encode))),
     raw: (bytes: Buffer) => stream.write(bytes),
     half: () => stream.end(),
-    cut: () => http2.destroy(),
+    cut,
     async next() {
       await until(() => messages.length > 0);
       return messages.shift() as OpenSessionResponse;
@@ -475,6 +554,45 @@ async function startRelay(port: () => number) {
     close() {
       cut();
       relay.close();
+    },
+  };
+}
+
+/** Passes HTTP/2 on, and does something else to connections that begin with HTTP/1.1. */
+async function startHttp2Gate(
+  port: () => number,
+  does: "refuses them" | "cuts them" | "says nothing to them" | "lets them through",
+) {
+  const sockets = new Set<Socket>();
+  let upgrades = 0;
+  let http2 = 0;
+  const gate = createRelay((socket) => {
+    sockets.add(socket);
+    socket.on("error", () => {});
+    socket.once("data", (hello) => {
+      if (hello.toString("latin1").startsWith("PRI")) http2++;
+      else {
+        upgrades++;
+        if (does === "refuses them") {
+          socket.end("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        } else if (does === "cuts them") socket.destroy();
+        if (does !== "lets them through") return;
+      }
+      const there = dial(port(), "127.0.0.1");
+      sockets.add(there);
+      there.on("error", () => {});
+      there.write(hello);
+      socket.pipe(there).pipe(socket);
+    });
+  });
+  await new Promise<void>((resolve) => gate.listen(0, "127.0.0.1", resolve));
+  return {
+    url: `http://127.0.0.1:${(gate.address() as AddressInfo).port}`,
+    upgrades: () => upgrades,
+    http2: () => http2,
+    close() {
+      for (const socket of sockets) socket.destroy();
+      gate.close();
     },
   };
 }

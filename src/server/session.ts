@@ -120,6 +120,10 @@ class OpenSession implements Session {
     if (id === 0 || this.#running.has(id)) {
       throw new ConnectError("id: must be unique and not zero", Code.InvalidArgument);
     }
+    if (operation.case === "ping") {
+      this.send({ id, result: { case: "pong", value: {} } });
+      return;
+    }
     const now = performance.now();
     if (now > this.#movesAt) this.sayGoodbye();
     const running = new Running(now, timeoutMs, this.options.callTimeoutMs);

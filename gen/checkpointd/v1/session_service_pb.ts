@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file checkpointd/v1/session_service.proto.
  */
 export const file_checkpointd_v1_session_service: GenFile = /*@__PURE__*/
-  fileDesc("CiRjaGVja3BvaW50ZC92MS9zZXNzaW9uX3NlcnZpY2UucHJvdG8SDmNoZWNrcG9pbnRkLnYxIssCChJPcGVuU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKA0SEgoKdGltZW91dF9tcxgCIAEoDRI0CglnZXRfdHVwbGUYAyABKAsyHy5jaGVja3BvaW50ZC52MS5HZXRUdXBsZVJlcXVlc3RIABIpCgNwdXQYBCABKAsyGi5jaGVja3BvaW50ZC52MS5QdXRSZXF1ZXN0SAASNgoKcHV0X3dyaXRlcxgFIAEoCzIgLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1JlcXVlc3RIABI8Cg1kZWxldGVfdGhyZWFkGAYgASgLMiMuY2hlY2twb2ludGQudjEuRGVsZXRlVGhyZWFkUmVxdWVzdEgAEjEKBmNhbmNlbBgHIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkNhbmNlbE9wZXJhdGlvbkgAQgsKCW9wZXJhdGlvbiIRCg9DYW5jZWxPcGVyYXRpb24inQMKE09wZW5TZXNzaW9uUmVzcG9uc2USCgoCaWQYASABKA0SNQoJZ2V0X3R1cGxlGAIgASgLMiAuY2hlY2twb2ludGQudjEuR2V0VHVwbGVSZXNwb25zZUgAEioKA3B1dBgDIAEoCzIbLmNoZWNrcG9pbnRkLnYxLlB1dFJlc3BvbnNlSAASNwoKcHV0X3dyaXRlcxgEIAEoCzIhLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1Jlc3BvbnNlSAASPQoNZGVsZXRlX3RocmVhZBgFIAEoCzIkLmNoZWNrcG9pbnRkLnYxLkRlbGV0ZVRocmVhZFJlc3BvbnNlSAASLwoFZXJyb3IYBiABKAsyHi5jaGVja3BvaW50ZC52MS5PcGVyYXRpb25FcnJvckgAEjEKB3dlbGNvbWUYByABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uV2VsY29tZUgAEjEKB2dvb2RieWUYCCABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uR29vZGJ5ZUgAQggKBnJlc3VsdCJcCg5PcGVyYXRpb25FcnJvchIMCgRjb2RlGAEgASgFEg8KB21lc3NhZ2UYAiABKAkSKwoGZGV0YWlsGAMgASgLMhsuY2hlY2twb2ludGQudjEuRXJyb3JEZXRhaWwiJwoOU2Vzc2lvbldlbGNvbWUSFQoNbWF4X2luX2ZsaWdodBgBIAEoDSIQCg5TZXNzaW9uR29vZGJ5ZTJsCg5TZXNzaW9uU2VydmljZRJaCgtPcGVuU2Vzc2lvbhIiLmNoZWNrcG9pbnRkLnYxLk9wZW5TZXNzaW9uUmVxdWVzdBojLmNoZWNrcG9pbnRkLnYxLk9wZW5TZXNzaW9uUmVzcG9uc2UoATABYgZwcm90bzM", [file_checkpointd_v1_checkpoint, file_checkpointd_v1_checkpoint_service]);
+  fileDesc("CiRjaGVja3BvaW50ZC92MS9zZXNzaW9uX3NlcnZpY2UucHJvdG8SDmNoZWNrcG9pbnRkLnYxIvgCChJPcGVuU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKA0SEgoKdGltZW91dF9tcxgCIAEoDRI0CglnZXRfdHVwbGUYAyABKAsyHy5jaGVja3BvaW50ZC52MS5HZXRUdXBsZVJlcXVlc3RIABIpCgNwdXQYBCABKAsyGi5jaGVja3BvaW50ZC52MS5QdXRSZXF1ZXN0SAASNgoKcHV0X3dyaXRlcxgFIAEoCzIgLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1JlcXVlc3RIABI8Cg1kZWxldGVfdGhyZWFkGAYgASgLMiMuY2hlY2twb2ludGQudjEuRGVsZXRlVGhyZWFkUmVxdWVzdEgAEjEKBmNhbmNlbBgHIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkNhbmNlbE9wZXJhdGlvbkgAEisKBHBpbmcYCCABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUGluZ0gAQgsKCW9wZXJhdGlvbiIRCg9DYW5jZWxPcGVyYXRpb24iDQoLU2Vzc2lvblBpbmciygMKE09wZW5TZXNzaW9uUmVzcG9uc2USCgoCaWQYASABKA0SNQoJZ2V0X3R1cGxlGAIgASgLMiAuY2hlY2twb2ludGQudjEuR2V0VHVwbGVSZXNwb25zZUgAEioKA3B1dBgDIAEoCzIbLmNoZWNrcG9pbnRkLnYxLlB1dFJlc3BvbnNlSAASNwoKcHV0X3dyaXRlcxgEIAEoCzIhLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1Jlc3BvbnNlSAASPQoNZGVsZXRlX3RocmVhZBgFIAEoCzIkLmNoZWNrcG9pbnRkLnYxLkRlbGV0ZVRocmVhZFJlc3BvbnNlSAASLwoFZXJyb3IYBiABKAsyHi5jaGVja3BvaW50ZC52MS5PcGVyYXRpb25FcnJvckgAEjEKB3dlbGNvbWUYByABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uV2VsY29tZUgAEjEKB2dvb2RieWUYCCABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uR29vZGJ5ZUgAEisKBHBvbmcYCSABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUG9uZ0gAQggKBnJlc3VsdCJcCg5PcGVyYXRpb25FcnJvchIMCgRjb2RlGAEgASgFEg8KB21lc3NhZ2UYAiABKAkSKwoGZGV0YWlsGAMgASgLMhsuY2hlY2twb2ludGQudjEuRXJyb3JEZXRhaWwiJwoOU2Vzc2lvbldlbGNvbWUSFQoNbWF4X2luX2ZsaWdodBgBIAEoDSIQCg5TZXNzaW9uR29vZGJ5ZSINCgtTZXNzaW9uUG9uZzJsCg5TZXNzaW9uU2VydmljZRJaCgtPcGVuU2Vzc2lvbhIiLmNoZWNrcG9pbnRkLnYxLk9wZW5TZXNzaW9uUmVxdWVzdBojLmNoZWNrcG9pbnRkLnYxLk9wZW5TZXNzaW9uUmVzcG9uc2UoATABYgZwcm90bzM", [file_checkpointd_v1_checkpoint, file_checkpointd_v1_checkpoint_service]);
 
 /**
  * One operation, or the cancellation of one.
@@ -83,6 +83,14 @@ export type OpenSessionRequest = Message<"checkpointd.v1.OpenSessionRequest"> & 
      */
     value: CancelOperation;
     case: "cancel";
+  } | {
+    /**
+     * Is answered with `pong` at once: for clients that have not heard of the server for long.
+     *
+     * @generated from field: checkpointd.v1.SessionPing ping = 8;
+     */
+    value: SessionPing;
+    case: "ping";
   } | { case: undefined; value?: undefined };
 };
 
@@ -107,6 +115,21 @@ export type CancelOperation = Message<"checkpointd.v1.CancelOperation"> & {
  */
 export const CancelOperationSchema: GenMessage<CancelOperation> = /*@__PURE__*/
   messageDesc(file_checkpointd_v1_session_service, 1);
+
+/**
+ * Asks for a sign of life.
+ *
+ * @generated from message checkpointd.v1.SessionPing
+ */
+export type SessionPing = Message<"checkpointd.v1.SessionPing"> & {
+};
+
+/**
+ * Describes the message checkpointd.v1.SessionPing.
+ * Use `create(SessionPingSchema)` to create a new message.
+ */
+export const SessionPingSchema: GenMessage<SessionPing> = /*@__PURE__*/
+  messageDesc(file_checkpointd_v1_session_service, 2);
 
 /**
  * The answer to one operation, or a word of the server (with id zero).
@@ -182,6 +205,14 @@ export type OpenSessionResponse = Message<"checkpointd.v1.OpenSessionResponse"> 
      */
     value: SessionGoodbye;
     case: "goodbye";
+  } | {
+    /**
+     * The answer of a ping.
+     *
+     * @generated from field: checkpointd.v1.SessionPong pong = 9;
+     */
+    value: SessionPong;
+    case: "pong";
   } | { case: undefined; value?: undefined };
 };
 
@@ -190,7 +221,7 @@ export type OpenSessionResponse = Message<"checkpointd.v1.OpenSessionResponse"> 
  * Use `create(OpenSessionResponseSchema)` to create a new message.
  */
 export const OpenSessionResponseSchema: GenMessage<OpenSessionResponse> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_session_service, 2);
+  messageDesc(file_checkpointd_v1_session_service, 3);
 
 /**
  * Why an operation failed: what a unary call would have ended with.
@@ -225,7 +256,7 @@ export type OperationError = Message<"checkpointd.v1.OperationError"> & {
  * Use `create(OperationErrorSchema)` to create a new message.
  */
 export const OperationErrorSchema: GenMessage<OperationError> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_session_service, 3);
+  messageDesc(file_checkpointd_v1_session_service, 4);
 
 /**
  * What holds for this session.
@@ -247,7 +278,7 @@ export type SessionWelcome = Message<"checkpointd.v1.SessionWelcome"> & {
  * Use `create(SessionWelcomeSchema)` to create a new message.
  */
 export const SessionWelcomeSchema: GenMessage<SessionWelcome> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_session_service, 4);
+  messageDesc(file_checkpointd_v1_session_service, 5);
 
 /**
  * Asks the client to open another session.
@@ -262,13 +293,35 @@ export type SessionGoodbye = Message<"checkpointd.v1.SessionGoodbye"> & {
  * Use `create(SessionGoodbyeSchema)` to create a new message.
  */
 export const SessionGoodbyeSchema: GenMessage<SessionGoodbye> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_session_service, 5);
+  messageDesc(file_checkpointd_v1_session_service, 6);
+
+/**
+ * A sign of life.
+ *
+ * @generated from message checkpointd.v1.SessionPong
+ */
+export type SessionPong = Message<"checkpointd.v1.SessionPong"> & {
+};
+
+/**
+ * Describes the message checkpointd.v1.SessionPong.
+ * Use `create(SessionPongSchema)` to create a new message.
+ */
+export const SessionPongSchema: GenMessage<SessionPong> = /*@__PURE__*/
+  messageDesc(file_checkpointd_v1_session_service, 7);
 
 /**
  * The unary operations of CheckpointService on one long-lived stream. The operations, their
  * checks, their errors and their results are those of CheckpointService; a session only makes
- * each of them cheaper, because no HTTP request is made for it. Needs HTTP/2 from end to end:
- * clients that have no session use CheckpointService.
+ * each of them cheaper, because no HTTP request is made for it.
+ *
+ * A session needs HTTP/2 from end to end, as every RPC with streams both ways. ConnectSaver first
+ * tries an upgraded HTTP/1.1 connection, on which a message costs less: a GET of the RPC's path
+ * with `Connection: Upgrade` and `Upgrade: checkpointd-session`, answered with 101; then come, in
+ * both directions, the enveloped messages that the Connect protocol has on an HTTP/2 stream. On it
+ * a client half-closes only when everything was answered: what was not is given up, because a
+ * client that vanished looks the same.
+ * Clients that can have neither use CheckpointService.
  *
  * @generated from service checkpointd.v1.SessionService
  */

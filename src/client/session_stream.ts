@@ -1,0 +1,142 @@
+/** How the bytes of a session come to the server and back. */
+import { type ClientRequest, request as requestHttp } from "node:http";
+import { connect as connectHttp2, constants } from "node:http2";
+import { request as requestHttps } from "node:https";
+import type { Socket } from "node:net";
+import type { Duplex } from "node:stream";
+import { SessionService } from "../../gen/checkpointd/v1/session_service_pb.js";
+import { sessionUpgrade } from "../envelope.js";
+
+/** An open stream of enveloped messages, both ways. */
+export interface SessionStream {
+  readonly duplex: Duplex;
+  /** By which the server's log has the session. */
+  readonly requestId: string | undefined;
+  /** Whether it keeps the process alive. */
+  hold(on: boolean): void;
+  /** Calls `listener` when something on the way wants the client to leave. */
+  onLeave(listener: () => void): void;
+  /** Closes the connection at once. Idempotent. */
+  destroy(): void;
+}
+
+/** There are no sessions on the way to this server: use unary calls. */
+export class NoSessions extends Error {}
+
+const path = `/${SessionService.typeName}/${SessionService.method.openSession.name}`;
+const contentType = "application/connect+proto";
+const requestIdHeader = "x-request-id";
+// Within which a server that was reached answers; longer, and something on the way holds back
+// what it does not know.
+const upgradeMs = 2_500;
+const responseMs = 2_500;
+
+/**
+ * Opens a stream: an upgraded HTTP/1.1 connection or, where something on the way does not let it
+ * through, a stream of HTTP/2. Rejects with NoSessions where there is neither, with the
+ * connection's error where there is no server, and when the signal aborts.
+ *
+ * The upgrade comes first not only because Node's HTTP/2 costs more. Node writes what HTTP/2 is
+ * given to the socket when it is back in its event loop, and LangGraph does not let it go there
+ * for the steps of a run: the service would begin with their checkpoints when the steps are over.
+ */
+export async function openSessionStream(
+  baseUrl: string,
+  headers: Headers | undefined,
+  signal: AbortSignal,
+): Promise<SessionStream> {
+  const url = new URL(baseUrl);
+  url.pathname = url.pathname.replace(/\/$/, "") + path;
+  const fields = Object.fromEntries(headers ?? []);
+  try {
+    return await upgrade(url, fields, signal);
+  } catch (error) {
+    signal.throwIfAborted();
+    if ((error as { syscall?: string }).syscall === "connect") throw error;
+    return openHttp2Stream(url, fields, signal);
+  }
+}
+
+function upgrade(
+  url: URL,
+  headers: Record<string, string>,
+  signal: AbortSignal,
+): Promise<SessionStream> {
+  const request = url.protocol === "https:" ? requestHttps : requestHttp;
+  return new Promise((resolve, reject) => {
+    const asking: ClientRequest = request(url, {
+      agent: false,
+      headers: { ...headers, connection: "upgrade", upgrade: sessionUpgrade },
+      timeout: upgradeMs,
+      signal,
+    });
+    asking.on("upgrade", (response, duplex, head) => {
+      const socket = duplex as Socket;
+      socket.setTimeout(0);
+      socket.setNoDelay(true);
+      socket.unshift(head);
+      resolve({
+        duplex: socket,
+        requestId: response.headers[requestIdHeader] as string | undefined,
+        hold: (on) => (on ? socket.ref() : socket.unref()),
+        onLeave: () => {},
+        destroy: () => socket.destroy(),
+      });
+    });
+    asking.on("response", (response) => {
+      response.destroy();
+      reject(new Error(`no upgrade: status ${response.statusCode}`));
+    });
+    asking.on("timeout", () => asking.destroy(new Error("no upgrade: no answer")));
+    asking.on("error", reject);
+    asking.end();
+  });
+}
+
+function openHttp2Stream(
+  url: URL,
+  headers: Record<string, string>,
+  signal: AbortSignal,
+): Promise<SessionStream> {
+  return new Promise((resolve, reject) => {
+    const http2 = connectHttp2(url.origin, { settings: { initialWindowSize: 4 * 1024 * 1024 } });
+    let timer: NodeJS.Timeout | undefined;
+    const fail = (error: unknown) => {
+      clearTimeout(timer);
+      reject(error);
+      http2.destroy();
+    };
+    const onAbort = () => fail(signal.reason);
+    signal.addEventListener("abort", onAbort);
+    http2.on("error", fail);
+    http2.on("close", () => fail(new Error("the connection was closed")));
+    http2.once("connect", () => {
+      http2.setLocalWindowSize(16 * 1024 * 1024);
+      timer = setTimeout(() => fail(new NoSessions("no answer")), responseMs);
+    });
+    const duplex = http2.request({
+      ...headers,
+      [constants.HTTP2_HEADER_METHOD]: "POST",
+      [constants.HTTP2_HEADER_PATH]: url.pathname,
+      "content-type": contentType,
+      "connect-protocol-version": "1",
+    });
+    duplex.on("error", fail);
+    duplex.on("response", (response) => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", onAbort);
+      // A server of an earlier version, or a proxy that knows no streams.
+      if (response[":status"] !== 200 || response["content-type"] !== contentType) {
+        fail(new NoSessions(`no sessions here: status ${response[":status"]}`));
+        return;
+      }
+      resolve({
+        duplex,
+        requestId: response[requestIdHeader] as string | undefined,
+        hold: (on) => (on ? http2.ref() : http2.unref()),
+        onLeave: (listener) => http2.on("goaway", listener),
+        destroy: () => http2.destroy(),
+      });
+    });
+  });
+}
