@@ -55,6 +55,12 @@ interface Operations {
   deleteThread: [MessageInitShape<typeof DeleteThreadRequestSchema>, DeleteThreadResponse];
 }
 
+/**
+ * For how long there are none once there was none: it may have been a balancer without a server
+ * behind it, or a server too busy to greet.
+ */
+const noSessionsMs = 10 * 60_000;
+
 /** Larger requests have a session of their own, so that small ones need not wait behind them. */
 const smallBytes = 256 * 1024;
 
@@ -68,7 +74,7 @@ export class Calls {
   /** The other service's calls, for {@link Calls.attempt} and {@link Calls.stream}. */
   readonly threads: Client<typeof ThreadService>;
   readonly #client: Client<typeof CheckpointService>;
-  #openSession: ((headers: Headers | undefined) => Session) | undefined;
+  readonly #openSession: ((headers: Headers | undefined) => Session) | undefined;
   /** That of the small requests and that of the large ones. */
   readonly #sessions: { small?: Session; large?: Session } = {};
   readonly #timeoutMs: number;
@@ -81,8 +87,8 @@ export class Calls {
   #ended: Promise<void> | undefined;
 
   /**
-   * Makes unary operations on sessions that `openSession` opens, if it is given and for as long
-   * as the server has them, and all others over the transport. Throws a TypeError naming the
+   * Makes unary operations on sessions that `openSession` opens, if it is given and while the
+   * server has them, and all others over the transport. Throws a TypeError naming the
    * option if its value is not allowed.
    */
   constructor(
@@ -136,21 +142,15 @@ export class Calls {
     request: Operations[Name][0],
     deadline: number,
   ): Promise<Operations[Name][1]> {
-    if (this.#openSession) {
-      const size = bytesOf(request) <= smallBytes ? "small" : "large";
-      let session = this.#sessions[size];
-      if (!session || session.isLeaving) {
-        session = this.#openSession(this.#headers);
-        this.#sessions[size] = session;
-      }
+    const session = this.#sessionFor(bytesOf(request));
+    if (session) {
       try {
         const timeoutMs = timeUntil(deadline);
         // biome-ignore lint/suspicious/noExplicitAny: name and request belong together.
         const answer = await session.run({ case: name, value: request } as any, timeoutMs);
         return answer.value as Operations[Name][1];
       } catch (error) {
-        if (error instanceof NoSessions) this.#openSession = undefined;
-        else if (!(error instanceof NotOnSession)) throw error;
+        if (!(error instanceof NoSessions || error instanceof NotOnSession)) throw error;
       }
     }
     const call = this.#client[name] as (
@@ -158,6 +158,21 @@ export class Calls {
       options: CallOptions,
     ) => Promise<Operations[Name][1]>;
     return call(request, this.#callOptions(timeUntil(deadline)));
+  }
+
+  /** The session for a request of that many bytes; undefined where there are none. */
+  #sessionFor(bytes: number): Session | undefined {
+    if (!this.#openSession) return undefined;
+    const size = bytes <= smallBytes ? "small" : "large";
+    const session = this.#sessions[size];
+    if (session && !session.isLeaving) return session;
+    const foundNoneAt = session?.foundNoneAt;
+    if (foundNoneAt !== undefined && performance.now() < foundNoneAt + noSessionsMs) {
+      return undefined;
+    }
+    const opened = this.#openSession(this.#headers);
+    this.#sessions[size] = opened;
+    return opened;
   }
 
   /**

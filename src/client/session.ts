@@ -1,4 +1,5 @@
 /** The client's side of a session: operations on one long-lived stream. */
+import type { Duplex } from "node:stream";
 import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
@@ -9,7 +10,7 @@ import {
 } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { createEnvelopeReader, endOfStream, envelope } from "../envelope.js";
 import { encodePut, encodePutWrites, largeBytes } from "./encode.js";
-import { NoSessions, openSessionStream, type SessionStream } from "./session_stream.js";
+import { NoSessions, openSessionStream, type SessionStream, startTimer } from "./session_stream.js";
 
 type Operation = NonNullable<MessageInitShape<typeof OpenSessionRequestSchema>["operation"]>;
 type Answer = OpenSessionResponse["result"];
@@ -29,11 +30,16 @@ const sweepMs = 50;
 // Within which a server that took the stream greets; longer, and something on the way holds
 // streams back until they end.
 const greetingMs = 2_500;
+// Within which the server closes a session that was left.
+const partingMs = 5_000;
 // What is written without waiting for more, so that the service works while the agent goes on: in
 // bytes (32 invokes of a graph at a time: 40 % more in a second than without), and in time since
 // the first of it (one invoke at a time: 11.3 ms instead of 12.2).
 const portionBytes = 64 * 1024;
 const patienceMs = 0.5;
+// A large value is handed on in such pieces while no more than this is on its way.
+const pieceBytes = 256 * 1024;
+const unsentBytes = 1024 * 1024;
 
 /**
  * Thrown by an operation that is to be made as a unary call: by all those of a session that the
@@ -53,18 +59,22 @@ export class Session {
     () => broken(),
     (flags, message) => this.#receive(flags, message),
   );
+  /** What follows in the same tick goes with it. */
   #chunks: Uint8Array[] = [];
   #chunkBytes = 0;
   #heldSince = 0;
+  /** What the connection has no room for yet. */
+  readonly #outgoing: Uint8Array[] = [];
   #nextId = 1;
   #maxInFlight = 0;
   #moving = false;
   #over: Error | undefined;
+  #overAt = 0;
   #sweep: NodeJS.Timeout | undefined;
-  #greeting: NodeJS.Timeout | undefined;
+  /** Of the time for the greeting, or for the end of a session that was left. */
+  #cancelLimit = () => {};
   #heardAt = performance.now();
   #pingedAt: number | undefined;
-
   readonly #maxRequestBytes: number;
 
   /** Opens the stream; operations may be sent at once. */
@@ -79,6 +89,11 @@ export class Session {
   /** Whether new operations should go to another session. */
   get isLeaving(): boolean {
     return this.#moving || this.#over !== undefined;
+  }
+
+  /** When it turned out that there are no sessions, by performance.now(). */
+  get foundNoneAt(): number | undefined {
+    return this.#over instanceof NoSessions ? this.#overAt : undefined;
   }
 
   /**
@@ -97,8 +112,8 @@ export class Session {
       const deadline = performance.now() + timeoutMs;
       const pending = { id, operation, deadline, resolve, reject };
       if (this.#sweep === undefined) {
-        this.#stream?.hold(true);
         this.#heardAt = performance.now();
+        // It keeps the process alive, which an idle connection does not.
         this.#sweep = setInterval(() => this.#checkDeadlines(), sweepMs);
       }
       if (this.#sent.size < this.#maxInFlight) this.#send(pending, timeoutMs);
@@ -164,18 +179,33 @@ export class Session {
     this.#chunks = [];
     this.#chunkBytes = 0;
     if (this.#stream === undefined || this.#over !== undefined || chunks.length === 0) return;
-    const { duplex } = this.#stream;
-    duplex.cork();
     let small: Uint8Array[] = [];
+    const join = () => {
+      if (small.length > 0) this.#outgoing.push(Buffer.concat(small));
+      small = [];
+    };
     for (const chunk of chunks) {
-      if (chunk.length < largeBytes) small.push(chunk);
-      else {
-        if (small.length > 0) duplex.write(Buffer.concat(small));
-        small = [];
-        duplex.write(chunk);
+      if (chunk.length < largeBytes) {
+        small.push(chunk);
+        continue;
+      }
+      join();
+      for (let at = 0; at < chunk.length; at += pieceBytes) {
+        this.#outgoing.push(chunk.subarray(at, at + pieceBytes));
       }
     }
-    if (small.length > 0) duplex.write(Buffer.concat(small));
+    join();
+    this.#pump(this.#stream.duplex);
+  }
+
+  /** Piece by piece, so that a large request on a slow network is seen to get on. */
+  #pump(duplex: Duplex): void {
+    duplex.cork();
+    let pieces = 0;
+    while (pieces < this.#outgoing.length && duplex.writableLength < unsentBytes) {
+      duplex.write(this.#outgoing[pieces++]);
+    }
+    this.#outgoing.splice(0, pieces);
     duplex.uncork();
   }
 
@@ -185,14 +215,22 @@ export class Session {
       return;
     }
     this.#stream = stream;
-    this.#greeting = setTimeout(() => this.#end(new NoSessions("no greeting")), greetingMs);
-    this.#greeting.unref();
+    this.#cancelLimit = startTimer(greetingMs, () => this.#end(new NoSessions("no greeting")));
     stream.onLeave(() => this.#move());
-    stream.hold(this.#sweep !== undefined);
     const { duplex } = stream;
     duplex.on("data", (chunk: Buffer) => {
       this.#heardAt = performance.now();
-      this.#read(chunk);
+      try {
+        this.#read(chunk);
+      } catch (error) {
+        this.#end(broken(error as Error));
+      }
+    });
+    duplex.on("drain", () => {
+      if (this.#outgoing.length === 0) return;
+      // A ping would wait behind what is left; that it gets less is a sign of life as well.
+      this.#heardAt = performance.now();
+      this.#pump(duplex);
     });
     duplex.on("error", (error) => this.#end(broken(error)));
     duplex.on("close", () => this.#end(broken()));
@@ -205,7 +243,7 @@ export class Session {
     }
     const { id, result } = fromBinary(OpenSessionResponseSchema, message);
     if (result.case === "welcome") {
-      clearTimeout(this.#greeting);
+      this.#cancelLimit();
       this.#maxInFlight = result.value.maxInFlight;
     } else if (result.case === "goodbye") {
       this.#move();
@@ -238,9 +276,10 @@ export class Session {
     if (this.#sent.size + this.#waiting.length > 0) return;
     clearInterval(this.#sweep);
     this.#sweep = undefined;
-    // An idle connection does not keep the process alive.
-    this.#stream?.hold(false);
-    if (this.#moving) this.#stream?.duplex.end();
+    if (!this.#moving || this.#stream === undefined) return;
+    this.#stream.duplex.end();
+    this.#cancelLimit();
+    this.#cancelLimit = startTimer(partingMs, () => this.#end(broken()));
   }
 
   /** No new operations; the stream ends when those under way are answered. */
@@ -281,13 +320,15 @@ export class Session {
   #end(error: Error): void {
     if (this.#over !== undefined) return;
     this.#over = error;
+    this.#overAt = performance.now();
     clearInterval(this.#sweep);
-    clearTimeout(this.#greeting);
+    this.#cancelLimit();
     for (const pending of [...this.#sent.values(), ...this.#waiting]) {
       pending.reject(error);
     }
     this.#sent.clear();
     this.#waiting.length = 0;
+    this.#outgoing.length = 0;
     this.#opening.abort();
     this.#stream?.destroy();
   }

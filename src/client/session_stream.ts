@@ -7,13 +7,11 @@ import type { Duplex } from "node:stream";
 import { SessionService } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { sessionUpgrade } from "../envelope.js";
 
-/** An open stream of enveloped messages, both ways. */
+/** An open stream of enveloped messages, both ways. It does not keep the process alive. */
 export interface SessionStream {
   readonly duplex: Duplex;
   /** By which the server's log has the session. */
   readonly requestId: string | undefined;
-  /** Whether it keeps the process alive. */
-  hold(on: boolean): void;
   /** Calls `listener` when something on the way wants the client to leave. */
   onLeave(listener: () => void): void;
   /** Closes the connection at once. Idempotent. */
@@ -26,10 +24,10 @@ export class NoSessions extends Error {}
 const path = `/${SessionService.typeName}/${SessionService.method.openSession.name}`;
 const contentType = "application/connect+proto";
 const requestIdHeader = "x-request-id";
-// Within which a server that was reached answers; longer, and something on the way holds back
-// what it does not know.
+// Within which a server answers; longer, and something on the way holds back what it does not know.
 const upgradeMs = 2_500;
 const responseMs = 2_500;
+const connectMs = 10_000;
 
 /**
  * Opens a stream: an upgraded HTTP/1.1 connection or, where something on the way does not let it
@@ -67,18 +65,26 @@ function upgrade(
     const asking: ClientRequest = request(url, {
       agent: false,
       headers: { ...headers, connection: "upgrade", upgrade: sessionUpgrade },
-      timeout: upgradeMs,
       signal,
     });
+    const cancelTimer = startTimer(upgradeMs, () =>
+      asking.destroy(new Error("no upgrade: no answer")),
+    );
+    asking.on("close", cancelTimer);
+    asking.on("socket", (socket) => socket.unref());
     asking.on("upgrade", (response, duplex, head) => {
+      cancelTimer();
       const socket = duplex as Socket;
-      socket.setTimeout(0);
+      if (response.headers.upgrade?.toLowerCase() !== sessionUpgrade) {
+        socket.destroy();
+        reject(new Error("no upgrade: to something else"));
+        return;
+      }
       socket.setNoDelay(true);
       socket.unshift(head);
       resolve({
         duplex: socket,
         requestId: response.headers[requestIdHeader] as string | undefined,
-        hold: (on) => (on ? socket.ref() : socket.unref()),
         onLeave: () => {},
         destroy: () => socket.destroy(),
       });
@@ -87,7 +93,6 @@ function upgrade(
       response.destroy();
       reject(new Error(`no upgrade: status ${response.statusCode}`));
     });
-    asking.on("timeout", () => asking.destroy(new Error("no upgrade: no answer")));
     asking.on("error", reject);
     asking.end();
   });
@@ -100,9 +105,10 @@ function openHttp2Stream(
 ): Promise<SessionStream> {
   return new Promise((resolve, reject) => {
     const http2 = connectHttp2(url.origin, { settings: { initialWindowSize: 4 * 1024 * 1024 } });
-    let timer: NodeJS.Timeout | undefined;
+    http2.unref();
+    let cancelTimer = startTimer(connectMs, () => fail(new Error("no connection")));
     const fail = (error: unknown) => {
-      clearTimeout(timer);
+      cancelTimer();
       reject(error);
       http2.destroy();
     };
@@ -112,7 +118,8 @@ function openHttp2Stream(
     http2.on("close", () => fail(new Error("the connection was closed")));
     http2.once("connect", () => {
       http2.setLocalWindowSize(16 * 1024 * 1024);
-      timer = setTimeout(() => fail(new NoSessions("no answer")), responseMs);
+      cancelTimer();
+      cancelTimer = startTimer(responseMs, () => fail(new NoSessions("no answer")));
     });
     const duplex = http2.request({
       ...headers,
@@ -122,8 +129,9 @@ function openHttp2Stream(
       "connect-protocol-version": "1",
     });
     duplex.on("error", fail);
+    duplex.on("close", () => fail(new Error("the stream was closed")));
     duplex.on("response", (response) => {
-      clearTimeout(timer);
+      cancelTimer();
       signal.removeEventListener("abort", onAbort);
       // A server of an earlier version, or a proxy that knows no streams.
       if (response[":status"] !== 200 || response["content-type"] !== contentType) {
@@ -133,10 +141,23 @@ function openHttp2Stream(
       resolve({
         duplex,
         requestId: response[requestIdHeader] as string | undefined,
-        hold: (on) => (on ? http2.ref() : http2.unref()),
         onLeave: (listener) => http2.on("goaway", listener),
         destroy: () => http2.destroy(),
       });
     });
   });
+}
+
+/**
+ * Calls `then` after that time, unless the returned function was called. What arrived in time is
+ * read first: Node's timers come before it in an agent that was busy. Keeps no process alive.
+ */
+export function startTimer(ms: number, then: () => void): () => void {
+  let cancelled = false;
+  const read = () => setImmediate(() => cancelled || then());
+  const timer = setTimeout(read, ms).unref();
+  return () => {
+    cancelled = true;
+    clearTimeout(timer);
+  };
 }

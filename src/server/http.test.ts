@@ -540,7 +540,7 @@ test("a request that meets a drain on its way is served, or refused untouched", 
 
 const post = (fields: string, body: string) =>
   `POST /grpc.health.v1.Health/Check HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n` +
-  `content-length: ${body.length}\r\n${fields}\r\n${body}`;
+  `${fields}content-length: ${body.length}\r\n\r\n${body}`;
 
 test("a request that would like another protocol is answered in this one", async () => {
   const asked: (string | undefined)[] = [];
@@ -566,6 +566,11 @@ test("a request that would like another protocol is answered in this one", async
   expect(String(await once(socket, "data"))).toMatch("HTTP/1.1 404 ");
   expect(asked).toEqual(["h2c", "h2c", "h2c"]);
   await once(socket, "close");
+
+  // However many headers it has: the last of them is the body's length.
+  const fields = `${h2c}connection: close\r\n${"a:\r\n".repeat(1100)}`;
+  const many = await exchange(listener, post(fields, "{}"));
+  expect(many.match(/HTTP\/1\.1 \d+/g)).toEqual(["HTTP/1.1 200"]);
 
   // One that does not wait for its answers is to ask again.
   const answers = await exchange(listener, post("", "{}") + post(h2c, "{}"));

@@ -120,6 +120,9 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     keepAliveTimeout: limits.keepAliveMs,
     connectionsCheckingInterval: Math.min(1_000, limits.headersMs),
   });
+  // Node drops further ones without a word (of those that a request with an Upgrade is read again
+  // from, the Content-Length); how many they can be, headerBytes bounds.
+  http1.maxHeadersCount = 0;
   // Node begins to enforce headersTimeout and requestTimeout when a server listens, with a
   // listener of its own on this event.
   http1.emit("listening");

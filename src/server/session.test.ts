@@ -199,6 +199,22 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
     expect(await session.end()).toMatchObject({ error: { code } });
   });
 
+  it("carries out nothing of what follows an error, and closes in the end", async () => {
+    const session = openRaw(server.url);
+    await session.next();
+    session.raw(Buffer.concat([encode(put(1, `${wire} before`)), envelope(0, 2 ** 31)]));
+    for (let i = 0; i < 10; i++) {
+      session.raw(encode(put(2, `${wire} after`)));
+      await sleep(1);
+    }
+    expect(await session.end()).toMatchObject({ error: { code: "resource_exhausted" } });
+    // It hears of the end by and by.
+    const sending = setInterval(() => session.raw(encode(put(3, `${wire} after`))), 100);
+    await session.closed;
+    clearInterval(sending);
+    expect(await count(`${wire} after`)).toBe(0);
+  });
+
   it("ends with an error at an id that is in use", async () => {
     const blocker = await block(database.url, "lock table checkpoints");
     cleanups.push(() => blocker.release());
@@ -399,6 +415,15 @@ describe("through ConnectSaver", () => {
     },
   );
 
+  it("fails what is under way when it is sent what is no message", async () => {
+    const gate = await startHttp2Gate(() => Number(server.port), "answers them with noise");
+    cleanups.push(() => gate.close());
+    const saver = ConnectSaver.fromUrl(gate.url, { retry: { attempts: 2, initialDelayMs: 1 } });
+    await expect(write(saver, "noise")).rejects.toMatchObject({ code: Code.Unavailable });
+    expect(gate.upgrades()).toBe(2);
+    await saver.end();
+  });
+
   it("upgrades where nothing is in the way", async () => {
     const gate = await startHttp2Gate(() => Number(server.port), "lets them through");
     cleanups.push(() => gate.close());
@@ -480,12 +505,13 @@ function openUpgraded(url: string) {
     socket.pipe(answer);
   };
   socket.on("data", onHead);
-  return speak(Duplex.from({ readable: answer, writable: socket }), () => socket.destroy());
+  return speak(Duplex.from({ readable: answer, writable: socket }), () => socket.destroy(), socket);
 }
 
 const askForSession = `GET ${sessionPath} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: checkpointd-session\r\n\r\n`;
 
-function speak(stream: Duplex, cut: () => void) {
+function speak(stream: Duplex, cut: () => void, source: Duplex = stream) {
+  const closed = new Promise<void>((resolve) => source.on("close", resolve));
   stream.on("error", () => {});
   const messages: OpenSessionResponse[] = [];
   let last: unknown;
@@ -514,6 +540,7 @@ function speak(stream: Duplex, cut: () => void) {
     raw: (bytes: Buffer) => stream.write(bytes),
     half: () => stream.end(),
     cut,
+    closed,
     async next() {
       await until(() => messages.length > 0);
       return messages.shift() as OpenSessionResponse;
@@ -561,7 +588,12 @@ async function startRelay(port: () => number) {
 /** Passes HTTP/2 on, and does something else to connections that begin with HTTP/1.1. */
 async function startHttp2Gate(
   port: () => number,
-  does: "refuses them" | "cuts them" | "says nothing to them" | "lets them through",
+  does:
+    | "refuses them"
+    | "cuts them"
+    | "says nothing to them"
+    | "answers them with noise"
+    | "lets them through",
 ) {
   const sockets = new Set<Socket>();
   let upgrades = 0;
@@ -575,6 +607,9 @@ async function startHttp2Gate(
         upgrades++;
         if (does === "refuses them") {
           socket.end("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        } else if (does === "answers them with noise") {
+          const upgrade = "connection: upgrade\r\nupgrade: checkpointd-session\r\n";
+          socket.write(`HTTP/1.1 101 Switching Protocols\r\n${upgrade}\r\n\0\0\0\0\x03???`);
         } else if (does === "cuts them") socket.destroy();
         if (does !== "lets them through") return;
       }

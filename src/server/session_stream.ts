@@ -25,6 +25,8 @@ import type { Session, Sessions } from "./session.js";
 /** Where a session is opened. */
 export const sessionPath = `/${SessionService.typeName}/${SessionService.method.openSession.name}`;
 const contentType = "application/connect+proto";
+/** Within which a client leaves a session that is over. */
+const partingMs = 5_000;
 
 type Response = MessageInitShape<typeof OpenSessionResponseSchema>;
 
@@ -162,6 +164,7 @@ function carry(
   let frames: Uint8Array[] = [];
   let ended = false;
   let over = false;
+  let parting: NodeJS.Timeout | undefined;
   let paused = false;
   // The client does not read its answers; nothing more is read of it either.
   let blocked = false;
@@ -187,7 +190,11 @@ function carry(
     over = true;
     session?.close();
     const body = Buffer.from(JSON.stringify(error ? { error: toJson(error) } : {}));
-    stream.end(Buffer.concat([envelope(endOfStream, body.length), body]));
+    stream.end(Buffer.concat([envelope(endOfStream, body.length), body]), () => {
+      parting = setTimeout(() => stream.destroy(), partingMs).unref();
+    });
+    // What the client still sends is read and forgotten until it has heard.
+    stream.resume();
   };
   /** Reads on when there is room again, and ends when all is answered. */
   const goOn = () => {
@@ -218,6 +225,7 @@ function carry(
     },
   );
   stream.on("data", (chunk: Buffer) => {
+    if (over) return;
     try {
       read(chunk);
     } catch (error) {
@@ -235,6 +243,7 @@ function carry(
     goOn();
   });
   stream.on("close", () => {
+    clearTimeout(parting);
     over = true;
     session?.close();
   });
