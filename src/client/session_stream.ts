@@ -24,10 +24,14 @@ export class NoSessions extends Error {}
 const path = `/${SessionService.typeName}/${SessionService.method.openSession.name}`;
 const contentType = "application/connect+proto";
 const requestIdHeader = "x-request-id";
-// Within which a server answers; longer, and something on the way holds back what it does not know.
+// Within which a server is reached.
+const connectMs = 10_000;
+// Within which it answers; longer, and something on the way holds back what it does not know.
 const upgradeMs = 2_500;
 const responseMs = 2_500;
-const connectMs = 10_000;
+
+/** The server was not reached. */
+class NotReached extends Error {}
 
 /**
  * Opens a stream: an upgraded HTTP/1.1 connection or, where something on the way does not let it
@@ -50,7 +54,8 @@ export async function openSessionStream(
     return await upgrade(url, fields, signal);
   } catch (error) {
     signal.throwIfAborted();
-    if ((error as { syscall?: string }).syscall === "connect") throw error;
+    // Not to be tried once more: Node's HTTP/2 holds a connection that is not made to the end.
+    if (error instanceof NotReached) throw error;
     return openHttp2Stream(url, fields, signal);
   }
 }
@@ -67,11 +72,18 @@ function upgrade(
       headers: { ...headers, connection: "upgrade", upgrade: sessionUpgrade },
       signal,
     });
-    const cancelTimer = startTimer(upgradeMs, () =>
-      asking.destroy(new Error("no upgrade: no answer")),
-    );
-    asking.on("close", cancelTimer);
-    asking.on("socket", (socket) => socket.unref());
+    let reached = false;
+    const giveUp = (why: string) => asking.destroy(new Error(why));
+    let cancelTimer = startTimer(connectMs, () => giveUp(`no connection within ${connectMs} ms`));
+    asking.on("close", () => cancelTimer());
+    asking.on("socket", (socket) => {
+      socket.unref();
+      socket.once("connect", () => {
+        reached = true;
+        cancelTimer();
+        cancelTimer = startTimer(upgradeMs, () => giveUp("no answer to an upgrade"));
+      });
+    });
     asking.on("upgrade", (response, duplex, head) => {
       cancelTimer();
       const socket = duplex as Socket;
@@ -93,7 +105,9 @@ function upgrade(
       response.destroy();
       reject(new Error(`no upgrade: status ${response.statusCode}`));
     });
-    asking.on("error", reject);
+    asking.on("error", (error) => {
+      reject(reached ? error : new NotReached(error.message, { cause: error }));
+    });
     asking.end();
   });
 }
