@@ -1,7 +1,5 @@
 /** The clients of a soak: what agents do, and what goes wrong with them. */
 import { Agent } from "node:http";
-import { connect as connectHttp2 } from "node:http2";
-import { connect as connectTcp } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { type Client, Code, ConnectError, createClient } from "@connectrpc/connect";
@@ -13,12 +11,10 @@ import {
 import { Annotation, END, START, StateGraph } from "@langchain/langgraph";
 import pg from "pg";
 import { CheckpointService } from "../gen/checkpointd/v1/checkpoint_service_pb.js";
-import {
-  OpenSessionRequestSchema,
-  SessionService,
-} from "../gen/checkpointd/v1/session_service_pb.js";
-import { envelope, sessionUpgrade } from "../src/envelope.js";
+import { OpenSessionRequestSchema } from "../gen/checkpointd/v1/session_service_pb.js";
+import { envelope } from "../src/envelope.js";
 import { ConnectSaver } from "../src/index.js";
+import { openOnHttp2, openUpgraded } from "../src/testing/raw_session.js";
 import { startRelay } from "./soak_relay.js";
 import { createText } from "./text.js";
 
@@ -162,7 +158,6 @@ class Slot {
   /** A client without manners: it opens a session, asks for a lot and is gone. */
   async vanish(url: string): Promise<void> {
     const { stream, cut } = Math.random() < 0.5 ? openOnHttp2(url) : openUpgraded(url);
-    stream.on("error", () => {});
     for (let id = 1; id <= 8; id++) {
       const operation = { case: "put", value: this.#rawPut() } as const;
       const request = create(OpenSessionRequestSchema, { id, operation });
@@ -303,28 +298,4 @@ function openRawClients(url: string) {
       agent.destroy();
     },
   };
-}
-
-const sessionPath = `/${SessionService.typeName}/${SessionService.method.openSession.name}`;
-
-/** A session on a stream of HTTP/2, to write to and to cut. */
-function openOnHttp2(url: string) {
-  const http2 = connectHttp2(url);
-  http2.on("error", () => {});
-  const stream = http2.request({
-    ":method": "POST",
-    ":path": sessionPath,
-    "content-type": "application/connect+proto",
-  });
-  return { stream, cut: () => http2.destroy() };
-}
-
-/** The same on an upgraded connection. */
-function openUpgraded(url: string) {
-  const { hostname, port } = new URL(url);
-  const stream = connectTcp(Number(port), hostname);
-  stream.write(
-    `GET ${sessionPath} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: ${sessionUpgrade}\r\n\r\n`,
-  );
-  return { stream, cut: () => stream.destroy() };
 }

@@ -4,8 +4,7 @@ import { connect as connectHttp2, constants } from "node:http2";
 import { request as requestHttps } from "node:https";
 import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
-import { SessionService } from "../../gen/checkpointd/v1/session_service_pb.js";
-import { sessionUpgrade } from "../envelope.js";
+import { sessionContentType, sessionPath, sessionUpgrade } from "../envelope.js";
 
 /** An open stream of enveloped messages, both ways. It does not keep the process alive. */
 export interface SessionStream {
@@ -21,8 +20,6 @@ export interface SessionStream {
 /** There are no sessions on the way to this server: use unary calls. */
 export class NoSessions extends Error {}
 
-const path = `/${SessionService.typeName}/${SessionService.method.openSession.name}`;
-const contentType = "application/connect+proto";
 const requestIdHeader = "x-request-id";
 // Within which a server is reached.
 const connectMs = 10_000;
@@ -48,7 +45,7 @@ export async function openSessionStream(
   signal: AbortSignal,
 ): Promise<SessionStream> {
   const url = new URL(baseUrl);
-  url.pathname = url.pathname.replace(/\/$/, "") + path;
+  url.pathname = url.pathname.replace(/\/$/, "") + sessionPath;
   const fields = Object.fromEntries(headers ?? []);
   try {
     return await upgrade(url, fields, signal);
@@ -139,7 +136,7 @@ function openHttp2Stream(
       ...headers,
       [constants.HTTP2_HEADER_METHOD]: "POST",
       [constants.HTTP2_HEADER_PATH]: url.pathname,
-      "content-type": contentType,
+      "content-type": sessionContentType,
       "connect-protocol-version": "1",
     });
     duplex.on("error", fail);
@@ -148,7 +145,7 @@ function openHttp2Stream(
       cancelTimer();
       signal.removeEventListener("abort", onAbort);
       // A server of an earlier version, or a proxy that knows no streams.
-      if (response[":status"] !== 200 || response["content-type"] !== contentType) {
+      if (response[":status"] !== 200 || response["content-type"] !== sessionContentType) {
         fail(new NoSessions(`no sessions here: status ${response[":status"]}`));
         return;
       }

@@ -5,8 +5,8 @@ import {
   universalRequestFromNodeRequest,
   universalResponseToNodeResponse,
 } from "@connectrpc/connect-node";
+import { sessionPath } from "../envelope.js";
 import type { Log } from "../log.js";
-import { sessionPath } from "./session_stream.js";
 
 /** A listener of Node's http and http2 servers. */
 export type NodeHandler = ReturnType<typeof connectNodeAdapter>;

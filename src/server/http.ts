@@ -256,6 +256,7 @@ function awaitHello(socket: net.Socket, timeoutMs: number, then: (speaksHttp2: b
   socket.on("close", () => clearTimeout(timer));
 }
 
+/** The request line and the headers as they came, but for the one that asks to upgrade. */
 function headWithoutUpgrade({
   method,
   url,
@@ -264,8 +265,8 @@ function headWithoutUpgrade({
 }: http.IncomingMessage): Buffer {
   let head = `${method} ${url} HTTP/${httpVersion}\r\n`;
   for (let i = 0; i < rawHeaders.length; i += 2) {
-    if (rawHeaders[i]?.toLowerCase() !== "upgrade")
-      head += `${rawHeaders[i]}: ${rawHeaders[i + 1]}\r\n`;
+    if (rawHeaders[i]?.toLowerCase() === "upgrade") continue;
+    head += `${rawHeaders[i]}: ${rawHeaders[i + 1]}\r\n`;
   }
   return Buffer.from(`${head}\r\n`, "latin1");
 }

@@ -1,12 +1,11 @@
 /** Sessions end to end: the wire format by hand, the client, and what breaks between them. */
-import { connect as connectHttp2, constants, createServer } from "node:http2";
+import { connect as connectHttp2, createServer } from "node:http2";
 import {
   type AddressInfo,
   createServer as createRelay,
   connect as dial,
   type Socket,
 } from "node:net";
-import { Duplex, PassThrough } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
 import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
@@ -19,14 +18,14 @@ import {
   OpenSessionResponseSchema,
   SessionService,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
-import { createEnvelopeReader, endOfStream, envelope } from "../envelope.js";
+import { createEnvelopeReader, endOfStream, envelope, sessionPath } from "../envelope.js";
 import { ConnectSaver, errorDetail } from "../index.js";
 import { block, untilBlocked } from "../testing/blocking.js";
 import { captureLog } from "../testing/captured_log.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
+import { openOnHttp2, openUpgraded, type RawStream } from "../testing/raw_session.js";
 import { startTestServer } from "../testing/server.js";
 import type { Server } from "./main.js";
-import { sessionPath } from "./session_stream.js";
 
 type Request = MessageInitShape<typeof OpenSessionRequestSchema>;
 
@@ -61,7 +60,7 @@ const get = (id: number, threadId: string): Request => ({
 
 describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", (wire) => {
   const openRaw = (url: string) =>
-    wire === "an HTTP/2 stream" ? openOnHttp2(url) : openUpgraded(url);
+    speak(wire === "an HTTP/2 stream" ? openOnHttp2(url) : openUpgraded(url));
 
   it("greets, then answers each operation under its id", async () => {
     const session = openRaw(server.url);
@@ -475,44 +474,8 @@ function encode(request: Request): Buffer {
 }
 
 /** A session without our client: what is written goes out as it is. */
-function openOnHttp2(url: string) {
-  const http2 = connectHttp2(url);
-  http2.on("error", () => {});
-  cleanups.push(() => http2.destroy());
-  const stream = http2.request({
-    [constants.HTTP2_HEADER_METHOD]: "POST",
-    [constants.HTTP2_HEADER_PATH]: sessionPath,
-    "content-type": "application/connect+proto",
-  });
-  return speak(stream, () => http2.destroy());
-}
-
-/** The same on a connection of HTTP/1.1 that is upgraded. */
-function openUpgraded(url: string) {
-  const { hostname, port } = new URL(url);
-  const socket = dial({ host: hostname, port: Number(port), allowHalfOpen: true });
-  cleanups.push(() => socket.destroy());
-  socket.write(askForSession);
-  const answer = new PassThrough();
-  let head = Buffer.alloc(0);
-  const onHead = (chunk: Buffer) => {
-    head = Buffer.concat([head, chunk]);
-    const end = head.indexOf("\r\n\r\n");
-    if (end < 0) return;
-    expect(head.subarray(0, end).toString()).toMatch(/^HTTP\/1\.1 101 Switching Protocols\r\n/);
-    socket.off("data", onHead);
-    answer.write(head.subarray(end + 4));
-    socket.pipe(answer);
-  };
-  socket.on("data", onHead);
-  return speak(Duplex.from({ readable: answer, writable: socket }), () => socket.destroy(), socket);
-}
-
-const askForSession = `GET ${sessionPath} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: checkpointd-session\r\n\r\n`;
-
-function speak(stream: Duplex, cut: () => void, source: Duplex = stream) {
-  const closed = new Promise<void>((resolve) => source.on("close", resolve));
-  stream.on("error", () => {});
+function speak({ stream, closed, cut }: RawStream) {
+  cleanups.push(cut);
   const messages: OpenSessionResponse[] = [];
   let last: unknown;
   let wake = () => {};

@@ -15,16 +15,20 @@ import { Code, ConnectError, type ServiceImpl } from "@connectrpc/connect";
 import {
   OpenSessionRequestSchema,
   OpenSessionResponseSchema,
-  SessionService,
+  type SessionService,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
-import { createEnvelopeReader, endOfStream, envelope, sessionUpgrade } from "../envelope.js";
+import {
+  createEnvelopeReader,
+  endOfStream,
+  envelope,
+  sessionContentType,
+  sessionPath,
+  sessionUpgrade,
+} from "../envelope.js";
 import type { NodeHandler } from "./handler.js";
 import { requestIdHeader, toRequestId } from "./interceptors.js";
 import type { Session, Sessions } from "./session.js";
 
-/** Where a session is opened. */
-export const sessionPath = `/${SessionService.typeName}/${SessionService.method.openSession.name}`;
-const contentType = "application/connect+proto";
 /** Within which a client leaves a session that is over. */
 const partingMs = 5_000;
 
@@ -110,13 +114,13 @@ export function carrySession(
   if (
     !stream ||
     request.method !== "POST" ||
-    request.headers["content-type"] !== contentType ||
+    request.headers["content-type"] !== sessionContentType ||
     (request.headers["connect-content-encoding"] ?? "identity") !== "identity"
   ) {
     return false;
   }
   const requestId = requestIdOf(request);
-  response.writeHead(200, { "content-type": contentType, [requestIdHeader]: requestId });
+  response.writeHead(200, { "content-type": sessionContentType, [requestIdHeader]: requestId });
   carry(sessions, maxMessageSize, requestId, stream);
   return true;
 }

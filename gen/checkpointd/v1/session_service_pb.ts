@@ -320,8 +320,7 @@ export const SessionPongSchema: GenMessage<SessionPong> = /*@__PURE__*/
  * with `Connection: Upgrade` and `Upgrade: checkpointd-session`, answered with 101; then come, in
  * both directions, the enveloped messages that the Connect protocol has on an HTTP/2 stream. On it
  * a client half-closes only when everything was answered: what was not is given up, because a
- * client that vanished looks the same.
- * Clients that can have neither use CheckpointService.
+ * client that vanished looks the same. Clients that can have neither use CheckpointService.
  *
  * @generated from service checkpointd.v1.SessionService
  */
