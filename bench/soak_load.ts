@@ -15,7 +15,7 @@ import { OpenSessionRequestSchema } from "../gen/checkpointd/v1/session_service_
 import { envelope } from "../src/envelope.js";
 import { ConnectSaver } from "../src/index.js";
 import { openOnHttp2, openUpgraded } from "../src/testing/raw_session.js";
-import { startRelay } from "./soak_relay.js";
+import { startRelay } from "../src/testing/relay.js";
 import { createText } from "./text.js";
 
 /** What came of the operations so far. */
@@ -199,7 +199,7 @@ export async function startLoad(
   inFlight: number,
 ): Promise<SoakLoad> {
   const tally: Tally = { operations: 0, givenUp: 0, errors: [] };
-  const relay = await startRelay(url);
+  const relay = await startRelay(() => Number(new URL(url).port));
   const open = (i: number) => {
     const { relayed, options } = places[i]!;
     return ConnectSaver.fromUrl(relayed ? relay.url : url, options);

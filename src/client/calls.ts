@@ -23,12 +23,16 @@ import {
   type PutWritesRequestSchema,
   type PutWritesResponse,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import type {
+  ListPageRequestSchema,
+  ListPageResponse,
+} from "../../gen/checkpointd/v1/session_service_pb.js";
 import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { isRetryable, pauseBefore, type RetryOptions } from "./retry.js";
-import { NotOnSession, type Session } from "./session.js";
+import { type Answer, NotOnSession, type Operation, type Session } from "./session.js";
 import { NoSessions } from "./session_stream.js";
 
-/** What a List asks for. `after` is not the caller's: it resumes a broken stream. */
+/** What a List asks for. `after` is not the caller's: it says where the list goes on. */
 export type ListInit = Omit<
   MessageInitShape<typeof ListRequestSchema>,
   "after" | "omitUnchanged" | "$typeName"
@@ -64,6 +68,9 @@ const noSessionsMs = 10 * 60_000;
 /** Larger requests have a session of their own, so that small ones need not wait behind them. */
 const smallBytes = 256 * 1024;
 
+type ListPosition = ListInit &
+  Pick<MessageInitShape<typeof ListRequestSchema>, "after" | "omitUnchanged">;
+
 interface Stream<Message> {
   messages: AsyncIterator<Message>;
   controller: AbortController;
@@ -80,7 +87,8 @@ export class Calls {
   readonly #timeoutMs: number;
   readonly #retry: Required<RetryOptions>;
   readonly #headers: Headers | undefined;
-  readonly #streams = new Set<Stream<unknown>>();
+  /** Of streams and lists. */
+  readonly #reading = new Set<AbortController>();
   readonly #ending = new AbortController();
   #running = 0;
   #onIdle: (() => void) | undefined;
@@ -116,48 +124,37 @@ export class Calls {
    * Makes one call, repeated while the server cannot be reached. Rejects with the error of the
    * last try. Settles by the deadline whatever the connection does.
    */
-  async unary<Name extends keyof Operations>(
+  unary<Name extends keyof Operations>(
     name: Name,
     request: Operations[Name][0],
   ): Promise<Operations[Name][1]> {
-    this.#checkOpen();
-    const deadline = this.#deadline();
-    this.#running++;
-    try {
-      for (let attempt = 1; ; attempt++) {
-        try {
-          return await this.#try(name, request, deadline);
-        } catch (error) {
-          await this.#pause(attempt, deadline, error);
-        }
-      }
-    } finally {
-      this.#running--;
-      if (this.#running === 0) this.#onIdle?.();
-    }
+    return this.#whole(() =>
+      this.#repeat(async (timeoutMs) => {
+        const operation = { case: name, value: request } as Operation;
+        const answer = await this.#onSession(operation, bytesOf(request), timeoutMs());
+        if (answer) return answer.value as Operations[Name][1];
+        const call = this.#client[name] as (
+          request: Operations[Name][0],
+          options: CallOptions,
+        ) => Promise<Operations[Name][1]>;
+        return call(request, this.#callOptions(timeoutMs()));
+      }),
+    );
   }
 
-  async #try<Name extends keyof Operations>(
-    name: Name,
-    request: Operations[Name][0],
-    deadline: number,
-  ): Promise<Operations[Name][1]> {
-    const session = this.#sessionFor(bytesOf(request));
-    if (session) {
-      try {
-        const timeoutMs = timeUntil(deadline);
-        // biome-ignore lint/suspicious/noExplicitAny: name and request belong together.
-        const answer = await session.run({ case: name, value: request } as any, timeoutMs);
-        return answer.value as Operations[Name][1];
-      } catch (error) {
-        if (!(error instanceof NoSessions || error instanceof NotOnSession)) throw error;
-      }
+  /** The answer to an operation; undefined where it cannot be carried out on a session. */
+  async #onSession(
+    operation: Operation,
+    bytes: number,
+    timeoutMs: number,
+    signal?: AbortSignal,
+  ): Promise<Answer | undefined> {
+    try {
+      return await this.#sessionFor(bytes)?.run(operation, timeoutMs, signal);
+    } catch (error) {
+      if (error instanceof NoSessions || error instanceof NotOnSession) return undefined;
+      throw error;
     }
-    const call = this.#client[name] as (
-      request: Operations[Name][0],
-      options: CallOptions,
-    ) => Promise<Operations[Name][1]>;
-    return call(request, this.#callOptions(timeUntil(deadline)));
   }
 
   /** The session for a request of that many bytes; undefined where there are none. */
@@ -179,51 +176,123 @@ export class Calls {
    * Makes one call of another kind with the options it is given, within the deadline; repeated
    * from the start while the server cannot be reached, unless it is not `idempotent`.
    */
-  async attempt<Answer>(
+  attempt<Answer>(
     call: (options: CallOptions) => Promise<Answer>,
     idempotent = true,
   ): Promise<Answer> {
-    this.#checkOpen();
-    const deadline = this.#deadline();
+    return this.#whole(() =>
+      this.#repeat((timeoutMs) => call(this.#callOptions(timeoutMs())), idempotent),
+    );
+  }
+
+  /** `end` waits for it. */
+  async #whole<Answer>(call: () => Promise<Answer>): Promise<Answer> {
     this.#running++;
     try {
-      for (let attempt = 1; ; attempt++) {
-        try {
-          return await call(this.#callOptions(timeUntil(deadline)));
-        } catch (error) {
-          if (!idempotent) throw error;
-          await this.#pause(attempt, deadline, error);
-        }
-      }
+      return await call();
     } finally {
       this.#running--;
       if (this.#running === 0) this.#onIdle?.();
     }
   }
 
+  /** Tries until there is an answer; `timeoutMs` tells what is left of the call's time. */
+  async #repeat<Answer>(
+    once: (timeoutMs: () => number) => Promise<Answer>,
+    idempotent = true,
+  ): Promise<Answer> {
+    this.#checkOpen();
+    const deadline = this.#deadline();
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await once(() => timeUntil(deadline));
+      } catch (error) {
+        if (!idempotent) throw error;
+        await this.#pause(attempt, deadline, error);
+      }
+    }
+  }
+
   /**
-   * Streams the tuples that match, in the service's order, each once and complete: a stream that
-   * breaks is opened again after the last tuple that arrived. Leaving the loop early cancels the
-   * call. Tuples share the blobs that they have in common.
+   * The tuples that match, in the service's order, each once and complete, read as they are
+   * asked for: on a session page by page, else as a stream. Either goes on after the last tuple
+   * that arrived when the connection breaks. Leaving the loop early cancels what is under way.
+   * Tuples share the blobs that they have in common.
    */
   async *list(request: ListInit): AsyncGenerator<CheckpointTuple, void, undefined> {
-    const init: MessageInitShape<typeof ListRequestSchema> = { ...request, omitUnchanged: true };
-    if (init.limit === 0) return;
+    const list: ListPosition = { ...request, omitUnchanged: true };
+    if (list.limit === 0) return;
     // Those of the tuple before, by channel.
     let blobs = new Map<string, ChannelBlob>();
-    for await (const { tuple } of this.stream((options) => this.#client.list(init, options))) {
-      if (tuple?.key === undefined) {
-        throw new ConnectError("the service sent a list entry without a key", Code.Internal);
+    for await (const tuples of this.#pages(list)) {
+      for (const [i, tuple] of tuples.entries()) {
+        this.#checkOpen();
+        for (const channel of tuple.unchangedChannels) {
+          const blob = blobs.get(channel);
+          if (blob) tuple.blobs.push(blob);
+        }
+        tuple.unchangedChannels = [];
+        blobs = new Map(tuple.blobs.map((blob) => [blob.channel, blob]));
+        // The page must not hold a long history for its consumer.
+        tuples[i] = undefined as never;
+        yield tuple;
       }
-      init.after = tuple.key;
-      for (const channel of tuple.unchangedChannels) {
-        const blob = blobs.get(channel);
-        if (blob) tuple.blobs.push(blob);
+    }
+  }
+
+  /** The tuples as they come. `list` is kept where it goes on. */
+  async *#pages(list: ListPosition): AsyncGenerator<CheckpointTuple[], void, undefined> {
+    const controller = new AbortController();
+    this.#reading.add(controller);
+    const { signal } = controller;
+    try {
+      let page = await this.#page({ list: { ...list } }, signal);
+      for (let pages = 1; page; pages++) {
+        const { tuples, nextMaxTuples } = page;
+        if (nextMaxTuples === 0) {
+          yield tuples;
+          return;
+        }
+        const { checkpointJson } = advance(list, tuples);
+        const request = {
+          list: { ...list },
+          maxTuples: nextMaxTuples,
+          afterCheckpointJson: checkpointJson,
+        };
+        // From the second page on the next is read while one is consumed. Its error is thrown
+        // when its turn comes; until then it must not count as unhandled.
+        const next = pages > 1 ? this.#page(request, signal) : undefined;
+        next?.catch(() => {});
+        yield tuples;
+        page = await (next ?? this.#page(request, signal));
       }
-      tuple.unchangedChannels = [];
-      blobs = new Map(tuple.blobs.map((blob) => [blob.channel, blob]));
-      yield tuple;
-      if (init.limit !== undefined && --init.limit === 0) return;
+    } finally {
+      this.#reading.delete(controller);
+      controller.abort();
+    }
+    for await (const { tuple } of this.stream((options) => this.#client.list(list, options))) {
+      yield [advance(list, [tuple])];
+      if (list.limit === 0) return;
+    }
+  }
+
+  /** One page of a list; undefined where there are no sessions that have pages. */
+  async #page(
+    request: MessageInitShape<typeof ListPageRequestSchema>,
+    signal: AbortSignal,
+  ): Promise<ListPageResponse | undefined> {
+    if (!this.#openSession) return undefined;
+    const operation = { case: "listPage", value: request } as Operation;
+    const bytes = request.afterCheckpointJson?.length ?? 0;
+    try {
+      const answer = await this.#repeat((timeoutMs) =>
+        this.#onSession(operation, bytes, timeoutMs(), signal),
+      );
+      return answer?.value as ListPageResponse | undefined;
+    } catch (error) {
+      // A server of an earlier version.
+      if (error instanceof ConnectError && error.code === Code.Unimplemented) return undefined;
+      throw error;
     }
   }
 
@@ -270,7 +339,7 @@ export class Calls {
     this.#ended ??= new Promise((resolve) => {
       this.#onIdle = resolve;
       this.#ending.abort();
-      for (const { controller } of this.#streams) controller.abort(endedError());
+      for (const controller of this.#reading) controller.abort(endedError());
       if (this.#running === 0) resolve();
     });
     return this.#ended.then(() => {
@@ -284,14 +353,13 @@ export class Calls {
     // history is read as slowly as its reader likes.
     const options = { ...this.#callOptions(0), signal: controller.signal };
     const messages = open(options)[Symbol.asyncIterator]();
-    const stream = { messages, controller };
-    this.#streams.add(stream);
-    return stream;
+    this.#reading.add(controller);
+    return { messages, controller };
   }
 
   #close(stream: Stream<unknown> | undefined): void {
     if (stream === undefined) return;
-    this.#streams.delete(stream);
+    this.#reading.delete(stream.controller);
     // Resets the HTTP/2 stream if it is still open, which stops the server's reading.
     stream.controller.abort();
   }
@@ -339,6 +407,17 @@ async function nextMessage<Message>(
   } finally {
     clearTimeout(timer);
   }
+}
+
+/** Moves a list behind tuples that came, of which there is one; returns the last. */
+function advance(list: ListPosition, tuples: readonly (CheckpointTuple | undefined)[]) {
+  const last = tuples.at(-1);
+  if (last?.key === undefined) {
+    throw new ConnectError("the service sent a list entry without a key", Code.Internal);
+  }
+  list.after = last.key;
+  if (list.limit !== undefined) list.limit -= tuples.length;
+  return last;
 }
 
 /** In whole milliseconds, at least one. */

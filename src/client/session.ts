@@ -12,8 +12,10 @@ import { createEnvelopeReader, endOfStream, envelope } from "../envelope.js";
 import { encodePut, encodePutWrites, largeBytes } from "./encode.js";
 import { NoSessions, openSessionStream, type SessionStream, startTimer } from "./session_stream.js";
 
-type Operation = NonNullable<MessageInitShape<typeof OpenSessionRequestSchema>["operation"]>;
-type Answer = OpenSessionResponse["result"];
+/** As OpenSessionRequest has it. */
+export type Operation = NonNullable<MessageInitShape<typeof OpenSessionRequestSchema>["operation"]>;
+/** As OpenSessionResponse has it. */
+export type Answer = OpenSessionResponse["result"];
 
 interface Pending {
   id: number;
@@ -99,18 +101,35 @@ export class Session {
   /**
    * Carries out one operation. Rejects with the error a unary call would have, with UNAVAILABLE
    * when the session breaks (the operation may or may not have been carried out), with
-   * DEADLINE_EXCEEDED, with NoSessions where the server or something before it has none, and
-   * with NotOnSession.
+   * DEADLINE_EXCEEDED, with NoSessions where the server or something before it has none, with
+   * NotOnSession, and with the signal's reason when it aborts.
    */
-  run(operation: Operation, timeoutMs: number): Promise<Answer> {
+  run(operation: Operation, timeoutMs: number, signal?: AbortSignal): Promise<Answer> {
     return new Promise((resolve, reject) => {
-      if (this.#over) {
-        reject(this.#over);
+      if (this.#over || signal?.aborted) {
+        reject(this.#over ?? signal?.reason);
         return;
       }
       const id = this.#nextId++;
       const deadline = performance.now() + timeoutMs;
-      const pending = { id, operation, deadline, resolve, reject };
+      const pending: Pending = { id, operation, deadline, resolve, reject };
+      if (signal) {
+        const onAbort = () => {
+          this.#giveUp(pending, signal.reason);
+          this.#sendWaiting();
+          this.#restIfIdle();
+        };
+        signal.addEventListener("abort", onAbort);
+        const forget = () => signal.removeEventListener("abort", onAbort);
+        pending.resolve = (answer) => {
+          forget();
+          resolve(answer);
+        };
+        pending.reject = (error) => {
+          forget();
+          reject(error);
+        };
+      }
       if (this.#sweep === undefined) {
         this.#heardAt = performance.now();
         // It keeps the process alive, which an idle connection does not.
@@ -290,19 +309,24 @@ export class Session {
 
   #checkDeadlines(): void {
     const now = performance.now();
-    for (const pending of this.#sent.values()) {
-      if (now <= pending.deadline) continue;
-      this.#sent.delete(pending.id);
-      pending.reject(deadlineExceeded());
-      this.#tell({ id: pending.id, operation: { case: "cancel", value: {} } });
-    }
-    for (const pending of this.#waiting.filter(({ deadline }) => now > deadline)) {
-      this.#waiting.splice(this.#waiting.indexOf(pending), 1);
-      pending.reject(deadlineExceeded());
+    for (const pending of [...this.#sent.values(), ...this.#waiting]) {
+      if (now > pending.deadline) this.#giveUp(pending, deadlineExceeded());
     }
     this.#sendWaiting();
     this.#restIfIdle();
     this.#listen(now);
+  }
+
+  #giveUp(pending: Pending, error: Error): void {
+    const { id } = pending;
+    const place = this.#waiting.indexOf(pending);
+    if (place >= 0) {
+      this.#waiting.splice(place, 1);
+    } else if (this.#sent.delete(id)) {
+      this.#tell({ id, operation: { case: "cancel", value: {} } });
+    }
+    // Does nothing to what is answered.
+    pending.reject(error);
   }
 
   /** Pings a server that was not heard of for long, and gives it up when it does not answer. */

@@ -12,7 +12,7 @@ import {
   secret,
   startEdge,
   toRaw,
-  waysOf,
+  ways,
 } from "../testing/edge.js";
 
 let edge: Awaited<ReturnType<typeof startEdge>>;
@@ -79,7 +79,7 @@ for (const [field, fill] of Object.entries(fields)) {
       test(name, async () => {
         const before = await edge.rowCounts();
         const call = fill(json);
-        for (const way of waysOf(call.rpc)) {
+        for (const way of ways) {
           const error = await failureOf(make(edge.clients[way], call));
           const [detail] = error.findDetails(ErrorDetailSchema);
           expect({ code: error.code, reason: detail?.reason }).toEqual({

@@ -13,6 +13,7 @@ import type {
   PutRequest,
   PutWritesRequest,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import type { ListPageRequest } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { invalidArgument } from "../errors.js";
 
 /** Limits of names in bytes of UTF-8, and of lists in elements. */
@@ -76,6 +77,13 @@ export function checkPutWrites(request: PutWritesRequest): void {
     if (!write.value) throw invalidArgument(`writes[${i}].value`, "REQUIRED", "must be set");
     checkValue(`writes[${i}].value`, write.value);
   }
+}
+
+/** Returns what is listed. */
+export function checkListPage({ list }: ListPageRequest): ListRequest {
+  if (!list) throw invalidArgument("list", "REQUIRED", "must be set");
+  checkList(list);
+  return list;
 }
 
 export function checkList(request: ListRequest): void {

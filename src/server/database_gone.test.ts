@@ -19,7 +19,7 @@ import {
   failureOf,
   make,
   secret,
-  waysOf,
+  ways,
 } from "../testing/edge.js";
 import { createDatabase } from "../testing/postgres.js";
 import { ServingStatus } from "./health.js";
@@ -72,7 +72,7 @@ async function expectEachRefused(
   reason: "NOT_READY" | "DATABASE_UNAVAILABLE",
 ) {
   for (const call of calls) {
-    for (const way of waysOf(call.rpc)) {
+    for (const way of ways) {
       const error = await failureOf(make(clients[way], call));
       expectTold(error, { code: Code.Unavailable, reason });
     }

@@ -13,7 +13,6 @@ import {
   startEdge,
   type Way,
   ways,
-  waysOf,
 } from "../testing/edge.js";
 
 let edge: Awaited<ReturnType<typeof startEdge>>;
@@ -62,7 +61,7 @@ async function expectGivenUp(before: string): Promise<void> {
 
 for (const call of Object.values(calls)) {
   describe(call.rpc, () => {
-    for (const way of waysOf(call.rpc)) {
+    for (const way of ways) {
       test(`the client's deadline, over ${way}`, async () => {
         const before = await edge.rowCounts();
         await lockTables();

@@ -8,21 +8,33 @@ import type {
   PutWritesRequest,
   PutWritesResponse,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import type {
+  ListPageRequest,
+  ListPageResponse,
+} from "../../gen/checkpointd/v1/session_service_pb.js";
 import type { Db, Signal } from "../store/db.js";
 import { deleteThread } from "../store/delete_thread.js";
+import { listPage } from "../store/list.js";
 import { createPut } from "../store/put.js";
 import { createPutWrites } from "../store/put_writes.js";
 import { createGetTuple } from "../store/read.js";
-import { checkDeleteThread, checkGetTuple, checkPut, checkPutWrites } from "./checks.js";
+import {
+  checkDeleteThread,
+  checkGetTuple,
+  checkListPage,
+  checkPut,
+  checkPutWrites,
+} from "./checks.js";
 
 type Init<T extends { $typeName: string }> = Omit<T, "$typeName" | "$unknown">;
 
-/** The operations that a unary call and a session carry alike. */
+/** The operations of a session; all but listPage are unary calls as well. */
 export interface Operations {
   getTuple(request: GetTupleRequest, signal: Signal): Promise<Init<GetTupleResponse>>;
   put(request: PutRequest, signal: Signal): Promise<Init<PutResponse>>;
   putWrites(request: PutWritesRequest, signal: Signal): Promise<Init<PutWritesResponse>>;
   deleteThread(request: DeleteThreadRequest, signal: Signal): Promise<Init<DeleteThreadResponse>>;
+  listPage(request: ListPageRequest, signal: Signal): Promise<Init<ListPageResponse>>;
 }
 
 /** Each is: check the request, run it, answer. Errors rise to who carries the operation. */
@@ -50,6 +62,13 @@ export function createOperations(db: Db): Operations {
       checkDeleteThread(request);
       await deleteThread(db, request.threadId, signal);
       return {};
+    },
+    async listPage(request, signal) {
+      const list = checkListPage(request);
+      const { maxTuples, afterCheckpointJson: checkpointJson } = request;
+      const last =
+        list.after && checkpointJson !== "" ? { key: list.after, checkpointJson } : undefined;
+      return listPage(db, list, maxTuples, last, signal);
     },
   };
 }

@@ -202,6 +202,8 @@ class OpenSession implements Session {
           case: "deleteThread",
           value: await operations.deleteThread(operation.value, signal),
         };
+      case "listPage":
+        return { case: "listPage", value: await operations.listPage(operation.value, signal) };
       default:
         throw new ConnectError(
           "operation: must be set to one this server knows",

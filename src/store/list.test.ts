@@ -10,7 +10,7 @@ import { ListRequestSchema } from "../../gen/checkpointd/v1/checkpoint_service_p
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { createRandom } from "../testing/random.js";
 import { type Db, openDb } from "./db.js";
-import { defaultPageBounds, list, type PageBounds } from "./list.js";
+import { list, type PageBounds, streamBounds } from "./list.js";
 
 let database: TestDatabase;
 let db: Db;
@@ -77,13 +77,13 @@ it.each([
   ["a namespace", { threadId: "t", checkpointNs: "" }],
   ["a resumed stream", { threadId: "t", after: { threadId: "t", checkpointId: "0070" } }],
 ])("what is unchanged can be left out and put back: %s", async (_, init) => {
-  const complete = await read(init, defaultPageBounds);
+  const complete = await read(init, streamBounds);
   const small: PageBounds[] = [1, 2, 5].map((maxRows) => ({
-    ...defaultPageBounds,
+    ...streamBounds,
     firstRows: 1,
     maxRows,
   }));
-  for (const bounds of [defaultPageBounds, ...small, { ...defaultPageBounds, maxBytes: 150 }]) {
+  for (const bounds of [streamBounds, ...small, { ...streamBounds, maxBytes: 150 }]) {
     const tuples = await read({ ...init, omitUnchanged: true }, bounds);
     expect(tuples.length).toBe(complete.length);
     let before: CheckpointTuple | undefined;

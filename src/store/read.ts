@@ -74,7 +74,7 @@ with page as materialized (
     limit 1
   ) as c
 )
-${tupleRows(schema, values)}`;
+${tupleRows(values, `(${partRows(schema, "page")})`)}`;
 
 const latestStatement = (schema: string, values: ValueForm) => `
 with page as materialized (
@@ -87,7 +87,7 @@ with page as materialized (
     limit 1
   ) as c
 )
-${tupleRows(schema, values)}`;
+${tupleRows(values, `(${partRows(schema, "page")})`)}`;
 
 /**
  * The channel versions of a checkpoint as an object. A client that stored something else
@@ -131,44 +131,55 @@ export async function readValues(
 /**
  * The rows of the tuples in the CTE `page` (n, the key, parent_checkpoint_id,
  * checkpoint_json, metadata_json, channel_versions, before_format_4), for `toTuples`:
- * ordered by n, then the tuple itself, its blobs, its writes, its pending sends. The SQL
- * expression `candidates` is added to the rows of the tuples themselves. If `page` has an array
- * `unchanged`, the channels it names come last.
+ * ordered by n, then the tuple itself, its blobs, its writes, its pending sends, its unchanged
+ * channels. `parts` has all but the first, as `partRows` does. The SQL expression `candidates`
+ * is added to the rows of the tuples themselves.
+ */
+export function tupleRows(values: ValueForm, parts: string, candidates = "null::bigint"): string {
+  const [text, bytes] = valueColumns("part", values);
+  // Every column of a row that is not null costs an object here.
+  return `
+select case when kind = 0 then n end, kind, a, b, c, d, e, f, data, idx, candidates
+from (
+  select n, 0 as kind, thread_id as a, checkpoint_ns as b, checkpoint_id as c,
+    parent_checkpoint_id as d, checkpoint_json as e, metadata_json as f, null::bytea as data,
+    null::integer as idx, null collate "C" as sort_path, null collate "C" as sort_task,
+    ${candidates} as candidates
+  from page
+  union all
+  select n, kind, a, b, type, d, ${text}, null, ${bytes}, idx, sort_path, sort_task, null
+  from ${parts} as part
+) as tuple_row
+order by n, kind, sort_path, sort_task, idx`;
+}
+
+/**
+ * What belongs to the tuples of the CTE `page`, their values not yet touched. Where the SQL
+ * condition `isUnchanged` holds for a channel (`v.key`) and its version (`v.value`), its name
+ * comes alone, and its blob is not looked up.
  *
  * The look-ups are lateral with a bound of their own so that the planner cannot turn them
  * into a scan of the whole table, whatever it believes about the number of channels.
  */
-export function tupleRows(
-  schema: string,
-  values: ValueForm,
-  candidates = "null::bigint",
-  withUnchanged = false,
-): string {
-  // Columns e, f and data.
-  const value = (row: string) => {
-    const [text, bytes] = valueColumns(row, values);
-    return `${text}, null, ${bytes}`;
-  };
+export function partRows(schema: string, page: string, isUnchanged = "false"): string {
   return `
-select n, 0 as kind, thread_id as a, checkpoint_ns as b, checkpoint_id as c,
-  parent_checkpoint_id as d, checkpoint_json as e, metadata_json as f, null::bytea as data,
-  0 as idx, '' collate "C" as sort_path, '' collate "C" as sort_task, ${candidates} as candidates
-from page
-union all
-select n, 1, v.key, v.value, b.type, null, ${value("b")}, 0, '', '', null
-from page
+select n, case when is_unchanged then 4 else 1 end as kind, v.key as a, v.value as b, b.type,
+  null as d, b.blob, null::integer as idx, null collate "C" as sort_path,
+  null collate "C" as sort_task
+from ${page} as page
 cross join lateral jsonb_each_text(channel_versions) as v
-cross join lateral (
+cross join lateral (select ${isUnchanged} as is_unchanged) as same
+left join lateral (
   select type, blob from ${schema}.checkpoint_blobs b
-  where b.thread_id = page.thread_id and b.checkpoint_ns = page.checkpoint_ns
-    and b.channel = v.key and b.version = v.value
+  where not is_unchanged and b.thread_id = page.thread_id
+    and b.checkpoint_ns = page.checkpoint_ns and b.channel = v.key and b.version = v.value
   limit 1
-) as b
-where b.type <> 'empty'
+) as b on true
+where is_unchanged or b.type <> 'empty'
 union all
-select n, 2, w.task_id, w.channel, w.type, nullif(w.task_path, ''), ${value("w")}, w.idx,
-  '', w.task_id collate "C", null
-from page
+select n, 2, w.task_id, w.channel, w.type, nullif(w.task_path, ''), w.blob, w.idx,
+  null, w.task_id collate "C"
+from ${page} as page
 cross join lateral (
   select task_id, task_path, idx, channel, type, blob from ${schema}.checkpoint_writes w
   where w.thread_id = page.thread_id and w.checkpoint_ns = page.checkpoint_ns
@@ -176,25 +187,16 @@ cross join lateral (
   offset 0
 ) as w
 union all
-select n, 3, null, null, s.type, null, ${value("s")}, s.idx,
-  s.task_path collate "C", s.task_id collate "C", null
-from page
+select n, 3, null, null, s.type, null, s.blob, s.idx,
+  s.task_path collate "C", s.task_id collate "C"
+from ${page} as page
 cross join lateral (
   select task_path, task_id, idx, type, blob from ${schema}.checkpoint_writes s
   where page.before_format_4 and s.thread_id = page.thread_id
     and s.checkpoint_ns = page.checkpoint_ns and s.checkpoint_id = page.parent_checkpoint_id
     and s.channel = '__pregel_tasks'
   offset 0
-) as s${
-    withUnchanged
-      ? `
-union all
-select n, 4, channel, null, null, null, null, null, null, 0, '', '', null
-from page
-cross join lateral unnest(unchanged) as channel`
-      : ""
-  }
-order by n, kind, sort_path, sort_task, idx`;
+) as s`;
 }
 
 /** Two columns of a row with a type and a blob, for `toValue`: the value as text, and as bytes. */

@@ -38,18 +38,13 @@ export type Protocol = (typeof protocols)[number];
  */
 export const sessions = ["session", "session-grpc"] as const;
 
-/** Every way to the operations of CheckpointService. */
+/**
+ * Every way to the operations of CheckpointService; a session has a List page by page. (What is
+ * below the operations, HTTP statuses, headers, compression and JSON, a session does not have;
+ * tests of it name `protocols`, or post.)
+ */
 export const ways = [...protocols, ...sessions] as const;
 export type Way = (typeof ways)[number];
-
-/**
- * The ways on which an RPC can be called. A session carries the unary ones only: List streams by
- * itself and stays a call of its own. (What is below the operations, HTTP statuses, headers,
- * compression and JSON, a session does not have; tests of it name `protocols`, or post.)
- */
-export function waysOf(rpc: Call["rpc"]): readonly Way[] {
-  return rpc === "list" ? protocols : ways;
-}
 
 /** A request of one of the five RPCs. */
 export type Call =
@@ -157,7 +152,7 @@ export async function startEdge(options: Partial<ServerOptions> = {}) {
      * Makes a call on every way, or on those given, which must be refused with the same words on
      * each, with nothing stored and nothing told that is secret.
      */
-    async expectRefused(call: Call, refusal: Refusal, on = waysOf(call.rpc)): Promise<void> {
+    async expectRefused(call: Call, refusal: Refusal, on: readonly Way[] = ways): Promise<void> {
       const before = await rowCounts();
       const errors = [];
       for (const way of on) errors.push(await failureOf(make(clients[way], call)));

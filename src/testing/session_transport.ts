@@ -3,6 +3,13 @@ import { create } from "@bufbuild/protobuf";
 import { Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
 import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import {
+  type ListRequest,
+  ListRequestSchema,
+  ListResponseSchema,
+} from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import {
+  ListPageRequestSchema,
+  type ListPageResponse,
   type OpenSessionRequest,
   OpenSessionRequestSchema,
   type OpenSessionResponse,
@@ -12,40 +19,64 @@ import {
 type Operation = OpenSessionRequest["operation"];
 
 /**
- * Makes unary calls of CheckpointService as operations of a session that `carrier` carries.
- * Deadlines and cancellations are left to the server: a call ends when the server answers it,
- * with what the server says, or with the error that ended the session. A session that ended or
- * said goodbye is followed by another. Streams, so List, cannot be called.
+ * Makes calls of CheckpointService as operations of a session that `carrier` carries, a List as
+ * one for each page. Deadlines and cancellations are left to the server: a call ends when the
+ * server answers it, with what the server says, or with the error that ended the session. A
+ * session that ended or said goodbye is followed by another.
  */
 export function createSessionTransport(carrier: Transport): Transport {
   let session: ReturnType<typeof openSession> | undefined;
+
+  async function run(operation: Operation, signal?: AbortSignal, timeoutMs?: number) {
+    if (!session || session.isLeaving()) session = openSession(carrier);
+    const { id, result } = await session.run(operation, signal, timeoutMs);
+    // As unary calls have it, in answers and in errors.
+    const header = new Headers({ "x-request-id": `${session.requestId()}/${id}` });
+    if (result.case === "error") {
+      const { code, message, detail } = result.value;
+      const details = detail ? [{ desc: ErrorDetailSchema, value: detail }] : [];
+      throw new ConnectError(message, code, header, details);
+    }
+    return { header, message: result.value };
+  }
+
+  async function* pages(request: ListRequest, signal?: AbortSignal, timeoutMs?: number) {
+    const list = create(ListRequestSchema, request);
+    const page = create(ListPageRequestSchema, { list });
+    do {
+      const { message } = await run({ case: "listPage", value: page }, signal, timeoutMs);
+      const { tuples, nextMaxTuples } = message as ListPageResponse;
+      for (const tuple of tuples) yield create(ListResponseSchema, { tuple });
+      page.maxTuples = nextMaxTuples;
+      page.afterCheckpointJson = tuples.at(-1)?.checkpointJson ?? "";
+      list.after = tuples.at(-1)?.key;
+      if (list.limit !== undefined) list.limit -= tuples.length;
+    } while (page.maxTuples > 0);
+  }
+
   return {
     async unary(method, signal, timeoutMs, _header, input) {
-      if (!session || session.isLeaving()) session = openSession(carrier);
       const operation = { case: method.localName, value: create(method.input, input) };
-      const { id, result } = await session.run(
-        operation as unknown as Operation,
-        signal,
-        timeoutMs,
-      );
-      // As unary calls have it, in answers and in errors.
-      const header = new Headers({ "x-request-id": `${session.requestId()}/${id}` });
-      if (result.case === "error") {
-        const { code, message, detail } = result.value;
-        const details = detail ? [{ desc: ErrorDetailSchema, value: detail }] : [];
-        throw new ConnectError(message, code, header, details);
-      }
+      const { header, message } = await run(operation as never, signal, timeoutMs);
       return {
         stream: false,
         service: method.parent,
         method,
         header,
         trailer: new Headers(),
-        message: result.value as never,
+        message: message as never,
       };
     },
-    stream() {
-      throw new ConnectError("a session carries no streams", Code.Unimplemented);
+    async stream(method, signal, timeoutMs, _header, input) {
+      const { value: request } = await input[Symbol.asyncIterator]().next();
+      return {
+        stream: true,
+        service: method.parent,
+        method,
+        header: new Headers(),
+        trailer: new Headers(),
+        message: pages(request as never, signal, timeoutMs) as never,
+      };
     },
   };
 }

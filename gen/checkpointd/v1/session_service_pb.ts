@@ -4,9 +4,9 @@
 
 import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
-import type { ErrorDetail } from "./checkpoint_pb.js";
+import type { CheckpointTuple, ErrorDetail } from "./checkpoint_pb.js";
 import { file_checkpointd_v1_checkpoint } from "./checkpoint_pb.js";
-import type { DeleteThreadRequest, DeleteThreadResponse, GetTupleRequest, GetTupleResponse, PutRequest, PutResponse, PutWritesRequest, PutWritesResponse } from "./checkpoint_service_pb.js";
+import type { DeleteThreadRequest, DeleteThreadResponse, GetTupleRequest, GetTupleResponse, ListRequest, PutRequest, PutResponse, PutWritesRequest, PutWritesResponse } from "./checkpoint_service_pb.js";
 import { file_checkpointd_v1_checkpoint_service } from "./checkpoint_service_pb.js";
 import type { Message } from "@bufbuild/protobuf";
 
@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file checkpointd/v1/session_service.proto.
  */
 export const file_checkpointd_v1_session_service: GenFile = /*@__PURE__*/
-  fileDesc("CiRjaGVja3BvaW50ZC92MS9zZXNzaW9uX3NlcnZpY2UucHJvdG8SDmNoZWNrcG9pbnRkLnYxIvgCChJPcGVuU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKA0SEgoKdGltZW91dF9tcxgCIAEoDRI0CglnZXRfdHVwbGUYAyABKAsyHy5jaGVja3BvaW50ZC52MS5HZXRUdXBsZVJlcXVlc3RIABIpCgNwdXQYBCABKAsyGi5jaGVja3BvaW50ZC52MS5QdXRSZXF1ZXN0SAASNgoKcHV0X3dyaXRlcxgFIAEoCzIgLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1JlcXVlc3RIABI8Cg1kZWxldGVfdGhyZWFkGAYgASgLMiMuY2hlY2twb2ludGQudjEuRGVsZXRlVGhyZWFkUmVxdWVzdEgAEjEKBmNhbmNlbBgHIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkNhbmNlbE9wZXJhdGlvbkgAEisKBHBpbmcYCCABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUGluZ0gAQgsKCW9wZXJhdGlvbiIRCg9DYW5jZWxPcGVyYXRpb24iDQoLU2Vzc2lvblBpbmciygMKE09wZW5TZXNzaW9uUmVzcG9uc2USCgoCaWQYASABKA0SNQoJZ2V0X3R1cGxlGAIgASgLMiAuY2hlY2twb2ludGQudjEuR2V0VHVwbGVSZXNwb25zZUgAEioKA3B1dBgDIAEoCzIbLmNoZWNrcG9pbnRkLnYxLlB1dFJlc3BvbnNlSAASNwoKcHV0X3dyaXRlcxgEIAEoCzIhLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1Jlc3BvbnNlSAASPQoNZGVsZXRlX3RocmVhZBgFIAEoCzIkLmNoZWNrcG9pbnRkLnYxLkRlbGV0ZVRocmVhZFJlc3BvbnNlSAASLwoFZXJyb3IYBiABKAsyHi5jaGVja3BvaW50ZC52MS5PcGVyYXRpb25FcnJvckgAEjEKB3dlbGNvbWUYByABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uV2VsY29tZUgAEjEKB2dvb2RieWUYCCABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uR29vZGJ5ZUgAEisKBHBvbmcYCSABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUG9uZ0gAQggKBnJlc3VsdCJcCg5PcGVyYXRpb25FcnJvchIMCgRjb2RlGAEgASgFEg8KB21lc3NhZ2UYAiABKAkSKwoGZGV0YWlsGAMgASgLMhsuY2hlY2twb2ludGQudjEuRXJyb3JEZXRhaWwiJwoOU2Vzc2lvbldlbGNvbWUSFQoNbWF4X2luX2ZsaWdodBgBIAEoDSIQCg5TZXNzaW9uR29vZGJ5ZSINCgtTZXNzaW9uUG9uZzJsCg5TZXNzaW9uU2VydmljZRJaCgtPcGVuU2Vzc2lvbhIiLmNoZWNrcG9pbnRkLnYxLk9wZW5TZXNzaW9uUmVxdWVzdBojLmNoZWNrcG9pbnRkLnYxLk9wZW5TZXNzaW9uUmVzcG9uc2UoATABYgZwcm90bzM", [file_checkpointd_v1_checkpoint, file_checkpointd_v1_checkpoint_service]);
+  fileDesc("CiRjaGVja3BvaW50ZC92MS9zZXNzaW9uX3NlcnZpY2UucHJvdG8SDmNoZWNrcG9pbnRkLnYxIq4DChJPcGVuU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKA0SEgoKdGltZW91dF9tcxgCIAEoDRI0CglnZXRfdHVwbGUYAyABKAsyHy5jaGVja3BvaW50ZC52MS5HZXRUdXBsZVJlcXVlc3RIABIpCgNwdXQYBCABKAsyGi5jaGVja3BvaW50ZC52MS5QdXRSZXF1ZXN0SAASNgoKcHV0X3dyaXRlcxgFIAEoCzIgLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1JlcXVlc3RIABI8Cg1kZWxldGVfdGhyZWFkGAYgASgLMiMuY2hlY2twb2ludGQudjEuRGVsZXRlVGhyZWFkUmVxdWVzdEgAEjEKBmNhbmNlbBgHIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkNhbmNlbE9wZXJhdGlvbkgAEisKBHBpbmcYCCABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUGluZ0gAEjQKCWxpc3RfcGFnZRgJIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkxpc3RQYWdlUmVxdWVzdEgAQgsKCW9wZXJhdGlvbiIRCg9DYW5jZWxPcGVyYXRpb24iDQoLU2Vzc2lvblBpbmcibwoPTGlzdFBhZ2VSZXF1ZXN0EikKBGxpc3QYASABKAsyGy5jaGVja3BvaW50ZC52MS5MaXN0UmVxdWVzdBISCgptYXhfdHVwbGVzGAIgASgNEh0KFWFmdGVyX2NoZWNrcG9pbnRfanNvbhgDIAEoCSJcChBMaXN0UGFnZVJlc3BvbnNlEi8KBnR1cGxlcxgBIAMoCzIfLmNoZWNrcG9pbnRkLnYxLkNoZWNrcG9pbnRUdXBsZRIXCg9uZXh0X21heF90dXBsZXMYAiABKA0igQQKE09wZW5TZXNzaW9uUmVzcG9uc2USCgoCaWQYASABKA0SNQoJZ2V0X3R1cGxlGAIgASgLMiAuY2hlY2twb2ludGQudjEuR2V0VHVwbGVSZXNwb25zZUgAEioKA3B1dBgDIAEoCzIbLmNoZWNrcG9pbnRkLnYxLlB1dFJlc3BvbnNlSAASNwoKcHV0X3dyaXRlcxgEIAEoCzIhLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1Jlc3BvbnNlSAASPQoNZGVsZXRlX3RocmVhZBgFIAEoCzIkLmNoZWNrcG9pbnRkLnYxLkRlbGV0ZVRocmVhZFJlc3BvbnNlSAASLwoFZXJyb3IYBiABKAsyHi5jaGVja3BvaW50ZC52MS5PcGVyYXRpb25FcnJvckgAEjEKB3dlbGNvbWUYByABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uV2VsY29tZUgAEjEKB2dvb2RieWUYCCABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uR29vZGJ5ZUgAEisKBHBvbmcYCSABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUG9uZ0gAEjUKCWxpc3RfcGFnZRgKIAEoCzIgLmNoZWNrcG9pbnRkLnYxLkxpc3RQYWdlUmVzcG9uc2VIAEIICgZyZXN1bHQiXAoOT3BlcmF0aW9uRXJyb3ISDAoEY29kZRgBIAEoBRIPCgdtZXNzYWdlGAIgASgJEisKBmRldGFpbBgDIAEoCzIbLmNoZWNrcG9pbnRkLnYxLkVycm9yRGV0YWlsIicKDlNlc3Npb25XZWxjb21lEhUKDW1heF9pbl9mbGlnaHQYASABKA0iEAoOU2Vzc2lvbkdvb2RieWUiDQoLU2Vzc2lvblBvbmcybAoOU2Vzc2lvblNlcnZpY2USWgoLT3BlblNlc3Npb24SIi5jaGVja3BvaW50ZC52MS5PcGVuU2Vzc2lvblJlcXVlc3QaIy5jaGVja3BvaW50ZC52MS5PcGVuU2Vzc2lvblJlc3BvbnNlKAEwAWIGcHJvdG8z", [file_checkpointd_v1_checkpoint, file_checkpointd_v1_checkpoint_service]);
 
 /**
  * One operation, or the cancellation of one.
@@ -91,6 +91,14 @@ export type OpenSessionRequest = Message<"checkpointd.v1.OpenSessionRequest"> & 
      */
     value: SessionPing;
     case: "ping";
+  } | {
+    /**
+     * A part of what CheckpointService.List streams.
+     *
+     * @generated from field: checkpointd.v1.ListPageRequest list_page = 9;
+     */
+    value: ListPageRequest;
+    case: "listPage";
   } | { case: undefined; value?: undefined };
 };
 
@@ -130,6 +138,73 @@ export type SessionPing = Message<"checkpointd.v1.SessionPing"> & {
  */
 export const SessionPingSchema: GenMessage<SessionPing> = /*@__PURE__*/
   messageDesc(file_checkpointd_v1_session_service, 2);
+
+/**
+ * Asks for the checkpoints of a List that come next.
+ *
+ * @generated from message checkpointd.v1.ListPageRequest
+ */
+export type ListPageRequest = Message<"checkpointd.v1.ListPageRequest"> & {
+  /**
+   * What to list. Required. The pages of a list differ in `after`, which is the key of the last
+   * tuple of the page before, and in `limit`, lowered by the number of tuples that came.
+   *
+   * @generated from field: checkpointd.v1.ListRequest list = 1;
+   */
+  list?: ListRequest | undefined;
+
+  /**
+   * Tuples of this page at the most: what the page before gave as next_max_tuples. Zero, for the
+   * first page: few, so that it comes soon. A page may have fewer, as the server bounds it in
+   * number and in bytes.
+   *
+   * @generated from field: uint32 max_tuples = 2;
+   */
+  maxTuples: number;
+
+  /**
+   * The checkpoint_json of the tuple that list.after names, as it came: with list.omit_unchanged
+   * the first tuple of this page leaves out what that one brought. Empty: it is complete.
+   *
+   * @generated from field: string after_checkpoint_json = 3;
+   */
+  afterCheckpointJson: string;
+};
+
+/**
+ * Describes the message checkpointd.v1.ListPageRequest.
+ * Use `create(ListPageRequestSchema)` to create a new message.
+ */
+export const ListPageRequestSchema: GenMessage<ListPageRequest> = /*@__PURE__*/
+  messageDesc(file_checkpointd_v1_session_service, 3);
+
+/**
+ * Answers ListPageRequest.
+ *
+ * @generated from message checkpointd.v1.ListPageResponse
+ */
+export type ListPageResponse = Message<"checkpointd.v1.ListPageResponse"> & {
+  /**
+   * The checkpoints, in the order of List.
+   *
+   * @generated from field: repeated checkpointd.v1.CheckpointTuple tuples = 1;
+   */
+  tuples: CheckpointTuple[];
+
+  /**
+   * How many to ask for next. Zero: nothing comes after these.
+   *
+   * @generated from field: uint32 next_max_tuples = 2;
+   */
+  nextMaxTuples: number;
+};
+
+/**
+ * Describes the message checkpointd.v1.ListPageResponse.
+ * Use `create(ListPageResponseSchema)` to create a new message.
+ */
+export const ListPageResponseSchema: GenMessage<ListPageResponse> = /*@__PURE__*/
+  messageDesc(file_checkpointd_v1_session_service, 4);
 
 /**
  * The answer to one operation, or a word of the server (with id zero).
@@ -213,6 +288,14 @@ export type OpenSessionResponse = Message<"checkpointd.v1.OpenSessionResponse"> 
      */
     value: SessionPong;
     case: "pong";
+  } | {
+    /**
+     * The answer of a list_page.
+     *
+     * @generated from field: checkpointd.v1.ListPageResponse list_page = 10;
+     */
+    value: ListPageResponse;
+    case: "listPage";
   } | { case: undefined; value?: undefined };
 };
 
@@ -221,7 +304,7 @@ export type OpenSessionResponse = Message<"checkpointd.v1.OpenSessionResponse"> 
  * Use `create(OpenSessionResponseSchema)` to create a new message.
  */
 export const OpenSessionResponseSchema: GenMessage<OpenSessionResponse> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_session_service, 3);
+  messageDesc(file_checkpointd_v1_session_service, 5);
 
 /**
  * Why an operation failed: what a unary call would have ended with.
@@ -256,7 +339,7 @@ export type OperationError = Message<"checkpointd.v1.OperationError"> & {
  * Use `create(OperationErrorSchema)` to create a new message.
  */
 export const OperationErrorSchema: GenMessage<OperationError> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_session_service, 4);
+  messageDesc(file_checkpointd_v1_session_service, 6);
 
 /**
  * What holds for this session.
@@ -278,7 +361,7 @@ export type SessionWelcome = Message<"checkpointd.v1.SessionWelcome"> & {
  * Use `create(SessionWelcomeSchema)` to create a new message.
  */
 export const SessionWelcomeSchema: GenMessage<SessionWelcome> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_session_service, 5);
+  messageDesc(file_checkpointd_v1_session_service, 7);
 
 /**
  * Asks the client to open another session.
@@ -293,7 +376,7 @@ export type SessionGoodbye = Message<"checkpointd.v1.SessionGoodbye"> & {
  * Use `create(SessionGoodbyeSchema)` to create a new message.
  */
 export const SessionGoodbyeSchema: GenMessage<SessionGoodbye> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_session_service, 6);
+  messageDesc(file_checkpointd_v1_session_service, 8);
 
 /**
  * A sign of life.
@@ -308,12 +391,13 @@ export type SessionPong = Message<"checkpointd.v1.SessionPong"> & {
  * Use `create(SessionPongSchema)` to create a new message.
  */
 export const SessionPongSchema: GenMessage<SessionPong> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_session_service, 7);
+  messageDesc(file_checkpointd_v1_session_service, 9);
 
 /**
- * The unary operations of CheckpointService on one long-lived stream. The operations, their
+ * The operations of CheckpointService on one long-lived stream. The operations, their
  * checks, their errors and their results are those of CheckpointService; a session only makes
- * each of them cheaper, because no HTTP request is made for it.
+ * each of them cheaper, because no HTTP request is made for it. A List comes page by page, each
+ * an operation of its own, so that one that is read slowly holds up nothing.
  *
  * A session needs HTTP/2 from end to end, as every RPC with streams both ways. ConnectSaver first
  * tries an upgraded HTTP/1.1 connection, on which a message costs less: a GET of the RPC's path
