@@ -128,18 +128,16 @@ export class Calls {
     name: Name,
     request: Operations[Name][0],
   ): Promise<Operations[Name][1]> {
-    return this.#whole(() =>
-      this.#repeat(async (timeoutMs) => {
-        const operation = { case: name, value: request } as Operation;
-        const answer = await this.#onSession(operation, bytesOf(request), timeoutMs());
-        if (answer) return answer.value as Operations[Name][1];
-        const call = this.#client[name] as (
-          request: Operations[Name][0],
-          options: CallOptions,
-        ) => Promise<Operations[Name][1]>;
-        return call(request, this.#callOptions(timeoutMs()));
-      }),
-    );
+    return this.#repeat(async (timeoutMs) => {
+      const operation = { case: name, value: request } as Operation;
+      const answer = await this.#onSession(operation, bytesOf(request), timeoutMs());
+      if (answer) return answer.value as Operations[Name][1];
+      const call = this.#client[name] as (
+        request: Operations[Name][0],
+        options: CallOptions,
+      ) => Promise<Operations[Name][1]>;
+      return call(request, this.#callOptions(timeoutMs()));
+    });
   }
 
   /** The answer to an operation; undefined where it cannot be carried out on a session. */
@@ -180,36 +178,32 @@ export class Calls {
     call: (options: CallOptions) => Promise<Answer>,
     idempotent = true,
   ): Promise<Answer> {
-    return this.#whole(() =>
-      this.#repeat((timeoutMs) => call(this.#callOptions(timeoutMs())), idempotent),
-    );
+    return this.#repeat((timeoutMs) => call(this.#callOptions(timeoutMs())), idempotent);
   }
 
-  /** `end` waits for it. */
-  async #whole<Answer>(call: () => Promise<Answer>): Promise<Answer> {
-    this.#running++;
-    try {
-      return await call();
-    } finally {
-      this.#running--;
-      if (this.#running === 0) this.#onIdle?.();
-    }
-  }
-
-  /** Tries until there is an answer; `timeoutMs` tells what is left of the call's time. */
+  /**
+   * Tries until there is an answer, for which `end` waits; `timeoutMs` tells what is left of the
+   * call's time.
+   */
   async #repeat<Answer>(
     once: (timeoutMs: () => number) => Promise<Answer>,
     idempotent = true,
   ): Promise<Answer> {
     this.#checkOpen();
     const deadline = this.#deadline();
-    for (let attempt = 1; ; attempt++) {
-      try {
-        return await once(() => timeUntil(deadline));
-      } catch (error) {
-        if (!idempotent) throw error;
-        await this.#pause(attempt, deadline, error);
+    this.#running++;
+    try {
+      for (let attempt = 1; ; attempt++) {
+        try {
+          return await once(() => timeUntil(deadline));
+        } catch (error) {
+          if (!idempotent) throw error;
+          await this.#pause(attempt, deadline, error);
+        }
       }
+    } finally {
+      this.#running--;
+      if (this.#running === 0) this.#onIdle?.();
     }
   }
 
