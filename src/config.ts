@@ -184,7 +184,7 @@ export const settings = {
     duration,
     "CHECKPOINTD_CALL_TIMEOUT",
     "60s",
-    "the limit of a unary call whose client sets no deadline",
+    "the limit of a call whose client sets no deadline; a streamed List has none",
   ),
   "session-age": define(
     duration,

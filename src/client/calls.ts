@@ -52,7 +52,7 @@ export interface CallsOptions {
 }
 
 /** The unary operations, by their names in the client. */
-interface Operations {
+interface UnaryOperations {
   getTuple: [MessageInitShape<typeof GetTupleRequestSchema>, GetTupleResponse];
   put: [MessageInitShape<typeof PutRequestSchema>, PutResponse];
   putWrites: [MessageInitShape<typeof PutWritesRequestSchema>, PutWritesResponse];
@@ -65,7 +65,10 @@ interface Operations {
  */
 const noSessionsMs = 10 * 60_000;
 
-/** Larger requests have a session of their own, so that small ones need not wait behind them. */
+/**
+ * Larger requests, and the pages of lists, have a session of their own, so that small operations
+ * need not wait behind them.
+ */
 const smallBytes = 256 * 1024;
 
 type ListPosition = ListInit &
@@ -82,7 +85,6 @@ export class Calls {
   readonly threads: Client<typeof ThreadService>;
   readonly #client: Client<typeof CheckpointService>;
   readonly #openSession: ((headers: Headers | undefined) => Session) | undefined;
-  /** That of the small requests and that of the large ones. */
   readonly #sessions: { small?: Session; large?: Session } = {};
   readonly #timeoutMs: number;
   readonly #retry: Required<RetryOptions>;
@@ -95,8 +97,8 @@ export class Calls {
   #ended: Promise<void> | undefined;
 
   /**
-   * Makes unary operations on sessions that `openSession` opens, if it is given and while the
-   * server has them, and all others over the transport. Throws a TypeError naming the
+   * Makes unary operations and lists on sessions that `openSession` opens, if it is given and
+   * while the server has them, and all others over the transport. Throws a TypeError naming the
    * option if its value is not allowed.
    */
   constructor(
@@ -124,18 +126,19 @@ export class Calls {
    * Makes one call, repeated while the server cannot be reached. Rejects with the error of the
    * last try. Settles by the deadline whatever the connection does.
    */
-  unary<Name extends keyof Operations>(
+  unary<Name extends keyof UnaryOperations>(
     name: Name,
-    request: Operations[Name][0],
-  ): Promise<Operations[Name][1]> {
+    request: UnaryOperations[Name][0],
+  ): Promise<UnaryOperations[Name][1]> {
     return this.#repeat(async (timeoutMs) => {
       const operation = { case: name, value: request } as Operation;
-      const answer = await this.#onSession(operation, bytesOf(request), timeoutMs());
-      if (answer) return answer.value as Operations[Name][1];
+      const size = bytesOf(request) <= smallBytes ? "small" : "large";
+      const answer = await this.#onSession(operation, size, timeoutMs());
+      if (answer) return answer.value as UnaryOperations[Name][1];
       const call = this.#client[name] as (
-        request: Operations[Name][0],
+        request: UnaryOperations[Name][0],
         options: CallOptions,
-      ) => Promise<Operations[Name][1]>;
+      ) => Promise<UnaryOperations[Name][1]>;
       return call(request, this.#callOptions(timeoutMs()));
     });
   }
@@ -143,22 +146,21 @@ export class Calls {
   /** The answer to an operation; undefined where it cannot be carried out on a session. */
   async #onSession(
     operation: Operation,
-    bytes: number,
+    size: "small" | "large",
     timeoutMs: number,
     signal?: AbortSignal,
   ): Promise<Answer | undefined> {
     try {
-      return await this.#sessionFor(bytes)?.run(operation, timeoutMs, signal);
+      return await this.#sessionFor(size)?.run(operation, timeoutMs, signal);
     } catch (error) {
       if (error instanceof NoSessions || error instanceof NotOnSession) return undefined;
       throw error;
     }
   }
 
-  /** The session for a request of that many bytes; undefined where there are none. */
-  #sessionFor(bytes: number): Session | undefined {
+  /** The session for operations of that size; undefined where there are none. */
+  #sessionFor(size: "small" | "large"): Session | undefined {
     if (!this.#openSession) return undefined;
-    const size = bytes <= smallBytes ? "small" : "large";
     const session = this.#sessions[size];
     if (session && !session.isLeaving) return session;
     const foundNoneAt = session?.foundNoneAt;
@@ -178,16 +180,16 @@ export class Calls {
     call: (options: CallOptions) => Promise<Answer>,
     idempotent = true,
   ): Promise<Answer> {
-    return this.#repeat((timeoutMs) => call(this.#callOptions(timeoutMs())), idempotent);
+    return this.#repeat((timeoutMs) => call(this.#callOptions(timeoutMs())), { idempotent });
   }
 
   /**
-   * Tries until there is an answer, for which `end` waits; `timeoutMs` tells what is left of the
-   * call's time.
+   * Tries until there is an answer, for which `end` waits, or until the signal aborts;
+   * `timeoutMs` tells what is left of the call's time.
    */
   async #repeat<Answer>(
     once: (timeoutMs: () => number) => Promise<Answer>,
-    idempotent = true,
+    { idempotent = true, signal }: { idempotent?: boolean; signal?: AbortSignal } = {},
   ): Promise<Answer> {
     this.#checkOpen();
     const deadline = this.#deadline();
@@ -198,7 +200,7 @@ export class Calls {
           return await once(() => timeUntil(deadline));
         } catch (error) {
           if (!idempotent) throw error;
-          await this.#pause(attempt, deadline, error);
+          await this.#pause(attempt, deadline, error, signal);
         }
       }
     } finally {
@@ -253,12 +255,14 @@ export class Calls {
           maxTuples: nextMaxTuples,
           afterCheckpointJson: checkpointJson,
         };
-        // From the second page on the next is read while one is consumed. Its error is thrown
-        // when its turn comes; until then it must not count as unhandled.
-        const next = pages > 1 ? this.#page(request, signal) : undefined;
-        next?.catch(() => {});
+        // From the second page on the next is read while one is consumed. What fails before its
+        // turn comes is read anew then: the tries of who waits for it have not begun.
+        let ahead = pages > 1 ? this.#page(request, signal) : undefined;
+        ahead?.catch(() => {
+          ahead = undefined;
+        });
         yield tuples;
-        page = await (next ?? this.#page(request, signal));
+        page = await (ahead ?? this.#page(request, signal));
       }
     } finally {
       this.#reading.delete(controller);
@@ -277,10 +281,10 @@ export class Calls {
   ): Promise<ListPageResponse | undefined> {
     if (!this.#openSession) return undefined;
     const operation = { case: "listPage", value: request } as Operation;
-    const bytes = request.afterCheckpointJson?.length ?? 0;
     try {
-      const answer = await this.#repeat((timeoutMs) =>
-        this.#onSession(operation, bytes, timeoutMs(), signal),
+      const answer = await this.#repeat(
+        (timeoutMs) => this.#onSession(operation, "large", timeoutMs(), signal),
+        { signal },
       );
       return answer?.value as ListPageResponse | undefined;
     } catch (error) {
@@ -359,8 +363,14 @@ export class Calls {
   }
 
   /** Waits before another try, or throws `error` if there is to be none. */
-  async #pause(attempt: number, deadline: number, error: unknown): Promise<void> {
-    const { signal } = this.#ending;
+  async #pause(
+    attempt: number,
+    deadline: number,
+    error: unknown,
+    abandoned?: AbortSignal,
+  ): Promise<void> {
+    const ending = this.#ending.signal;
+    const signal = abandoned ? AbortSignal.any([ending, abandoned]) : ending;
     if (signal.aborted || attempt >= this.#retry.attempts || !isRetryable(error)) throw error;
     const pauseMs = pauseBefore(attempt, this.#retry);
     // What went wrong says more than that the deadline would have passed.
@@ -429,7 +439,7 @@ function checkInteger(name: string, value: number, least: number): number {
 }
 
 /** About how many bytes a request brings: those of its values and its JSON. */
-function bytesOf(request: Operations[keyof Operations][0]): number {
+function bytesOf(request: UnaryOperations[keyof UnaryOperations][0]): number {
   let bytes = 0;
   if ("checkpointJson" in request) {
     bytes += (request.checkpointJson?.length ?? 0) + (request.metadataJson?.length ?? 0);

@@ -250,6 +250,60 @@ describe("lists", () => {
     expect(relay.http1()).toBeGreaterThan(3);
   });
 
+  it("go on when the server is back, however long the reader was busy meanwhile", async () => {
+    let port = Number(server.port);
+    const relay = await startRelay(() => port);
+    cleanups.push(() => relay.close());
+    const saver = ConnectSaver.fromUrl(relay.url, { retry: { attempts: 2, initialDelayMs: 1 } });
+    const list = saver.list(config);
+    const ids: string[] = [];
+    for (let i = 0; i < 17; i++) ids.push((await list.next()).value?.checkpoint.id);
+    port = 1;
+    relay.cut();
+    const seen = relay.http1();
+    // The page that is read ahead has used up its tries.
+    await expect.poll(relay.http1).toBe(seen + 1);
+    await sleep(50);
+    port = Number(server.port);
+    for await (const { checkpoint } of list) ids.push(checkpoint.id);
+    expect(ids).toEqual(stored);
+    await saver.end();
+  });
+
+  it("try nothing more when they are left", async () => {
+    let port = Number(server.port);
+    const relay = await startRelay(() => port);
+    cleanups.push(() => relay.close());
+    const saver = ConnectSaver.fromUrl(relay.url, { retry: { initialDelayMs: 50 } });
+    const list = saver.list(config);
+    for (let i = 0; i < 17; i++) await list.next();
+    port = 1;
+    relay.cut();
+    await list.return(undefined);
+    const seen = relay.http1();
+    await sleep(200);
+    expect(relay.http1()).toBe(seen);
+    await saver.end();
+  });
+
+  it("may take longer for a page than for a tuple, as long as it arrives", async () => {
+    const relay = await startRelay(() => Number(server.port), "lets them through", 100);
+    cleanups.push(() => relay.close());
+    const saver = ConnectSaver.fromUrl(relay.url, { timeoutMs: 1_000 });
+    // The second page has 160 KB.
+    expect(await idsOf(saver.list(config, { limit: 48 }))).toEqual(stored.slice(0, 48));
+    await saver.end();
+  });
+
+  it("do not hold up small operations", async () => {
+    const relay = await startRelay(() => Number(server.port));
+    cleanups.push(() => relay.close());
+    const saver = ConnectSaver.fromUrl(relay.url);
+    await Promise.all([idsOf(saver.list(config)), write(saver, "beside-list")]);
+    expect(relay.http1()).toBe(2);
+    await saver.end();
+  });
+
   it("go on as a stream where there are no sessions any more", async () => {
     const proxy = await startProxy(server.url, 404);
     let port = Number(server.port);

@@ -20,6 +20,7 @@ export type Answer = OpenSessionResponse["result"];
 interface Pending {
   id: number;
   operation: Operation;
+  timeoutMs: number;
   deadline: number;
   resolve: (answer: Answer) => void;
   reject: (error: Error) => void;
@@ -112,7 +113,7 @@ export class Session {
       }
       const id = this.#nextId++;
       const deadline = performance.now() + timeoutMs;
-      const pending: Pending = { id, operation, deadline, resolve, reject };
+      const pending: Pending = { id, operation, timeoutMs, deadline, resolve, reject };
       if (signal) {
         const onAbort = () => {
           this.#giveUp(pending, signal.reason);
@@ -310,7 +311,10 @@ export class Session {
   #checkDeadlines(): void {
     const now = performance.now();
     for (const pending of [...this.#sent.values(), ...this.#waiting]) {
-      if (now > pending.deadline) this.#giveUp(pending, deadlineExceeded());
+      const { operation, deadline, timeoutMs } = pending;
+      // A page is no later than the stream would be whose next tuple arrives in time.
+      const isArriving = operation.case === "listPage" && now <= this.#heardAt + timeoutMs;
+      if (now > deadline && !isArriving) this.#giveUp(pending, deadlineExceeded());
     }
     this.#sendWaiting();
     this.#restIfIdle();

@@ -241,7 +241,7 @@ with candidate as materialized (
   ) as c
   window stream as (order by ${order})
 ), part as materialized (
-  ${partRows(schema, "candidate", before && "coalesce(versions_before ->> v.key = v.value, false)")}
+  ${partRows(schema, "candidate", before && `not ${isUnchanged}`)}
 ), page as materialized (
   select * from (
     select candidate.*, sum(own_bytes + coalesce(part_bytes, 0)) over (order by n)
@@ -258,9 +258,20 @@ with candidate as materialized (
 )
 ${tupleRows(
   values,
-  "(select * from part where n <= (select count(*) from page))",
+  `(
+    select * from part where n <= (select count(*) from page)${before ? unchangedRows : ""}
+  )`,
   "(select count(*) from candidate)",
 )}`;
+
+const isUnchanged = "coalesce(versions_before ->> v.key = v.value, false)";
+
+const unchangedRows = `
+    union all
+    select n, 4, v.key, null, null, null, null, null, null, null
+    from page
+    cross join lateral jsonb_each_text(channel_versions) as v
+    where ${isUnchanged}`;
 
 /** The versions of the tuple before in the stream, if it is of the same thread and namespace. */
 const versionsBefore = (before: {

@@ -154,28 +154,25 @@ order by n, kind, sort_path, sort_task, idx`;
 }
 
 /**
- * What belongs to the tuples of the CTE `page`, their values not yet touched. Where the SQL
- * condition `isUnchanged` holds for a channel (`v.key`) and its version (`v.value`), its name
- * comes alone, and its blob is not looked up.
+ * What belongs to the tuples of the CTE `page`, their values not yet touched; of the blobs only
+ * those for whose channel (`v.key`) and version (`v.value`) the SQL condition `isWanted` holds.
  *
  * The look-ups are lateral with a bound of their own so that the planner cannot turn them
  * into a scan of the whole table, whatever it believes about the number of channels.
  */
-export function partRows(schema: string, page: string, isUnchanged = "false"): string {
+export function partRows(schema: string, page: string, isWanted = "true"): string {
   return `
-select n, case when is_unchanged then 4 else 1 end as kind, v.key as a, v.value as b, b.type,
-  null as d, b.blob, null::integer as idx, null collate "C" as sort_path,
-  null collate "C" as sort_task
+select n, 1 as kind, v.key as a, v.value as b, b.type, null as d, b.blob, null::integer as idx,
+  null collate "C" as sort_path, null collate "C" as sort_task
 from ${page} as page
-cross join lateral jsonb_each_text(channel_versions) as v
-cross join lateral (select ${isUnchanged} as is_unchanged) as same
-left join lateral (
+cross join lateral (select * from jsonb_each_text(channel_versions) as v where ${isWanted}) as v
+cross join lateral (
   select type, blob from ${schema}.checkpoint_blobs b
-  where not is_unchanged and b.thread_id = page.thread_id
-    and b.checkpoint_ns = page.checkpoint_ns and b.channel = v.key and b.version = v.value
+  where b.thread_id = page.thread_id and b.checkpoint_ns = page.checkpoint_ns
+    and b.channel = v.key and b.version = v.value
   limit 1
-) as b on true
-where is_unchanged or b.type <> 'empty'
+) as b
+where b.type <> 'empty'
 union all
 select n, 2, w.task_id, w.channel, w.type, nullif(w.task_path, ''), w.blob, w.idx,
   null, w.task_id collate "C"

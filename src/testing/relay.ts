@@ -1,5 +1,6 @@
 /** What stands between a client and a server, and in their way. */
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
 
 /** What a relay does to a connection that begins with HTTP/1.1. */
 export type ToHttp1 =
@@ -22,10 +23,14 @@ export interface Relay {
   close(): void;
 }
 
-/** Starts a relay to a port of this machine, which is asked for with each connection. */
+/**
+ * Starts a relay to a port of this machine, which is asked for with each connection. What the
+ * server says comes `bytesPerMs` at a time if that is given.
+ */
 export async function startRelay(
   port: () => number,
   toHttp1: ToHttp1 = "lets them through",
+  bytesPerMs?: number,
 ): Promise<Relay> {
   const clients = new Map<Socket, Socket | undefined>();
   let http1 = 0;
@@ -37,7 +42,9 @@ export async function startRelay(
     server.on("error", () => {});
     server.on("close", () => client.destroy());
     server.write(hello);
-    client.pipe(server).pipe(client);
+    client.pipe(server);
+    if (bytesPerMs) passSlowly(server, client, bytesPerMs).catch(() => client.destroy());
+    else server.pipe(client);
   };
 
   const relay = createServer((client) => {
@@ -87,4 +94,16 @@ export async function startRelay(
       cut();
     },
   };
+}
+
+const tickMs = 20;
+
+async function passSlowly(from: Socket, to: Socket, bytesPerMs: number): Promise<void> {
+  const bytes = bytesPerMs * tickMs;
+  for await (const chunk of from) {
+    for (let at = 0; at < chunk.length; at += bytes) {
+      to.write(chunk.subarray(at, at + bytes));
+      await sleep(tickMs);
+    }
+  }
 }

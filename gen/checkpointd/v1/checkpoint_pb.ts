@@ -230,8 +230,8 @@ export type CheckpointTuple = Message<"checkpointd.v1.CheckpointTuple"> & {
   pendingSends: Value[];
 
   /**
-   * Only in a List stream that was asked to omit_unchanged, where the tuple before this one on
-   * the stream is of the same thread and namespace: channels that have that tuple's version,
+   * Only in a List that was asked to omit_unchanged, where the tuple before this one in the list
+   * is of the same thread and namespace: channels that have that tuple's version,
    * and are therefore not in `blobs`. The blob, if there is one, is that tuple's (which may
    * itself have it from the tuple before).
    *

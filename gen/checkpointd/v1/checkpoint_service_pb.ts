@@ -334,16 +334,17 @@ export type ListRequest = Message<"checkpointd.v1.ListRequest"> & {
   view: ListView;
 
   /**
-   * Resume after this checkpoint: only those that come later in the stream's order are
-   * returned. Set it to the key of the last tuple that a broken stream delivered, keep
-   * everything else, and lower `limit` by the number delivered. Absent: from the start.
+   * Resume after this checkpoint: only those that come later in the list's order are
+   * returned. Set it to the key of the last tuple that a broken stream, or the page before,
+   * delivered, keep everything else, and lower `limit` by the number delivered. Absent: from
+   * the start.
    *
    * @generated from field: checkpointd.v1.CheckpointKey after = 8;
    */
   after?: CheckpointKey | undefined;
 
   /**
-   * Leave out what the tuple before it on this stream brought: see
+   * Leave out what the tuple before it on the stream, or in the pages, brought: see
    * CheckpointTuple.unchanged_channels. Most steps of a graph change few channels.
    *
    * @generated from field: bool omit_unchanged = 9;

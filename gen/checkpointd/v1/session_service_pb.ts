@@ -164,7 +164,9 @@ export type ListPageRequest = Message<"checkpointd.v1.ListPageRequest"> & {
 
   /**
    * The checkpoint_json of the tuple that list.after names, as it came: with list.omit_unchanged
-   * the first tuple of this page leaves out what that one brought. Empty: it is complete.
+   * the first tuple of this page leaves out what that one brought. It is believed: with the JSON
+   * of another checkpoint the tuple leaves out what the client may not have. Empty: the first
+   * tuple is complete. Not looked at without list.after or list.omit_unchanged.
    *
    * @generated from field: string after_checkpoint_json = 3;
    */
