@@ -24,6 +24,29 @@ export function envelope(flags: number, length: number): Buffer {
   return header;
 }
 
+/** From how many bytes on a value or a message is sent from where it lies instead of being copied. */
+export const largeBytes = 8 * 1024;
+
+/** The same bytes in fewer chunks: small ones are joined, as each costs Node more than its bytes. */
+export function joinSmall(chunks: readonly Uint8Array[]): Uint8Array[] {
+  const joined: Uint8Array[] = [];
+  let small: Uint8Array[] = [];
+  const join = () => {
+    if (small.length > 0) joined.push(Buffer.concat(small));
+    small = [];
+  };
+  for (const chunk of chunks) {
+    if (chunk.length < largeBytes) {
+      small.push(chunk);
+    } else {
+      join();
+      joined.push(chunk);
+    }
+  }
+  join();
+  return joined;
+}
+
 /**
  * Returns a function that takes the stream's chunks and calls `onMessage` for each complete
  * message, whose bytes are a view of the chunk. It throws what `tooLarge` returns at the

@@ -5,9 +5,9 @@ import type {
   PutWritesRequestSchema,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { OpenSessionRequestSchema } from "../../gen/checkpointd/v1/session_service_pb.js";
-import { createEnvelopeReader } from "../envelope.js";
+import { createEnvelopeReader, largeBytes } from "../envelope.js";
 import { createRandom } from "../testing/random.js";
-import { encodePut, encodePutWrites, largeBytes } from "./encode.js";
+import { encodePut, encodePutWrites } from "./encode.js";
 
 type Operation = NonNullable<MessageInitShape<typeof OpenSessionRequestSchema>["operation"]>;
 

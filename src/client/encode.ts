@@ -12,13 +12,11 @@ import type {
   PutRequestSchema,
   PutWritesRequestSchema,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { largeBytes } from "../envelope.js";
 
 type Put = MessageInitShape<typeof PutRequestSchema>;
 type PutWrites = MessageInitShape<typeof PutWritesRequestSchema>;
 type Value = MessageInitShape<typeof ValueSchema>;
-
-/** From how many bytes on a value is sent from where it lies instead of being copied. */
-export const largeBytes = 8 * 1024;
 
 /** A put. The chunks may be the request's own values, which must not change until they are sent. */
 export function encodePut(id: number, timeoutMs: number, request: Put): Uint8Array[] {

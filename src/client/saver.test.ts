@@ -13,7 +13,7 @@ import {
   emptyCheckpoint,
   type CheckpointTuple as Tuple,
 } from "@langchain/langgraph-checkpoint";
-import { afterEach, describe, expect, it } from "vitest";
+import { describe, expect, it, onTestFinished } from "vitest";
 import {
   type CheckpointTuple,
   CheckpointTupleSchema,
@@ -25,11 +25,6 @@ import {
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { errorDetail } from "./retry.js";
 import { ConnectSaver, type ConnectSaverUrlOptions } from "./saver.js";
-
-const cleanups: (() => unknown)[] = [];
-afterEach(async () => {
-  for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
-});
 
 const quick = { retry: { initialDelayMs: 1, maxDelayMs: 5 } };
 const thread = { configurable: { thread_id: "t" } };
@@ -72,14 +67,14 @@ async function startService(routes: Partial<ServiceImpl<typeof CheckpointService
   });
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
-  cleanups.push(() => {
+  onTestFinished(() => {
     for (const session of sessions) session.destroy();
     server.close();
   });
   const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
   const connect = (options: ConnectSaverUrlOptions = {}) => {
     const saver = ConnectSaver.fromUrl(url, { ...quick, ...options });
-    cleanups.push(() => saver.end());
+    onTestFinished(() => saver.end());
     return saver;
   };
   return { url, connect, sessions, streams, sockets };

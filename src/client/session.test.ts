@@ -5,94 +5,77 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import type { CheckpointTuple } from "@langchain/langgraph-checkpoint";
-import pg from "pg";
-import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, onTestFinished } from "vitest";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { SessionService } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { sessionPath } from "../envelope.js";
 import { ConnectSaver, errorDetail } from "../index.js";
-import type { Server } from "../server/main.js";
 import { block, untilBlocked } from "../testing/blocking.js";
-import { captureLog } from "../testing/captured_log.js";
-import { createDatabase, type TestDatabase } from "../testing/postgres.js";
+import { startEdge } from "../testing/edge.js";
 import { startRelay } from "../testing/relay.js";
 import { startTestServer } from "../testing/server.js";
 
-let database: TestDatabase;
-let server: Server;
-let sql: pg.Client;
-const log = captureLog();
+let edge: Awaited<ReturnType<typeof startEdge>>;
 beforeAll(async () => {
-  database = await createDatabase();
-  server = await startTestServer(database.url, { log: log.log });
-  sql = new pg.Client({ connectionString: database.url });
-  await sql.connect();
+  edge = await startEdge();
 });
-afterAll(async () => {
-  await sql?.end();
-  await server?.drain();
-  await database?.drop();
-});
-const cleanups: (() => unknown)[] = [];
-afterEach(async () => {
-  for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
-});
+afterAll(() => edge?.stop());
 
 it("moves to a new session when the old one is of age, and loses nothing", async () => {
-  const short = await startTestServer(database.url, { sessionAgeMs: 50 });
-  cleanups.push(() => short.drain());
+  const short = await startTestServer(edge.database.url, { sessionAgeMs: 50 });
+  onTestFinished(() => short.drain());
   const saver = ConnectSaver.fromUrl(short.url);
   for (let i = 0; i < 60; i++) {
     await Promise.all([write(saver, `age-${i}`), write(saver, `age-${i}b`), sleep(5)]);
   }
   await saver.end();
-  expect(await count("age-%")).toBe(120);
+  expect(await edge.checkpoints("age-%")).toBe(120);
 });
 
 it("hands over at a drain: what is under way finishes, what comes next goes elsewhere", async () => {
-  const first = await startTestServer(database.url, { drainTimeoutMs: 20_000 });
-  const second = await startTestServer(database.url);
-  cleanups.push(() => second.drain());
+  const first = await startTestServer(edge.database.url, { drainTimeoutMs: 20_000 });
+  const second = await startTestServer(edge.database.url);
+  onTestFinished(() => second.drain());
   let target = first;
   const relay = await startRelay(() => Number(target.port));
-  cleanups.push(() => relay.close());
+  onTestFinished(() => relay.close());
   const saver = ConnectSaver.fromUrl(relay.url);
   await write(saver, "drain-0");
-  const blocker = await block(database.url, "lock table checkpoints in exclusive mode");
+  const blocker = await block(edge.database.url, "lock table checkpoints in exclusive mode");
   const slow = write(saver, "drain-slow");
-  await untilBlocked(sql, 1);
+  await untilBlocked(edge.sql, 1);
   target = second;
   const drained = first.drain();
   const later = write(saver, "drain-later");
   await blocker.release();
   await Promise.all([slow, later, drained]);
   await saver.end();
-  expect(await count("drain-%")).toBe(3);
+  expect(await edge.checkpoints("drain-%")).toBe(3);
 });
 
 it("survives connections that are cut under load", async () => {
-  const relay = await startRelay(() => Number(server.port));
-  cleanups.push(() => relay.close());
+  const relay = await startRelay(() => Number(edge.server.port));
+  onTestFinished(() => relay.close());
   const saver = ConnectSaver.fromUrl(relay.url);
   const cutting = setInterval(() => relay.cut(), 40);
-  cleanups.push(() => clearInterval(cutting));
+  onTestFinished(() => clearInterval(cutting));
   for (let round = 0; round < 20; round++) {
     await Promise.all(Array.from({ length: 16 }, (_, i) => write(saver, `cut-${round}-${i}`)));
   }
   clearInterval(cutting);
   await saver.end();
-  expect(await count("cut-%")).toBe(320);
+  expect(await edge.checkpoints("cut-%")).toBe(320);
 });
 
 it("runs more operations than the server lets it have under way", async () => {
-  const saver = ConnectSaver.fromUrl(server.url);
+  const saver = ConnectSaver.fromUrl(edge.server.url);
   await Promise.all(Array.from({ length: 700 }, (_, i) => write(saver, `many-${i}`)));
   await saver.end();
-  expect(await count("many-%")).toBe(700);
+  expect(await edge.checkpoints("many-%")).toBe(700);
 });
 
 it("carries large values", async () => {
-  const saver = ConnectSaver.fromUrl(server.url);
+  const saver = ConnectSaver.fromUrl(edge.server.url);
   for (const size of [200_000, 2_000_000]) {
     const bytes = new Uint8Array(size).map((_, i) => i % 251);
     const config = await write(saver, `large-${size}`, bytes);
@@ -105,7 +88,7 @@ it("carries large values", async () => {
 it("tells the same errors as unary calls", async () => {
   for (const session of [true, false]) {
     const headers = { "x-request-id": `agent-${session}` };
-    const saver = ConnectSaver.fromUrl(server.url, { session, headers });
+    const saver = ConnectSaver.fromUrl(edge.server.url, { session, headers });
     const error = await write(saver, "x".repeat(513)).catch((refused) => refused);
     expect(error).toBeInstanceOf(ConnectError);
     expect(error.code).toBe(Code.InvalidArgument);
@@ -117,24 +100,24 @@ it("tells the same errors as unary calls", async () => {
     // The one that the server's log has it by.
     const requestId = error.metadata.get("x-request-id");
     expect(requestId).toMatch(session ? /^agent-true\/\d+$/ : /^agent-false$/);
-    expect(log.lines({ requestId })).toHaveLength(1);
+    expect(edge.captured.lines({ requestId })).toHaveLength(1);
     await saver.end();
   }
 });
 
 it("sends nothing above its own limit", async () => {
-  const saver = ConnectSaver.fromUrl(server.url, { maxRequestBytes: 10_000 });
+  const saver = ConnectSaver.fromUrl(edge.server.url, { maxRequestBytes: 10_000 });
   const large = write(saver, "above-own-limit", "x".repeat(10_000)).catch((error) => error);
   await write(saver, "above-own-limit-not", "x".repeat(9_000));
   expect(await large).toMatchObject({ code: Code.ResourceExhausted });
   expect((await large).rawMessage).toContain("writeMaxBytes");
   await saver.end();
-  expect(await count("above-own-limit%")).toBe(1);
+  expect(await edge.checkpoints("above-own-limit%")).toBe(1);
 });
 
 it("fails only the operation that is too large for the server, as a unary call would", async () => {
-  const small = await startTestServer(database.url, { maxMessageSize: 16_384 });
-  cleanups.push(() => small.drain());
+  const small = await startTestServer(edge.database.url, { maxMessageSize: 16_384 });
+  onTestFinished(() => small.drain());
   const saver = ConnectSaver.fromUrl(small.url);
   const large = write(saver, "too-large", "x".repeat(20_000)).catch((error) => error);
   await Promise.all(Array.from({ length: 20 }, (_, i) => write(saver, `beside-large-${i}`)));
@@ -142,19 +125,19 @@ it("fails only the operation that is too large for the server, as a unary call w
   expect((await large).rawMessage).toContain("16384");
   await write(saver, "beside-large-after");
   await saver.end();
-  expect(await count("beside-large-%")).toBe(21);
+  expect(await edge.checkpoints("beside-large-%")).toBe(21);
 });
 
 it.each([404, 415, 501, "silence"] as const)(
   "makes unary calls where a session is answered with %s",
   async (answer) => {
-    const proxy = await startProxy(server.url, answer);
-    cleanups.push(() => proxy.close());
+    const proxy = await startProxy(edge.server.url, answer);
+    onTestFinished(() => proxy.close());
     const saver = ConnectSaver.fromUrl(proxy.url);
     await write(saver, `without-${answer}`);
     await write(saver, `without-${answer}-2`);
     await saver.end();
-    expect(await count(`without-${answer}%`)).toBe(2);
+    expect(await edge.checkpoints(`without-${answer}%`)).toBe(2);
     expect(proxy.sessions()).toBe(1);
   },
 );
@@ -162,22 +145,22 @@ it.each([404, 415, 501, "silence"] as const)(
 it.each(["refuses them", "cuts them", "says nothing to them"] as const)(
   "takes a stream of HTTP/2 where something %s that ask to upgrade",
   async (does) => {
-    const relay = await startRelay(() => Number(server.port), does);
-    cleanups.push(() => relay.close());
+    const relay = await startRelay(() => Number(edge.server.port), does);
+    onTestFinished(() => relay.close());
     const requestId = `relayd-${does.replaceAll(" ", "-")}`;
     const saver = ConnectSaver.fromUrl(relay.url, { headers: { "x-request-id": requestId } });
     await write(saver, requestId);
     await saver.end();
     await expect
-      .poll(() => log.lines({ rpc: "checkpointd.v1.SessionService/put" }).at(-1))
+      .poll(() => edge.captured.lines({ rpc: "checkpointd.v1.SessionService/put" }).at(-1))
       .toMatchObject({ requestId: `${requestId}/1` });
     expect(relay.http1()).toBe(1);
   },
 );
 
 it("fails what is under way when it is sent what is no message", async () => {
-  const relay = await startRelay(() => Number(server.port), "answers them with noise");
-  cleanups.push(() => relay.close());
+  const relay = await startRelay(() => Number(edge.server.port), "answers them with noise");
+  onTestFinished(() => relay.close());
   const saver = ConnectSaver.fromUrl(relay.url, { retry: { attempts: 2, initialDelayMs: 1 } });
   await expect(write(saver, "noise")).rejects.toMatchObject({ code: Code.Unavailable });
   expect(relay.http1()).toBe(2);
@@ -185,8 +168,8 @@ it("fails what is under way when it is sent what is no message", async () => {
 });
 
 it("upgrades where nothing is in the way", async () => {
-  const relay = await startRelay(() => Number(server.port), "lets them through");
-  cleanups.push(() => relay.close());
+  const relay = await startRelay(() => Number(edge.server.port), "lets them through");
+  onTestFinished(() => relay.close());
   const saver = ConnectSaver.fromUrl(`${relay.url}/`);
   await write(saver, "upgraded");
   await saver.end();
@@ -194,9 +177,9 @@ it("upgrades where nothing is in the way", async () => {
 });
 
 it("fails at its deadline, and everything after end()", async () => {
-  const blocker = await block(database.url, "lock table checkpoints");
-  cleanups.push(() => blocker.release());
-  const saver = ConnectSaver.fromUrl(server.url, { timeoutMs: 200 });
+  const blocker = await block(edge.database.url, "lock table checkpoints");
+  onTestFinished(() => blocker.release());
+  const saver = ConnectSaver.fromUrl(edge.server.url, { timeoutMs: 200 });
   await expect(write(saver, "late")).rejects.toMatchObject({ code: Code.DeadlineExceeded });
   await blocker.release();
   await write(saver, "in-time");
@@ -208,7 +191,7 @@ describe("lists", () => {
   const config = { configurable: { thread_id: "history" } };
   const stored = Array.from({ length: 400 }, (_, i) => String(i + 1).padStart(4, "0")).reverse();
   beforeAll(async () => {
-    const saver = ConnectSaver.fromUrl(server.url);
+    const saver = ConnectSaver.fromUrl(edge.server.url);
     // One value stays for ten checkpoints, one changes with each.
     await Promise.all(stored.map((id) => write(saver, "history", `${id} `.repeat(1000), id)));
     await saver.end();
@@ -226,7 +209,7 @@ describe("lists", () => {
   }
 
   it("come in pages, each once and complete", async () => {
-    const saver = ConnectSaver.fromUrl(server.url);
+    const saver = ConnectSaver.fromUrl(edge.server.url);
     for (const limit of [undefined, 1, 15, 16, 17, 48, 399, 400, 401]) {
       const options = limit === undefined ? {} : { limit };
       expect(await idsOf(saver.list(config, options))).toEqual(stored.slice(0, limit));
@@ -234,12 +217,12 @@ describe("lists", () => {
     const after = { before: { configurable: { checkpoint_id: "0050" } } };
     expect(await idsOf(saver.list(config, after))).toEqual(stored.slice(-49));
     await saver.end();
-    expect(log.lines({ rpc: "checkpointd.v1.CheckpointService/List" })).toEqual([]);
+    expect(edge.captured.lines({ rpc: "checkpointd.v1.CheckpointService/List" })).toEqual([]);
   });
 
   it("go on where the connection was cut", async () => {
-    const relay = await startRelay(() => Number(server.port));
-    cleanups.push(() => relay.close());
+    const relay = await startRelay(() => Number(edge.server.port));
+    onTestFinished(() => relay.close());
     const saver = ConnectSaver.fromUrl(relay.url);
     let seen = 0;
     const ids = await idsOf(saver.list(config), () => {
@@ -251,9 +234,9 @@ describe("lists", () => {
   });
 
   it("go on when the server is back, however long the reader was busy meanwhile", async () => {
-    let port = Number(server.port);
+    let port = Number(edge.server.port);
     const relay = await startRelay(() => port);
-    cleanups.push(() => relay.close());
+    onTestFinished(() => relay.close());
     const saver = ConnectSaver.fromUrl(relay.url, { retry: { attempts: 2, initialDelayMs: 1 } });
     const list = saver.list(config);
     const ids: string[] = [];
@@ -264,16 +247,16 @@ describe("lists", () => {
     // The page that is read ahead has used up its tries.
     await expect.poll(relay.http1).toBe(seen + 1);
     await sleep(50);
-    port = Number(server.port);
+    port = Number(edge.server.port);
     for await (const { checkpoint } of list) ids.push(checkpoint.id);
     expect(ids).toEqual(stored);
     await saver.end();
   });
 
   it("try nothing more when they are left", async () => {
-    let port = Number(server.port);
+    let port = Number(edge.server.port);
     const relay = await startRelay(() => port);
-    cleanups.push(() => relay.close());
+    onTestFinished(() => relay.close());
     const saver = ConnectSaver.fromUrl(relay.url, { retry: { initialDelayMs: 50 } });
     const list = saver.list(config);
     for (let i = 0; i < 17; i++) await list.next();
@@ -287,8 +270,8 @@ describe("lists", () => {
   });
 
   it("may take longer for a page than for a tuple, as long as it arrives", async () => {
-    const relay = await startRelay(() => Number(server.port), "lets them through", 100);
-    cleanups.push(() => relay.close());
+    const relay = await startRelay(() => Number(edge.server.port), "lets them through", 100);
+    onTestFinished(() => relay.close());
     const saver = ConnectSaver.fromUrl(relay.url, { timeoutMs: 1_000 });
     // The second page has 160 KB.
     expect(await idsOf(saver.list(config, { limit: 48 }))).toEqual(stored.slice(0, 48));
@@ -296,8 +279,8 @@ describe("lists", () => {
   });
 
   it("do not hold up small operations", async () => {
-    const relay = await startRelay(() => Number(server.port));
-    cleanups.push(() => relay.close());
+    const relay = await startRelay(() => Number(edge.server.port));
+    onTestFinished(() => relay.close());
     const saver = ConnectSaver.fromUrl(relay.url);
     await Promise.all([idsOf(saver.list(config)), write(saver, "beside-list")]);
     expect(relay.http1()).toBe(2);
@@ -305,11 +288,11 @@ describe("lists", () => {
   });
 
   it("go on as a stream where there are no sessions any more", async () => {
-    const proxy = await startProxy(server.url, 404);
-    let port = Number(server.port);
+    const proxy = await startProxy(edge.server.url, 404);
+    let port = Number(edge.server.port);
     const relay = await startRelay(() => port);
-    cleanups.push(() => proxy.close());
-    cleanups.push(() => relay.close());
+    onTestFinished(() => proxy.close());
+    onTestFinished(() => relay.close());
     const saver = ConnectSaver.fromUrl(relay.url);
     let seen = 0;
     const ids = await idsOf(saver.list(config, { limit: 300 }), () => {
@@ -345,7 +328,7 @@ describe("lists", () => {
       }),
     );
     await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
-    cleanups.push(() => proxy.close());
+    onTestFinished(() => void proxy.close());
     const { port } = proxy.address() as AddressInfo;
     const saver = ConnectSaver.fromUrl(`http://127.0.0.1:${port}`);
     const ids = [];
@@ -355,43 +338,45 @@ describe("lists", () => {
   });
 
   it("read one page ahead, which is cancelled when the loop is left", async () => {
-    const saver = ConnectSaver.fromUrl(server.url, { headers: { "x-request-id": "left" } });
+    const saver = ConnectSaver.fromUrl(edge.server.url, { headers: { "x-request-id": "left" } });
     const list = saver.list(config);
     for (let i = 0; i < 16; i++) await list.next();
     // The second page waits for the first lock, the third for the second.
-    const first = await block(database.url, "lock table checkpoints");
-    cleanups.push(() => first.release());
+    const first = await block(edge.database.url, "lock table checkpoints");
+    onTestFinished(() => first.release());
     const second = list.next();
-    await untilBlocked(sql, 1);
-    const other = block(database.url, "lock table checkpoints");
-    cleanups.push(async () => (await other).release());
+    await untilBlocked(edge.sql, 1);
+    const other = block(edge.database.url, "lock table checkpoints");
+    onTestFinished(async () => (await other).release());
     await expect.poll(waiting).toBe(2);
     await first.release();
     expect((await second).value?.checkpoint.id).toBe(stored[16]);
-    await untilBlocked(sql, 1);
+    await untilBlocked(edge.sql, 1);
     await list.return(undefined);
-    await untilBlocked(sql, 0);
-    expect(log.lines({ requestId: "left/3" })).toMatchObject([{ code: "Canceled" }]);
+    await untilBlocked(edge.sql, 0);
+    expect(edge.captured.lines({ requestId: "left/3" })).toMatchObject([{ code: "Canceled" }]);
     await saver.end();
   });
 
   it("fail at their deadline, and when the saver is ended", async () => {
-    const saver = ConnectSaver.fromUrl(server.url, { timeoutMs: 300 });
+    const saver = ConnectSaver.fromUrl(edge.server.url, { timeoutMs: 300 });
     const list = saver.list(config);
     await list.next();
-    const blocker = await block(database.url, "lock table checkpoints");
-    cleanups.push(() => blocker.release());
+    const blocker = await block(edge.database.url, "lock table checkpoints");
+    onTestFinished(() => blocker.release());
     await expect(idsOf(saver.list(config))).rejects.toMatchObject({ code: Code.DeadlineExceeded });
     const late = idsOf(saver.list(config));
-    await untilBlocked(sql, 1);
+    await untilBlocked(edge.sql, 1);
     await Promise.all([expect(late).rejects.toThrow("end() was called"), saver.end()]);
     await expect(list.next()).rejects.toThrow("end() was called");
-    await untilBlocked(sql, 0);
+    await untilBlocked(edge.sql, 0);
   });
 });
 
 async function waiting(): Promise<number> {
-  const { rows } = await sql.query("select count(*)::int as n from pg_locks where not granted");
+  const { rows } = await edge.sql.query(
+    "select count(*)::int as n from pg_locks where not granted",
+  );
   return rows[0].n;
 }
 
@@ -409,14 +394,6 @@ function write(saver: ConnectSaver, thread: string, value: unknown = "value", id
     { source: "input", step: -1, parents: {} },
     { a: Number(id), b: Number(id.slice(0, 3)) },
   );
-}
-
-async function count(threads: string): Promise<number> {
-  const { rows } = await sql.query(
-    "select count(*)::int as n from checkpoints where thread_id like $1",
-    [threads],
-  );
-  return rows[0].n;
 }
 
 /** Passes calls on, but knows no sessions. */

@@ -8,8 +8,8 @@ import {
   type OpenSessionResponse,
   OpenSessionResponseSchema,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
-import { createEnvelopeReader, endOfStream, envelope } from "../envelope.js";
-import { encodePut, encodePutWrites, largeBytes } from "./encode.js";
+import { createEnvelopeReader, endOfStream, envelope, joinSmall } from "../envelope.js";
+import { encodePut, encodePutWrites } from "./encode.js";
 import { NoSessions, openSessionStream, type SessionStream, startTimer } from "./session_stream.js";
 
 /** As OpenSessionRequest has it. */
@@ -193,28 +193,16 @@ export class Session {
     this.#write(encode(message), 0);
   }
 
-  /** Small chunks are joined: each costs Node more than its bytes. Large ones are not copied. */
   #flush(): void {
     const chunks = this.#chunks;
     this.#chunks = [];
     this.#chunkBytes = 0;
     if (this.#stream === undefined || this.#over !== undefined || chunks.length === 0) return;
-    let small: Uint8Array[] = [];
-    const join = () => {
-      if (small.length > 0) this.#outgoing.push(Buffer.concat(small));
-      small = [];
-    };
-    for (const chunk of chunks) {
-      if (chunk.length < largeBytes) {
-        small.push(chunk);
-        continue;
-      }
-      join();
+    for (const chunk of joinSmall(chunks)) {
       for (let at = 0; at < chunk.length; at += pieceBytes) {
         this.#outgoing.push(chunk.subarray(at, at + pieceBytes));
       }
     }
-    join();
     this.#pump(this.#stream.duplex);
   }
 

@@ -23,10 +23,10 @@ export interface TransportOptions {
   json?: boolean;
   /**
    * Carry the saver's five operations on a long-lived connection (two, when there are lists or
-   * requests of more than 256 KiB), which costs both sides a fraction of the CPU. Where something on the way does
-   * not let an HTTP/1.1 connection be upgraded for it, that is a stream of HTTP/2; where there is
-   * neither, calls are made one by one all the same. Default true; only with "connect" and without
-   * `json`.
+   * requests of more than 256 KiB), which costs both sides a fraction of the CPU. Where something
+   * on the way does not let an HTTP/1.1 connection be upgraded for it, that is a stream of HTTP/2;
+   * where there is neither, calls are made one by one all the same. Default true; only with
+   * "connect" and without `json`.
    */
   session?: boolean;
   /**

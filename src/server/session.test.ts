@@ -3,8 +3,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { Code, createClient } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
-import pg from "pg";
-import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, onTestFinished } from "vitest";
 import {
   OpenSessionRequestSchema,
   type OpenSessionResponse,
@@ -13,33 +12,17 @@ import {
 } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { createEnvelopeReader, endOfStream, envelope } from "../envelope.js";
 import { block, untilBlocked } from "../testing/blocking.js";
-import { captureLog } from "../testing/captured_log.js";
-import { createDatabase, type TestDatabase } from "../testing/postgres.js";
+import { startEdge } from "../testing/edge.js";
 import { openOnHttp2, openUpgraded, type RawStream } from "../testing/raw_session.js";
 import { startTestServer } from "../testing/server.js";
-import type { Server } from "./main.js";
 
 type Request = MessageInitShape<typeof OpenSessionRequestSchema>;
 
-let database: TestDatabase;
-let server: Server;
-let sql: pg.Client;
-const log = captureLog();
+let edge: Awaited<ReturnType<typeof startEdge>>;
 beforeAll(async () => {
-  database = await createDatabase();
-  server = await startTestServer(database.url, { log: log.log });
-  sql = new pg.Client({ connectionString: database.url });
-  await sql.connect();
+  edge = await startEdge();
 });
-afterAll(async () => {
-  await sql?.end();
-  await server?.drain();
-  await database?.drop();
-});
-const cleanups: (() => unknown)[] = [];
-afterEach(async () => {
-  for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
-});
+afterAll(() => edge?.stop());
 
 const put = (id: number, threadId: string, checkpointId = "1"): Request => ({
   id,
@@ -55,7 +38,7 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
     speak(wire === "an HTTP/2 stream" ? openOnHttp2(url) : openUpgraded(url));
 
   it("greets, then answers each operation under its id", async () => {
-    const session = openRaw(server.url);
+    const session = openRaw(edge.server.url);
     expect((await session.next()).result).toMatchObject({
       case: "welcome",
       value: { maxInFlight: 256 },
@@ -71,7 +54,7 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
   });
 
   it("understands envelopes that arrive a byte at a time", async () => {
-    const session = openRaw(server.url);
+    const session = openRaw(edge.server.url);
     await session.next();
     for (const byte of encode(get(1, "wire"))) {
       session.raw(Buffer.from([byte]));
@@ -85,14 +68,14 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
 
   it("does not let a slow operation hold up the others", async () => {
     const blocker = await block(
-      database.url,
+      edge.database.url,
       `insert into checkpoints (thread_id, checkpoint_id, checkpoint) values ('${wire}', '1', '{}')`,
     );
-    cleanups.push(() => blocker.release());
-    const session = openRaw(server.url);
+    onTestFinished(() => blocker.release());
+    const session = openRaw(edge.server.url);
     await session.next();
     session.send(put(1, wire));
-    await untilBlocked(sql, 1);
+    await untilBlocked(edge.sql, 1);
     session.send(put(2, "fast"), get(3, "fast"));
     expect([(await session.next()).id, (await session.next()).id].sort()).toEqual([2, 3]);
     await blocker.release();
@@ -100,9 +83,9 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
   });
 
   it("ends an operation at its deadline or when it is cancelled, in Postgres too", async () => {
-    const blocker = await block(database.url, "lock table checkpoints");
-    cleanups.push(() => blocker.release());
-    const session = openRaw(server.url);
+    const blocker = await block(edge.database.url, "lock table checkpoints");
+    onTestFinished(() => blocker.release());
+    const session = openRaw(edge.server.url);
     await session.next();
     session.send({ ...put(1, "late"), timeoutMs: 100 });
     expect(await session.next()).toMatchObject({
@@ -110,27 +93,27 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
       result: { case: "error", value: { code: Code.DeadlineExceeded } },
     });
     session.send(put(2, "late"));
-    await untilBlocked(sql, 1);
+    await untilBlocked(edge.sql, 1);
     session.send({ id: 2, operation: { case: "cancel", value: {} } });
     expect(await session.next()).toMatchObject({
       id: 2,
       result: { case: "error", value: { code: Code.Canceled } },
     });
-    await untilBlocked(sql, 0);
+    await untilBlocked(edge.sql, 0);
   });
 
   it("cancels what runs when the client goes away", async () => {
-    const blocker = await block(database.url, "lock table checkpoints");
-    cleanups.push(() => blocker.release());
-    const session = openRaw(server.url);
+    const blocker = await block(edge.database.url, "lock table checkpoints");
+    onTestFinished(() => blocker.release());
+    const session = openRaw(edge.server.url);
     await session.next();
     session.send(put(1, "gone"));
-    await untilBlocked(sql, 1);
+    await untilBlocked(edge.sql, 1);
     session.cut();
-    await untilBlocked(sql, 0);
+    await untilBlocked(edge.sql, 0);
     const rpc = "checkpointd.v1.SessionService/put";
     await expect
-      .poll(() => log.lines({ rpc }).at(-1))
+      .poll(() => edge.captured.lines({ rpc }).at(-1))
       .toMatchObject({
         level: 30,
         code: "Canceled",
@@ -138,13 +121,13 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
   });
 
   it("tells the operations that a drain cannot wait for, before it cuts them", async () => {
-    const leaving = await startTestServer(database.url, { drainTimeoutMs: 1000 });
-    const blocker = await block(database.url, "lock table checkpoints");
-    cleanups.push(() => blocker.release());
+    const leaving = await startTestServer(edge.database.url, { drainTimeoutMs: 1000 });
+    const blocker = await block(edge.database.url, "lock table checkpoints");
+    onTestFinished(() => blocker.release());
     const session = openRaw(leaving.url);
     await session.next();
     session.send(put(1, "cut"));
-    await untilBlocked(sql, 1);
+    await untilBlocked(edge.sql, 1);
     const drained = leaving.drain();
     expect((await session.next()).result.case).toBe("goodbye");
     expect(await session.next()).toMatchObject({
@@ -160,7 +143,7 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
   });
 
   it("answers a wrong request with the same detail as a call, and goes on", async () => {
-    const session = openRaw(server.url);
+    const session = openRaw(edge.server.url);
     await session.next();
     session.send(put(1, ""), put(2, "x".repeat(513)), { id: 3, operation: { case: undefined } });
     const answers = [await session.next(), await session.next(), await session.next()];
@@ -175,7 +158,7 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
   });
 
   it("names what is wrong with a page", async () => {
-    const session = openRaw(server.url);
+    const session = openRaw(edge.server.url);
     await session.next();
     const page = async (value: object) => {
       session.send({ id: 1, operation: { case: "listPage", value } });
@@ -212,14 +195,14 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
     ],
     ["a message above the limit", envelope(0, 2 ** 31), "resource_exhausted"],
   ])("ends with an error at %s", async (_, bytes, code) => {
-    const session = openRaw(server.url);
+    const session = openRaw(edge.server.url);
     await session.next();
     session.raw(bytes);
     expect(await session.end()).toMatchObject({ error: { code } });
   });
 
   it("carries out nothing of what follows an error, and closes in the end", async () => {
-    const session = openRaw(server.url);
+    const session = openRaw(edge.server.url);
     await session.next();
     session.raw(Buffer.concat([encode(put(1, `${wire} before`)), envelope(0, 2 ** 31)]));
     for (let i = 0; i < 10; i++) {
@@ -231,21 +214,21 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
     const sending = setInterval(() => session.raw(encode(put(3, `${wire} after`))), 100);
     await session.closed;
     clearInterval(sending);
-    expect(await count(`${wire} after`)).toBe(0);
+    expect(await edge.checkpoints(`${wire} after`)).toBe(0);
   });
 
   it("ends with an error at an id that is in use", async () => {
-    const blocker = await block(database.url, "lock table checkpoints");
-    cleanups.push(() => blocker.release());
-    const session = openRaw(server.url);
+    const blocker = await block(edge.database.url, "lock table checkpoints");
+    onTestFinished(() => blocker.release());
+    const session = openRaw(edge.server.url);
     await session.next();
     session.send(put(1, "twice"), put(1, "twice"));
     expect(await session.end()).toMatchObject({ error: { code: "invalid_argument" } });
-    await untilBlocked(sql, 0);
+    await untilBlocked(edge.sql, 0);
   });
 
   it("reads no more of a client than it lets it have under way, and loses nothing", async () => {
-    const session = openRaw(server.url);
+    const session = openRaw(edge.server.url);
     await session.next();
     const ids = Array.from({ length: 3000 }, (_, i) => i + 1);
     session.send(...ids.map((id) => get(id, "nobody")));
@@ -255,9 +238,9 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
   });
 
   it("answers a ping at once, whatever else is under way", async () => {
-    const blocker = await block(database.url, "lock table checkpoints");
-    cleanups.push(() => blocker.release());
-    const session = openRaw(server.url);
+    const blocker = await block(edge.database.url, "lock table checkpoints");
+    onTestFinished(() => blocker.release());
+    const session = openRaw(edge.server.url);
     await session.next();
     session.send(put(1, "pinged"), { id: 2, operation: { case: "ping", value: {} } });
     expect(await session.next()).toMatchObject({ id: 2, result: { case: "pong" } });
@@ -266,21 +249,25 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
   });
 
   it("logs each operation with a request id and nothing of what it holds", async () => {
-    const session = openRaw(server.url);
+    const session = openRaw(edge.server.url);
     await session.next();
     session.send(put(1, "s3cr3t"));
     await session.next();
     await expect
-      .poll(() => log.lines().some(({ rpc }) => rpc === "checkpointd.v1.SessionService/put"))
+      .poll(() =>
+        edge.captured.lines().some(({ rpc }) => rpc === "checkpointd.v1.SessionService/put"),
+      )
       .toBe(true);
-    expect(log.lines().every(({ rpc, requestId }) => rpc === undefined || requestId)).toBe(true);
-    expect(JSON.stringify(log.lines())).not.toContain("s3cr3t");
+    expect(
+      edge.captured.lines().every(({ rpc, requestId }) => rpc === undefined || requestId),
+    ).toBe(true);
+    expect(JSON.stringify(edge.captured.lines())).not.toContain("s3cr3t");
   });
 });
 
 describe("over gRPC", () => {
   it("works the same, as connect-es carries it", async () => {
-    const client = createClient(SessionService, createGrpcTransport({ baseUrl: server.url }));
+    const client = createClient(SessionService, createGrpcTransport({ baseUrl: edge.server.url }));
     const seen: [number, string | undefined][] = [];
     const requests = [put(1, "grpc"), get(2, "nobody"), put(3, "")];
     async function* send() {
@@ -296,14 +283,6 @@ describe("over gRPC", () => {
   });
 });
 
-async function count(threads: string): Promise<number> {
-  const { rows } = await sql.query(
-    "select count(*)::int as n from checkpoints where thread_id like $1",
-    [threads],
-  );
-  return rows[0].n;
-}
-
 function encode(request: Request): Buffer {
   const bytes = toBinary(OpenSessionRequestSchema, create(OpenSessionRequestSchema, request));
   return Buffer.concat([envelope(0, bytes.length), bytes]);
@@ -311,7 +290,7 @@ function encode(request: Request): Buffer {
 
 /** A session without our client: what is written goes out as it is. */
 function speak({ stream, closed, cut }: RawStream) {
-  cleanups.push(cut);
+  onTestFinished(cut);
   const messages: OpenSessionResponse[] = [];
   let last: unknown;
   let wake = () => {};

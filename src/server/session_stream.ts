@@ -21,6 +21,7 @@ import {
   createEnvelopeReader,
   endOfStream,
   envelope,
+  joinSmall,
   sessionContentType,
   sessionPath,
   sessionUpgrade,
@@ -28,9 +29,6 @@ import {
 import type { NodeHandler } from "./handler.js";
 import { requestIdHeader, toRequestId } from "./interceptors.js";
 import type { Session, Sessions } from "./session.js";
-
-/** From here on answers are written from where they lie instead of being copied together. */
-const largeBytes = 64 * 1024;
 
 /** Within which a client leaves a session that is over. */
 const partingMs = 5_000;
@@ -180,17 +178,11 @@ function carry(
 
   const flush = () => {
     if (frames.length === 0 || over) return;
-    const together = frames;
+    const together = joinSmall(frames);
     frames = [];
-    let bytes = 0;
-    for (const { length } of together) bytes += length;
-    if (bytes < largeBytes) {
-      blocked = !stream.write(Buffer.concat(together, bytes));
-    } else {
-      stream.cork();
-      for (const frame of together) blocked = !stream.write(frame);
-      stream.uncork();
-    }
+    stream.cork();
+    for (const chunk of together) blocked = !stream.write(chunk);
+    stream.uncork();
     if (blocked) pause();
   };
   const send = (message: Response) => {

@@ -46,7 +46,6 @@ export async function* list(
   signal?: AbortSignal,
   bounds: PageBounds = streamBounds,
 ): AsyncGenerator<CheckpointTuple, void> {
-  if (request.limit === 0) return;
   const abandoned = new AbortController();
   const anySignal = signal ? AbortSignal.any([signal, abandoned.signal]) : abandoned.signal;
   let left = request.limit;

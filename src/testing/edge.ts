@@ -148,6 +148,14 @@ export async function startEdge(options: Partial<ServerOptions> = {}) {
     captured,
     /** How many checkpoints, blobs and writes are stored. */
     rowCounts,
+    /** How many checkpoints the threads have whose id is LIKE that. */
+    async checkpoints(threads: string): Promise<number> {
+      const { rows } = await sql.query(
+        "select count(*)::int as n from checkpoints where thread_id like $1",
+        [threads],
+      );
+      return rows[0].n;
+    },
     /**
      * Makes a call on every way, or on those given, which must be refused with the same words on
      * each, with nothing stored and nothing told that is secret.
