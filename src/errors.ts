@@ -31,7 +31,8 @@ export type ErrorReason =
   | "DATABASE_UNAVAILABLE"
   | "LEASE_LOST"
   | "TARGET_NOT_EMPTY"
-  | "STILL_NEEDED";
+  | "STILL_NEEDED"
+  | "NOT_STORED";
 
 /** An error whose message is meant for the client: no SQL, no stack, no payload. */
 export class CheckpointdError extends Error {

@@ -18,7 +18,6 @@ import {
   type GetTupleRequestSchema,
   type GetTupleResponse,
   type ListRequestSchema,
-  type PutRequestSchema,
   type PutResponse,
   type PutWritesRequestSchema,
   type PutWritesResponse,
@@ -28,9 +27,10 @@ import type {
   ListPageResponse,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
-import { isRetryable, pauseBefore, type RetryOptions } from "./retry.js";
+import { errorDetail, isRetryable, pauseBefore, type RetryOptions } from "./retry.js";
 import { type Answer, NotOnSession, type Operation, type Session } from "./session.js";
 import { NoSessions } from "./session_stream.js";
+import { type Put, StoredValues } from "./stored_values.js";
 
 /** What a List asks for. `after` is not the caller's: it says where the list goes on. */
 export type ListInit = Omit<
@@ -47,6 +47,14 @@ export interface CallsOptions {
   timeoutMs?: number;
   /** How calls that found no server are repeated. */
   retry?: RetryOptions;
+  /**
+   * Up to how many bytes of the values put last are kept in memory, so that a large value that
+   * begins as the one before it in its channel (the messages of a conversation) is not sent again
+   * as a whole: the service makes it of the stored one and of what was added. Values up to 16 KiB,
+   * those larger than this, puts under a lease and calls that are not on a session are always sent
+   * whole. Default 32 MiB; 0 sends every value whole.
+   */
+  valueCacheBytes?: number;
   /** Sent with every call, for example `{ authorization: "Bearer …" }`. */
   headers?: Record<string, string> | Headers;
 }
@@ -54,7 +62,7 @@ export interface CallsOptions {
 /** The unary operations, by their names in the client. */
 interface UnaryOperations {
   getTuple: [MessageInitShape<typeof GetTupleRequestSchema>, GetTupleResponse];
-  put: [MessageInitShape<typeof PutRequestSchema>, PutResponse];
+  put: [Put, PutResponse];
   putWrites: [MessageInitShape<typeof PutWritesRequestSchema>, PutWritesResponse];
   deleteThread: [MessageInitShape<typeof DeleteThreadRequestSchema>, DeleteThreadResponse];
 }
@@ -89,6 +97,8 @@ export class Calls {
   readonly #timeoutMs: number;
   readonly #retry: Required<RetryOptions>;
   readonly #headers: Headers | undefined;
+  /** Undefined once the service turned out not to extend values: it is of an earlier version. */
+  #stored: StoredValues | undefined;
   /** Of streams and lists. */
   readonly #reading = new Set<AbortController>();
   readonly #ending = new AbortController();
@@ -111,7 +121,7 @@ export class Calls {
     this.threads = createClient(ThreadService, transport);
     // Every call that waits for another try listens to it.
     setMaxListeners(0, this.#ending.signal);
-    const { timeoutMs = 30_000, retry = {}, headers } = options;
+    const { timeoutMs = 30_000, retry = {}, valueCacheBytes = 32 * 1024 * 1024, headers } = options;
     const { attempts = 8, initialDelayMs = 100, maxDelayMs = 2_000 } = retry;
     this.#timeoutMs = checkInteger("timeoutMs", timeoutMs, 1);
     this.#retry = {
@@ -119,6 +129,7 @@ export class Calls {
       initialDelayMs: checkInteger("retry.initialDelayMs", initialDelayMs, 0),
       maxDelayMs: checkInteger("retry.maxDelayMs", maxDelayMs, 0),
     };
+    this.#stored = new StoredValues(checkInteger("valueCacheBytes", valueCacheBytes, 0));
     this.#headers = headers === undefined ? undefined : new Headers(headers);
   }
 
@@ -130,17 +141,56 @@ export class Calls {
     name: Name,
     request: UnaryOperations[Name][0],
   ): Promise<UnaryOperations[Name][1]> {
+    return this.#repeat((timeoutMs) => this.#once(name, request, timeoutMs));
+  }
+
+  /** Makes the call that stores a checkpoint, as `unary` does, with as few bytes as it takes. */
+  put(request: Put): Promise<unknown> {
     return this.#repeat(async (timeoutMs) => {
-      const operation = { case: name, value: request } as Operation;
-      const size = bytesOf(request) <= smallBytes ? "small" : "large";
-      const answer = await this.#onSession(operation, size, timeoutMs());
-      if (answer) return answer.value as UnaryOperations[Name][1];
-      const call = this.#client[name] as (
-        request: UnaryOperations[Name][0],
-        options: CallOptions,
-      ) => Promise<UnaryOperations[Name][1]>;
-      return call(request, this.#callOptions(timeoutMs()));
+      const isExtended =
+        this.#stored?.concerns(request) && (await this.#extend(request, timeoutMs));
+      return isExtended || this.#once("put", request, timeoutMs);
     });
+  }
+
+  async #once<Name extends keyof UnaryOperations>(
+    name: Name,
+    request: UnaryOperations[Name][0],
+    timeoutMs: () => number,
+  ): Promise<UnaryOperations[Name][1]> {
+    const operation = { case: name, value: request } as Operation;
+    const size = bytesOf(request) <= smallBytes ? "small" : "large";
+    const answer = await this.#onSession(operation, size, timeoutMs());
+    if (answer) return answer.value as UnaryOperations[Name][1];
+    const call = this.#client[name] as (
+      request: UnaryOperations[Name][0],
+      options: CallOptions,
+    ) => Promise<UnaryOperations[Name][1]>;
+    return call(request, this.#callOptions(timeoutMs()));
+  }
+
+  /** Stores a checkpoint by what its values add; false where there is no session that does so. */
+  async #extend(request: Put, timeoutMs: () => number): Promise<boolean> {
+    while (this.#stored) {
+      const extending = this.#stored.extend(request);
+      const operation: Operation = { case: "putExtending", value: extending };
+      const size = bytesOf(extending.put ?? {}) <= smallBytes ? "small" : "large";
+      try {
+        const answer = await this.#onSession(operation, size, timeoutMs());
+        if (answer?.case !== "putExtending") return false;
+        this.#stored?.remember(request, answer.value.revision);
+        return true;
+      } catch (error) {
+        if (isUnimplemented(error)) {
+          this.#stored = undefined;
+        } else if (errorDetail(error)?.reason === "NOT_STORED" && extending.extensions?.length) {
+          this.#stored.forget(request);
+        } else {
+          throw error;
+        }
+      }
+    }
+    return false;
   }
 
   /** The answer to an operation; undefined where it cannot be carried out on a session. */
@@ -288,8 +338,7 @@ export class Calls {
       );
       return answer?.value as ListPageResponse | undefined;
     } catch (error) {
-      // A server of an earlier version.
-      if (error instanceof ConnectError && error.code === Code.Unimplemented) return undefined;
+      if (isUnimplemented(error)) return undefined;
       throw error;
     }
   }
@@ -422,6 +471,11 @@ function advance(list: ListPosition, tuples: readonly (CheckpointTuple | undefin
   list.after = last.key;
   if (list.limit !== undefined) list.limit -= tuples.length;
   return last;
+}
+
+/** Whether the server does not know an operation of a session: it is of an earlier version. */
+function isUnimplemented(error: unknown): boolean {
+  return error instanceof ConnectError && error.code === Code.Unimplemented;
 }
 
 /** In whole milliseconds, at least one. */

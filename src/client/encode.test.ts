@@ -1,26 +1,18 @@
 import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { expect, it } from "vitest";
-import type {
-  PutRequestSchema,
-  PutWritesRequestSchema,
-} from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { OpenSessionRequestSchema } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { createEnvelopeReader, largeBytes } from "../envelope.js";
 import { createRandom } from "../testing/random.js";
-import { encodePut, encodePutWrites } from "./encode.js";
+import { encodePut, encodePutExtending, encodePutWrites } from "./encode.js";
 
 type Operation = NonNullable<MessageInitShape<typeof OpenSessionRequestSchema>["operation"]>;
 
 /** Reads what was encoded as the service would, and compares with what the generated code writes. */
 function expectSame(id: number, timeoutMs: number, operation: Operation): void {
-  const chunks =
-    operation.case === "put"
-      ? encodePut(id, timeoutMs, operation.value as MessageInitShape<typeof PutRequestSchema>)
-      : encodePutWrites(
-          id,
-          timeoutMs,
-          operation.value as MessageInitShape<typeof PutWritesRequestSchema>,
-        );
+  const encode = { put: encodePut, putExtending: encodePutExtending, putWrites: encodePutWrites }[
+    operation.case as "put"
+  ];
+  const chunks = encode(id, timeoutMs, operation.value as object);
   const expected = create(OpenSessionRequestSchema, { id, timeoutMs, operation });
   let messages = 0;
   const read = createEnvelopeReader(
@@ -65,6 +57,11 @@ it(`writes what the generated code writes, seed ${seed}`, () => {
       leaseToken: text(),
     };
     expectSame(id, timeoutMs, { case: "put", value: put });
+    const uint32 = () => pick([0, 1, 127, 128, 2 ** 31, 2 ** 32 - 1]);
+    const extensions = several(() => {
+      return { blob: uint32(), version: text(), revision: text(), keptBytes: uint32() };
+    });
+    expectSame(id, timeoutMs, { case: "putExtending", value: { put, extensions } });
     const idx = () => pick([0, 1, 127, 128, 2 ** 31 - 1, -1, -4, -128, -(2 ** 31)]);
     const putWrites = {
       ...key,
@@ -76,6 +73,7 @@ it(`writes what the generated code writes, seed ${seed}`, () => {
     expectSame(id, timeoutMs, { case: "putWrites", value: putWrites });
   }
   expectSame(1, 1, { case: "put", value: {} });
+  expectSame(1, 1, { case: "putExtending", value: { put: {} } });
   expectSame(1, 1, { case: "putWrites", value: {} });
 });
 

@@ -1,8 +1,8 @@
 /**
- * The two operations that carry values, as the bytes of an OpenSessionRequest in its envelope.
+ * The operations that carry values, as the bytes of an OpenSessionRequest in its envelope.
  *
  * The generated code would do, at three times the cost: it makes a message object of every part
- * and copies each value twice. A run of an agent is mostly these two operations. Held to the
+ * and copies each value twice. A run of an agent is mostly these operations. Held to the
  * generated code by encode.test.ts; the field numbers are those of the .proto files.
  */
 import { Buffer } from "node:buffer";
@@ -12,16 +12,51 @@ import type {
   PutRequestSchema,
   PutWritesRequestSchema,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import type {
+  ExtensionSchema,
+  PutExtendingRequestSchema,
+} from "../../gen/checkpointd/v1/session_service_pb.js";
 import { largeBytes } from "../envelope.js";
 
 type Put = MessageInitShape<typeof PutRequestSchema>;
 type PutWrites = MessageInitShape<typeof PutWritesRequestSchema>;
+type PutExtending = MessageInitShape<typeof PutExtendingRequestSchema>;
+type Extension = MessageInitShape<typeof ExtensionSchema>;
 type Value = MessageInitShape<typeof ValueSchema>;
 
 /** A put. The chunks may be the request's own values, which must not change until they are sent. */
 export function encodePut(id: number, timeoutMs: number, request: Put): Uint8Array[] {
+  const writer = new Writer(sizeBound(request) + valuesBound(request.blobs));
+  writePut(writer, request);
+  return writer.finish(4, id, timeoutMs);
+}
+
+/** A put with extensions, as {@link encodePut}. */
+export function encodePutExtending(
+  id: number,
+  timeoutMs: number,
+  { put = {}, extensions = [] }: PutExtending,
+): Uint8Array[] {
+  let bound = perField + sizeBound(put) + valuesBound(put.blobs);
+  for (const extension of extensions) bound += sizeBound(extension);
+  const writer = new Writer(bound);
+  for (let i = extensions.length - 1; i >= 0; i--) {
+    const { blob = 0, version, revision, keptBytes = 0 } = extensions[i]!;
+    const end = writer.size;
+    writer.number(4, keptBytes);
+    writer.text(3, revision);
+    writer.text(2, version);
+    writer.number(1, blob);
+    writer.length(2, end);
+  }
+  const end = writer.size;
+  writePut(writer, put);
+  writer.length(1, end);
+  return writer.finish(10, id, timeoutMs);
+}
+
+function writePut(writer: Writer, request: Put): void {
   const { blobs = [] } = request;
-  const writer = new Writer(sizeBound(request) + valuesBound(blobs));
   writer.text(8, request.leaseToken);
   for (let i = blobs.length - 1; i >= 0; i--) {
     const { channel, version, value } = blobs[i]!;
@@ -37,7 +72,6 @@ export function encodePut(id: number, timeoutMs: number, request: Put): Uint8Arr
   writer.text(3, request.checkpointId);
   writer.text(2, request.checkpointNs);
   writer.text(1, request.threadId);
-  return writer.finish(4, id, timeoutMs);
 }
 
 /** A putWrites, as {@link encodePut}. */
@@ -65,16 +99,16 @@ export function encodePutWrites(id: number, timeoutMs: number, request: PutWrite
 const perCharacter = 3;
 const perField = 8;
 
-function sizeBound(request: Put | PutWrites): number {
+function sizeBound(message: Put | PutWrites | Extension): number {
   let bound = 64;
-  for (const field of Object.values(request)) {
+  for (const field of Object.values(message)) {
     if (typeof field === "string") bound += perField + perCharacter * field.length;
   }
   return bound;
 }
 
 function valuesBound(
-  parts: readonly { channel?: string; version?: string; value?: Value | undefined }[],
+  parts: readonly { channel?: string; version?: string; value?: Value | undefined }[] = [],
 ): number {
   let bound = 0;
   for (const { channel = "", version = "", value } of parts) {

@@ -144,7 +144,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       toBlobs(this.serde, checkpoint.channel_values ?? {}, newVersions),
       toMetadataJson(metadata),
     ]);
-    await this.#stored(leaseToken, this.#calls.unary("put", { ...request, blobs, metadataJson }));
+    await this.#stored(leaseToken, this.#calls.put({ ...request, blobs, metadataJson }));
     return {
       configurable: {
         thread_id: config.configurable?.thread_id,

@@ -9,7 +9,7 @@ import {
   OpenSessionResponseSchema,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { createEnvelopeReader, endOfStream, envelope, joinSmall } from "../envelope.js";
-import { encodePut, encodePutWrites } from "./encode.js";
+import { encodePut, encodePutExtending, encodePutWrites } from "./encode.js";
 import { NoSessions, openSessionStream, type SessionStream, startTimer } from "./session_stream.js";
 
 /** As OpenSessionRequest has it. */
@@ -152,9 +152,11 @@ export class Session {
     const chunks =
       operation.case === "put"
         ? encodePut(id, wholeMs, operation.value)
-        : operation.case === "putWrites"
-          ? encodePutWrites(id, wholeMs, operation.value)
-          : encode({ id, timeoutMs: wholeMs, operation });
+        : operation.case === "putExtending"
+          ? encodePutExtending(id, wholeMs, operation.value)
+          : operation.case === "putWrites"
+            ? encodePutWrites(id, wholeMs, operation.value)
+            : encode({ id, timeoutMs: wholeMs, operation });
     let bytes = 0;
     for (const { length } of chunks) bytes += length;
     if (bytes > this.#maxRequestBytes) {

@@ -13,8 +13,11 @@ import type {
   PutRequest,
   PutWritesRequest,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import type { ListPageRequest } from "../../gen/checkpointd/v1/session_service_pb.js";
-import { invalidArgument } from "../errors.js";
+import type {
+  ListPageRequest,
+  PutExtendingRequest,
+} from "../../gen/checkpointd/v1/session_service_pb.js";
+import { CheckpointdError, invalidArgument } from "../errors.js";
 
 /** Limits of names in bytes of UTF-8, and of lists in elements. */
 export const limits = {
@@ -25,6 +28,8 @@ export const limits = {
   taskPath: 4096,
   channel: 512,
   version: 128,
+  /** The largest is 4294967295. */
+  revision: 10,
   type: 256,
   elements: 10_000,
   leaseToken: 64,
@@ -62,6 +67,49 @@ export function checkPut(request: PutRequest): void {
       throw invalidArgument(`blobs[${i}].channel`, "DUPLICATE", "names a channel a second time");
     }
   }
+}
+
+/** Returns what is put, whose values may lack their beginnings. */
+export function checkPutExtending(
+  { put, extensions }: PutExtendingRequest,
+  maxMessageSize: number,
+): PutRequest {
+  if (!put) throw invalidArgument("put", "REQUIRED", "must be set");
+  checkPut(put);
+  if (put.leaseToken !== "") {
+    throw invalidArgument("lease_token", "OUT_OF_RANGE", "must be empty: use put");
+  }
+  checkCount("extensions", extensions.length);
+  const extended = new Set<number>();
+  let size = put.checkpointJson.length + put.metadataJson.length;
+  for (const { value } of put.blobs) size += value?.data.length ?? 0;
+  for (const [i, { blob, version, revision, keptBytes }] of extensions.entries()) {
+    const field = `extensions[${i}]`;
+    if (put.blobs[blob]?.value === undefined) {
+      throw invalidArgument(`${field}.blob`, "OUT_OF_RANGE", "must be that of a blob with a value");
+    }
+    if (extended.size === extended.add(blob).size) {
+      throw invalidArgument(`${field}.blob`, "DUPLICATE", "names a blob a second time");
+    }
+    checkName(`${field}.version`, version, limits.version);
+    checkName(`${field}.revision`, revision, limits.revision);
+    if (!/^\d+$/.test(revision) || Number(revision) >= 2 ** 32) {
+      const message = "must be one that a PutExtendingResponse gave";
+      throw invalidArgument(`${field}.revision`, "OUT_OF_RANGE", message);
+    }
+    if (keptBytes === 0) {
+      throw invalidArgument(`${field}.kept_bytes`, "OUT_OF_RANGE", "must be at least 1", 1);
+    }
+    size += keptBytes;
+  }
+  if (size > maxMessageSize) {
+    throw new CheckpointdError(
+      "resource_exhausted",
+      `put: ${size} bytes with what is kept are more than the limit of ${maxMessageSize} bytes`,
+      { reason: "TOO_LONG", field: "put", limit: maxMessageSize },
+    );
+  }
+  return put;
 }
 
 export function checkPutWrites(request: PutWritesRequest): void {

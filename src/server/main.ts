@@ -80,7 +80,7 @@ export async function startServer(options: ServerOptions): Promise<Server> {
   // Every running call listens to it.
   setMaxListeners(0, shutdown.signal);
 
-  const operations = createOperations(db);
+  const operations = createOperations(db, options.maxMessageSize);
   const sessions = createSessions({
     operations,
     isReady: readiness.wasReady,

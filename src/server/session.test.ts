@@ -185,6 +185,66 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
     });
   });
 
+  it("names what is wrong with a put that extends, and stores nothing of it", async () => {
+    const small = await startTestServer(edge.database.url, { maxMessageSize: 10_000 });
+    onTestFinished(() => small.drain());
+    const session = openRaw(small.url);
+    await session.next();
+    const threadId = `${wire} extends`;
+    const blobs = [
+      { channel: "a", version: "1", value: { type: "json", data: Buffer.from("1") } },
+      { channel: "b", version: "1" },
+    ];
+    const whole = { threadId, checkpointId: "1", checkpointJson: "{}", blobs };
+    const extension = { version: "1", revision: "7", keptBytes: 1 };
+    const wrong: [object, object][] = [
+      [{}, { reason: "REQUIRED", field: "put" }],
+      [{ put: { ...whole, threadId: "" } }, { reason: "REQUIRED", field: "thread_id" }],
+      [{ put: { ...whole, leaseToken: "x" } }, { reason: "OUT_OF_RANGE", field: "lease_token" }],
+      ...(
+        [
+          [[{ ...extension, version: "" }], "REQUIRED", "extensions[0].version"],
+          [[{ ...extension, version: "x".repeat(129) }], "TOO_LONG", "extensions[0].version"],
+          [[{ ...extension, revision: "" }], "REQUIRED", "extensions[0].revision"],
+          [[{ ...extension, revision: "-1" }], "OUT_OF_RANGE", "extensions[0].revision"],
+          [[{ ...extension, revision: "4294967296" }], "OUT_OF_RANGE", "extensions[0].revision"],
+          [[{ ...extension, keptBytes: 0 }], "OUT_OF_RANGE", "extensions[0].kept_bytes"],
+          [[{ ...extension, blob: 1 }], "OUT_OF_RANGE", "extensions[0].blob"],
+          [[{ ...extension, blob: 2 }], "OUT_OF_RANGE", "extensions[0].blob"],
+          [[extension, extension], "DUPLICATE", "extensions[1].blob"],
+          [[{ ...extension, keptBytes: 2 ** 32 - 1 }], "TOO_LONG", "put"],
+          [[{ ...extension, keptBytes: 10_000 }], "TOO_LONG", "put"],
+          [Array.from({ length: 301 }, () => extension), "DUPLICATE", "extensions[1].blob"],
+          [[extension], "NOT_STORED", "extensions"],
+        ] as [object[], string, string][]
+      ).map(([extensions, reason, field]): [object, object] => [
+        { put: whole, extensions },
+        { reason, field },
+      ]),
+    ];
+    for (const [value, detail] of wrong) {
+      session.send({ id: 1, operation: { case: "putExtending", value } });
+      expect(await session.next()).toMatchObject({ result: { case: "error", value: { detail } } });
+    }
+    expect(await edge.checkpoints(threadId)).toBe(0);
+    session.send({ id: 1, operation: { case: "putExtending", value: { put: whole } } });
+    const stored = await session.next();
+    expect(stored).toMatchObject({ result: { case: "putExtending" } });
+    const { revision } = stored.result.value as { revision: string };
+    const put = { ...whole, checkpointId: "2", blobs: [{ ...blobs[0], version: "2" }] };
+    const value = { put, extensions: [{ ...extension, revision }] };
+    session.send({ id: 2, operation: { case: "putExtending", value } });
+    expect(await session.next()).toMatchObject({ id: 2, result: { case: "putExtending" } });
+    const { rows } = await edge.sql.query(
+      "select version, blob from checkpoint_blobs where thread_id = $1 and channel = 'a' order by 1",
+      [threadId],
+    );
+    expect(rows.map(({ version, blob }) => [version, String(blob)])).toEqual([
+      ["1", "1"],
+      ["2", "11"],
+    ]);
+  });
+
   it.each([
     ["an id of zero", encode(get(0, "x")), "invalid_argument"],
     ["flags it does not know", Buffer.concat([envelope(1, 0)]), "invalid_argument"],

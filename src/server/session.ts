@@ -204,6 +204,11 @@ class OpenSession implements Session {
         };
       case "listPage":
         return { case: "listPage", value: await operations.listPage(operation.value, signal) };
+      case "putExtending":
+        return {
+          case: "putExtending",
+          value: await operations.putExtending(operation.value, signal),
+        };
       default:
         throw new ConnectError(
           "operation: must be set to one this server knows",

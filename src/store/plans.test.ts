@@ -10,6 +10,7 @@ import {
   PutRequestSchema,
   PutWritesRequestSchema,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { ExtensionSchema } from "../../gen/checkpointd/v1/session_service_pb.js";
 import {
   GetChannelHistoryRequestSchema,
   ListThreadsRequestSchema,
@@ -27,6 +28,7 @@ import { list } from "./list.js";
 import { migrate } from "./migrate.js";
 import { pruneThreads } from "./prune.js";
 import { createPut } from "./put.js";
+import { createPutExtending } from "./put_extending.js";
 import { createPutWrites } from "./put_writes.js";
 import { createGetTuple } from "./read.js";
 import { getThread, listThreads } from "./threads.js";
@@ -288,6 +290,18 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
         await releaseClaim(db, "long", leaseToken);
       },
       byTime,
+    ],
+    [
+      "putExtending",
+      async (db) => {
+        const blobs = [{ channel: "c", version: "1", value: text }];
+        const put = create(PutRequestSchema, { ...named, checkpointJson: "{}", blobs });
+        const revision = await createPutExtending(db)({ put, extensions: [] });
+        for (const blob of put.blobs) blob.version = "2";
+        const extension = create(ExtensionSchema, { version: "1", revision, keptBytes: 1 });
+        await createPutExtending(db)({ put, extensions: [extension] });
+      },
+      ["checkpoints_pkey"],
     ],
     [
       "channelHistory",

@@ -168,11 +168,13 @@ function onePerVersion<Blob extends { request: PutRequest; blob: ChannelBlob }>(
   });
 }
 
-function compareChannels(a: ChannelBlob, b: ChannelBlob): number {
+/** Blobs of one checkpoint in the order in which every statement writes them. */
+export function compareChannels(a: ChannelBlob, b: ChannelBlob): number {
   return a.channel < b.channel ? -1 : 1;
 }
 
-function compareKeys(a: PutRequest, b: PutRequest): number {
+/** Checkpoints in the order in which every statement writes them. */
+export function compareKeys(a: PutRequest, b: PutRequest): number {
   if (a.threadId !== b.threadId) return a.threadId < b.threadId ? -1 : 1;
   if (a.checkpointNs !== b.checkpointNs) return a.checkpointNs < b.checkpointNs ? -1 : 1;
   return a.checkpointId < b.checkpointId ? -1 : 1;
@@ -183,9 +185,10 @@ function compareKeys(a: PutRequest, b: PutRequest): number {
  * lock it): a prune that is about to remove it as unused waits for this statement and then sees
  * the checkpoint that names it.
  */
-const keepBlob = `on conflict (thread_id, checkpoint_ns, channel, version)
+export const keepBlob = `on conflict (thread_id, checkpoint_ns, channel, version)
     do update set type = stored.type where false`;
-const replaceCheckpoint = `on conflict (thread_id, checkpoint_ns, checkpoint_id)
+/** What is new of a checkpoint that is stored already is stored, but not another parent. */
+export const replaceCheckpoint = `on conflict (thread_id, checkpoint_ns, checkpoint_id)
 do update set checkpoint = excluded.checkpoint, metadata = excluded.metadata`;
 
 const oneStatement = (schema: string, blobs: number, bytesOf: (parameter: number) => string) => {

@@ -16,6 +16,8 @@ export interface Relay {
   /** Connections that began with HTTP/1.1, and with HTTP/2, so far. */
   http1(): number;
   http2(): number;
+  /** Bytes that clients have sent so far. */
+  sentBytes(): number;
   /** Ends all connections. */
   cut(): void;
   /** Ends one connection as a client that vanishes does: with a reset, or just so. */
@@ -35,6 +37,7 @@ export async function startRelay(
   const clients = new Map<Socket, Socket | undefined>();
   let http1 = 0;
   let http2 = 0;
+  let sentBytes = 0;
 
   const passOn = (client: Socket, hello: Buffer) => {
     const server = connect(port(), "127.0.0.1");
@@ -42,6 +45,10 @@ export async function startRelay(
     server.on("error", () => {});
     server.on("close", () => client.destroy());
     server.write(hello);
+    sentBytes += hello.length;
+    client.on("data", (chunk: Buffer) => {
+      sentBytes += chunk.length;
+    });
     client.pipe(server);
     if (bytesPerMs) passSlowly(server, client, bytesPerMs).catch(() => client.destroy());
     else server.pipe(client);
@@ -82,6 +89,7 @@ export async function startRelay(
     url: `http://127.0.0.1:${(relay.address() as AddressInfo).port}`,
     http1: () => http1,
     http2: () => http2,
+    sentBytes: () => sentBytes,
     cut,
     cutOne() {
       const servers = [...clients.values()].filter((server) => server !== undefined);

@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file checkpointd/v1/session_service.proto.
  */
 export const file_checkpointd_v1_session_service: GenFile = /*@__PURE__*/
-  fileDesc("CiRjaGVja3BvaW50ZC92MS9zZXNzaW9uX3NlcnZpY2UucHJvdG8SDmNoZWNrcG9pbnRkLnYxIq4DChJPcGVuU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKA0SEgoKdGltZW91dF9tcxgCIAEoDRI0CglnZXRfdHVwbGUYAyABKAsyHy5jaGVja3BvaW50ZC52MS5HZXRUdXBsZVJlcXVlc3RIABIpCgNwdXQYBCABKAsyGi5jaGVja3BvaW50ZC52MS5QdXRSZXF1ZXN0SAASNgoKcHV0X3dyaXRlcxgFIAEoCzIgLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1JlcXVlc3RIABI8Cg1kZWxldGVfdGhyZWFkGAYgASgLMiMuY2hlY2twb2ludGQudjEuRGVsZXRlVGhyZWFkUmVxdWVzdEgAEjEKBmNhbmNlbBgHIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkNhbmNlbE9wZXJhdGlvbkgAEisKBHBpbmcYCCABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUGluZ0gAEjQKCWxpc3RfcGFnZRgJIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkxpc3RQYWdlUmVxdWVzdEgAQgsKCW9wZXJhdGlvbiIRCg9DYW5jZWxPcGVyYXRpb24iDQoLU2Vzc2lvblBpbmcibwoPTGlzdFBhZ2VSZXF1ZXN0EikKBGxpc3QYASABKAsyGy5jaGVja3BvaW50ZC52MS5MaXN0UmVxdWVzdBISCgptYXhfdHVwbGVzGAIgASgNEh0KFWFmdGVyX2NoZWNrcG9pbnRfanNvbhgDIAEoCSJcChBMaXN0UGFnZVJlc3BvbnNlEi8KBnR1cGxlcxgBIAMoCzIfLmNoZWNrcG9pbnRkLnYxLkNoZWNrcG9pbnRUdXBsZRIXCg9uZXh0X21heF90dXBsZXMYAiABKA0igQQKE09wZW5TZXNzaW9uUmVzcG9uc2USCgoCaWQYASABKA0SNQoJZ2V0X3R1cGxlGAIgASgLMiAuY2hlY2twb2ludGQudjEuR2V0VHVwbGVSZXNwb25zZUgAEioKA3B1dBgDIAEoCzIbLmNoZWNrcG9pbnRkLnYxLlB1dFJlc3BvbnNlSAASNwoKcHV0X3dyaXRlcxgEIAEoCzIhLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1Jlc3BvbnNlSAASPQoNZGVsZXRlX3RocmVhZBgFIAEoCzIkLmNoZWNrcG9pbnRkLnYxLkRlbGV0ZVRocmVhZFJlc3BvbnNlSAASLwoFZXJyb3IYBiABKAsyHi5jaGVja3BvaW50ZC52MS5PcGVyYXRpb25FcnJvckgAEjEKB3dlbGNvbWUYByABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uV2VsY29tZUgAEjEKB2dvb2RieWUYCCABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uR29vZGJ5ZUgAEisKBHBvbmcYCSABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUG9uZ0gAEjUKCWxpc3RfcGFnZRgKIAEoCzIgLmNoZWNrcG9pbnRkLnYxLkxpc3RQYWdlUmVzcG9uc2VIAEIICgZyZXN1bHQiXAoOT3BlcmF0aW9uRXJyb3ISDAoEY29kZRgBIAEoBRIPCgdtZXNzYWdlGAIgASgJEisKBmRldGFpbBgDIAEoCzIbLmNoZWNrcG9pbnRkLnYxLkVycm9yRGV0YWlsIicKDlNlc3Npb25XZWxjb21lEhUKDW1heF9pbl9mbGlnaHQYASABKA0iEAoOU2Vzc2lvbkdvb2RieWUiDQoLU2Vzc2lvblBvbmcybAoOU2Vzc2lvblNlcnZpY2USWgoLT3BlblNlc3Npb24SIi5jaGVja3BvaW50ZC52MS5PcGVuU2Vzc2lvblJlcXVlc3QaIy5jaGVja3BvaW50ZC52MS5PcGVuU2Vzc2lvblJlc3BvbnNlKAEwAWIGcHJvdG8z", [file_checkpointd_v1_checkpoint, file_checkpointd_v1_checkpoint_service]);
+  fileDesc("CiRjaGVja3BvaW50ZC92MS9zZXNzaW9uX3NlcnZpY2UucHJvdG8SDmNoZWNrcG9pbnRkLnYxIuwDChJPcGVuU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKA0SEgoKdGltZW91dF9tcxgCIAEoDRI0CglnZXRfdHVwbGUYAyABKAsyHy5jaGVja3BvaW50ZC52MS5HZXRUdXBsZVJlcXVlc3RIABIpCgNwdXQYBCABKAsyGi5jaGVja3BvaW50ZC52MS5QdXRSZXF1ZXN0SAASNgoKcHV0X3dyaXRlcxgFIAEoCzIgLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1JlcXVlc3RIABI8Cg1kZWxldGVfdGhyZWFkGAYgASgLMiMuY2hlY2twb2ludGQudjEuRGVsZXRlVGhyZWFkUmVxdWVzdEgAEjEKBmNhbmNlbBgHIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkNhbmNlbE9wZXJhdGlvbkgAEisKBHBpbmcYCCABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUGluZ0gAEjQKCWxpc3RfcGFnZRgJIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkxpc3RQYWdlUmVxdWVzdEgAEjwKDXB1dF9leHRlbmRpbmcYCiABKAsyIy5jaGVja3BvaW50ZC52MS5QdXRFeHRlbmRpbmdSZXF1ZXN0SABCCwoJb3BlcmF0aW9uIhEKD0NhbmNlbE9wZXJhdGlvbiINCgtTZXNzaW9uUGluZyJvCg9MaXN0UGFnZVJlcXVlc3QSKQoEbGlzdBgBIAEoCzIbLmNoZWNrcG9pbnRkLnYxLkxpc3RSZXF1ZXN0EhIKCm1heF90dXBsZXMYAiABKA0SHQoVYWZ0ZXJfY2hlY2twb2ludF9qc29uGAMgASgJIlwKEExpc3RQYWdlUmVzcG9uc2USLwoGdHVwbGVzGAEgAygLMh8uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludFR1cGxlEhcKD25leHRfbWF4X3R1cGxlcxgCIAEoDSJtChNQdXRFeHRlbmRpbmdSZXF1ZXN0EicKA3B1dBgBIAEoCzIaLmNoZWNrcG9pbnRkLnYxLlB1dFJlcXVlc3QSLQoKZXh0ZW5zaW9ucxgCIAMoCzIZLmNoZWNrcG9pbnRkLnYxLkV4dGVuc2lvbiJQCglFeHRlbnNpb24SDAoEYmxvYhgBIAEoDRIPCgd2ZXJzaW9uGAIgASgJEhAKCHJldmlzaW9uGAMgASgJEhIKCmtlcHRfYnl0ZXMYBCABKA0iKAoUUHV0RXh0ZW5kaW5nUmVzcG9uc2USEAoIcmV2aXNpb24YASABKAkiwAQKE09wZW5TZXNzaW9uUmVzcG9uc2USCgoCaWQYASABKA0SNQoJZ2V0X3R1cGxlGAIgASgLMiAuY2hlY2twb2ludGQudjEuR2V0VHVwbGVSZXNwb25zZUgAEioKA3B1dBgDIAEoCzIbLmNoZWNrcG9pbnRkLnYxLlB1dFJlc3BvbnNlSAASNwoKcHV0X3dyaXRlcxgEIAEoCzIhLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1Jlc3BvbnNlSAASPQoNZGVsZXRlX3RocmVhZBgFIAEoCzIkLmNoZWNrcG9pbnRkLnYxLkRlbGV0ZVRocmVhZFJlc3BvbnNlSAASLwoFZXJyb3IYBiABKAsyHi5jaGVja3BvaW50ZC52MS5PcGVyYXRpb25FcnJvckgAEjEKB3dlbGNvbWUYByABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uV2VsY29tZUgAEjEKB2dvb2RieWUYCCABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uR29vZGJ5ZUgAEisKBHBvbmcYCSABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUG9uZ0gAEjUKCWxpc3RfcGFnZRgKIAEoCzIgLmNoZWNrcG9pbnRkLnYxLkxpc3RQYWdlUmVzcG9uc2VIABI9Cg1wdXRfZXh0ZW5kaW5nGAsgASgLMiQuY2hlY2twb2ludGQudjEuUHV0RXh0ZW5kaW5nUmVzcG9uc2VIAEIICgZyZXN1bHQiXAoOT3BlcmF0aW9uRXJyb3ISDAoEY29kZRgBIAEoBRIPCgdtZXNzYWdlGAIgASgJEisKBmRldGFpbBgDIAEoCzIbLmNoZWNrcG9pbnRkLnYxLkVycm9yRGV0YWlsIicKDlNlc3Npb25XZWxjb21lEhUKDW1heF9pbl9mbGlnaHQYASABKA0iEAoOU2Vzc2lvbkdvb2RieWUiDQoLU2Vzc2lvblBvbmcybAoOU2Vzc2lvblNlcnZpY2USWgoLT3BlblNlc3Npb24SIi5jaGVja3BvaW50ZC52MS5PcGVuU2Vzc2lvblJlcXVlc3QaIy5jaGVja3BvaW50ZC52MS5PcGVuU2Vzc2lvblJlc3BvbnNlKAEwAWIGcHJvdG8z", [file_checkpointd_v1_checkpoint, file_checkpointd_v1_checkpoint_service]);
 
 /**
  * One operation, or the cancellation of one.
@@ -99,6 +99,14 @@ export type OpenSessionRequest = Message<"checkpointd.v1.OpenSessionRequest"> & 
      */
     value: ListPageRequest;
     case: "listPage";
+  } | {
+    /**
+     * As CheckpointService.Put, with values told by what they add to stored ones.
+     *
+     * @generated from field: checkpointd.v1.PutExtendingRequest put_extending = 10;
+     */
+    value: PutExtendingRequest;
+    case: "putExtending";
   } | { case: undefined; value?: undefined };
 };
 
@@ -209,6 +217,106 @@ export const ListPageResponseSchema: GenMessage<ListPageResponse> = /*@__PURE__*
   messageDesc(file_checkpointd_v1_session_service, 4);
 
 /**
+ * Asks to store one checkpoint, as PutRequest does, whose values may begin as stored ones do: the
+ * messages of a conversation, of which every step stores all again, travel once. What is stored is
+ * the whole value. Limits hold for the whole values as well: the request's bytes and all kept_bytes
+ * together are at most what the server takes as one message.
+ *
+ * @generated from message checkpointd.v1.PutExtendingRequest
+ */
+export type PutExtendingRequest = Message<"checkpointd.v1.PutExtendingRequest"> & {
+  /**
+   * What to store. Required, without a lease_token; errors name its fields as those of Put do. The
+   * value of a blob that has an extension holds only what comes after the bytes it keeps, and may
+   * be empty.
+   *
+   * @generated from field: checkpointd.v1.PutRequest put = 1;
+   */
+  put?: PutRequest | undefined;
+
+  /**
+   * At most one for each of put.blobs.
+   *
+   * @generated from field: repeated checkpointd.v1.Extension extensions = 2;
+   */
+  extensions: Extension[];
+};
+
+/**
+ * Describes the message checkpointd.v1.PutExtendingRequest.
+ * Use `create(PutExtendingRequestSchema)` to create a new message.
+ */
+export const PutExtendingRequestSchema: GenMessage<PutExtendingRequest> = /*@__PURE__*/
+  messageDesc(file_checkpointd_v1_session_service, 5);
+
+/**
+ * Says that a value begins with the first bytes of one that is stored.
+ *
+ * @generated from message checkpointd.v1.Extension
+ */
+export type Extension = Message<"checkpointd.v1.Extension"> & {
+  /**
+   * The position in put.blobs of the value that is extended so. It must have a value.
+   *
+   * @generated from field: uint32 blob = 1;
+   */
+  blob: number;
+
+  /**
+   * The version of the same channel, in the same thread and namespace, whose bytes are kept.
+   * Required, at most 128 bytes, no NUL.
+   *
+   * @generated from field: string version = 2;
+   */
+  version: string;
+
+  /**
+   * The revision that the PutExtendingResponse gave that stored it. Required. If it is not stored
+   * under this revision (any more), or is shorter than kept_bytes, the put fails with
+   * FAILED_PRECONDITION (NOT_STORED) and stores nothing; send the whole value then.
+   *
+   * @generated from field: string revision = 3;
+   */
+  revision: string;
+
+  /**
+   * How many of its first bytes the value begins with. From 1.
+   *
+   * @generated from field: uint32 kept_bytes = 4;
+   */
+  keptBytes: number;
+};
+
+/**
+ * Describes the message checkpointd.v1.Extension.
+ * Use `create(ExtensionSchema)` to create a new message.
+ */
+export const ExtensionSchema: GenMessage<Extension> = /*@__PURE__*/
+  messageDesc(file_checkpointd_v1_session_service, 6);
+
+/**
+ * Answers PutExtendingRequest. The checkpoint is durably stored.
+ *
+ * @generated from message checkpointd.v1.PutExtendingResponse
+ */
+export type PutExtendingResponse = Message<"checkpointd.v1.PutExtendingResponse"> & {
+  /**
+   * Names what this put stored. A channel version that was stored before is not among it. To be
+   * compared by the server only.
+   *
+   * @generated from field: string revision = 1;
+   */
+  revision: string;
+};
+
+/**
+ * Describes the message checkpointd.v1.PutExtendingResponse.
+ * Use `create(PutExtendingResponseSchema)` to create a new message.
+ */
+export const PutExtendingResponseSchema: GenMessage<PutExtendingResponse> = /*@__PURE__*/
+  messageDesc(file_checkpointd_v1_session_service, 7);
+
+/**
  * The answer to one operation, or a word of the server (with id zero).
  *
  * @generated from message checkpointd.v1.OpenSessionResponse
@@ -298,6 +406,14 @@ export type OpenSessionResponse = Message<"checkpointd.v1.OpenSessionResponse"> 
      */
     value: ListPageResponse;
     case: "listPage";
+  } | {
+    /**
+     * The answer of a put_extending.
+     *
+     * @generated from field: checkpointd.v1.PutExtendingResponse put_extending = 11;
+     */
+    value: PutExtendingResponse;
+    case: "putExtending";
   } | { case: undefined; value?: undefined };
 };
 
@@ -306,7 +422,7 @@ export type OpenSessionResponse = Message<"checkpointd.v1.OpenSessionResponse"> 
  * Use `create(OpenSessionResponseSchema)` to create a new message.
  */
 export const OpenSessionResponseSchema: GenMessage<OpenSessionResponse> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_session_service, 5);
+  messageDesc(file_checkpointd_v1_session_service, 8);
 
 /**
  * Why an operation failed: what a unary call would have ended with.
@@ -341,7 +457,7 @@ export type OperationError = Message<"checkpointd.v1.OperationError"> & {
  * Use `create(OperationErrorSchema)` to create a new message.
  */
 export const OperationErrorSchema: GenMessage<OperationError> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_session_service, 6);
+  messageDesc(file_checkpointd_v1_session_service, 9);
 
 /**
  * What holds for this session.
@@ -363,7 +479,7 @@ export type SessionWelcome = Message<"checkpointd.v1.SessionWelcome"> & {
  * Use `create(SessionWelcomeSchema)` to create a new message.
  */
 export const SessionWelcomeSchema: GenMessage<SessionWelcome> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_session_service, 7);
+  messageDesc(file_checkpointd_v1_session_service, 10);
 
 /**
  * Asks the client to open another session.
@@ -378,7 +494,7 @@ export type SessionGoodbye = Message<"checkpointd.v1.SessionGoodbye"> & {
  * Use `create(SessionGoodbyeSchema)` to create a new message.
  */
 export const SessionGoodbyeSchema: GenMessage<SessionGoodbye> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_session_service, 8);
+  messageDesc(file_checkpointd_v1_session_service, 11);
 
 /**
  * A sign of life.
@@ -393,7 +509,7 @@ export type SessionPong = Message<"checkpointd.v1.SessionPong"> & {
  * Use `create(SessionPongSchema)` to create a new message.
  */
 export const SessionPongSchema: GenMessage<SessionPong> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_session_service, 9);
+  messageDesc(file_checkpointd_v1_session_service, 12);
 
 /**
  * The operations of CheckpointService on one long-lived stream. The operations, their

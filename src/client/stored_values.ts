@@ -1,0 +1,113 @@
+/** What was put last, so that of a value that begins as the one before only the rest is sent. */
+import { Buffer } from "node:buffer";
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import type { PutRequestSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import type {
+  ExtensionSchema,
+  PutExtendingRequestSchema,
+} from "../../gen/checkpointd/v1/session_service_pb.js";
+
+/** What a put stores. */
+export type Put = MessageInitShape<typeof PutRequestSchema>;
+type PutExtending = MessageInitShape<typeof PutExtendingRequestSchema>;
+type Extension = MessageInitShape<typeof ExtensionSchema>;
+
+interface StoredValue {
+  version: string;
+  revision: string;
+  data: Uint8Array;
+}
+
+/**
+ * From how many bytes on it pays to let Postgres read the value before instead of sending it again
+ * (agent, service and Postgres together: 9 KB even, 45 KB a quarter less, 180 KB 60 % less).
+ */
+const leastBytes = 16 * 1024;
+
+/** The values of each channel that were put last, the most recent ones up to a number of bytes. */
+export class StoredValues {
+  // The first is the one that was put the longest ago.
+  readonly #values = new Map<string, StoredValue>();
+  readonly #maxBytes: number;
+  #bytes = 0;
+
+  /** Zero remembers nothing. */
+  constructor(maxBytes: number) {
+    this.#maxBytes = maxBytes;
+  }
+
+  /** Whether a put has values that are extended, or that a later one could extend. */
+  concerns({ leaseToken = "", blobs = [] }: Put): boolean {
+    if (leaseToken !== "") return false;
+    return blobs.some(({ value }) => this.#isWorthwhile(value?.data));
+  }
+
+  /** The put, its values told by what they add to those that are remembered. */
+  extend(put: Put): PutExtending {
+    const { blobs = [] } = put;
+    const extensions: Extension[] = [];
+    const rests = blobs.map((init, blob): typeof init => {
+      const { value } = init;
+      const data = value?.data;
+      const stored = this.#values.get(keyOf(put, init.channel));
+      if (!stored || !value || !this.#isWorthwhile(data)) return init;
+      const keptBytes = commonBeginning(stored.data, data);
+      if (keptBytes < leastBytes / 2) return init;
+      const { version, revision } = stored;
+      extensions.push({ blob, version, revision, keptBytes });
+      return { ...init, value: { ...value, data: data.subarray(keptBytes) } } as typeof init;
+    });
+    return { put: { ...put, blobs: rests }, extensions } as PutExtending;
+  }
+
+  /** To be called when the put was stored under that revision. */
+  remember(put: Put, revision: string): void {
+    for (const { channel, version = "", value } of put.blobs ?? []) {
+      const key = keyOf(put, channel);
+      this.#forget(key);
+      const data = value?.data;
+      if (!this.#isWorthwhile(data)) continue;
+      this.#values.set(key, { version, revision, data });
+      this.#bytes += data.length;
+    }
+    for (const key of this.#values.keys()) {
+      if (this.#bytes <= this.#maxBytes) break;
+      this.#forget(key);
+    }
+  }
+
+  /** To be called when the values of a put's channels turn out not to be stored as remembered. */
+  forget(put: Put): void {
+    for (const { channel } of put.blobs ?? []) this.#forget(keyOf(put, channel));
+  }
+
+  #forget(key: string): void {
+    this.#bytes -= this.#values.get(key)?.data.length ?? 0;
+    this.#values.delete(key);
+  }
+
+  #isWorthwhile(data: Uint8Array | undefined): data is Uint8Array {
+    return data !== undefined && data.length >= leastBytes && data.length <= this.#maxBytes;
+  }
+}
+
+function keyOf({ threadId, checkpointNs = "" }: Put, channel: string | undefined): string {
+  return `${threadId}\0${checkpointNs}\0${channel}`;
+}
+
+/** How many bytes two values begin with in common: found by halves, as a comparison is memcmp. */
+function commonBeginning(a: Uint8Array, b: Uint8Array): number {
+  const bytes = Buffer.from(a.buffer, a.byteOffset, a.length);
+  let same = 0;
+  let unknown = Math.min(a.length, b.length);
+  while (unknown > 0) {
+    const half = Math.ceil(unknown / 2);
+    if (bytes.compare(b, same, same + half, same, same + half) === 0) {
+      same += half;
+      unknown -= half;
+    } else {
+      unknown = half - 1;
+    }
+  }
+  return same;
+}

@@ -1,0 +1,216 @@
+import { create } from "@bufbuild/protobuf";
+import pg from "pg";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { PutRequestSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { ExtensionSchema } from "../../gen/checkpointd/v1/session_service_pb.js";
+import { block, untilBlocked } from "../testing/blocking.js";
+import { createDatabase, type TestDatabase } from "../testing/postgres.js";
+import { type Db, openDb } from "./db.js";
+import { deleteThread } from "./delete_thread.js";
+import { createPut } from "./put.js";
+import { createPutExtending } from "./put_extending.js";
+
+let database: TestDatabase;
+let sql: pg.Client;
+let db: Db;
+let putExtending: ReturnType<typeof createPutExtending>;
+beforeAll(async () => {
+  database = await createDatabase();
+  sql = new pg.Client({ connectionString: database.url });
+  await sql.connect();
+  db = openDb({
+    databaseUrl: database.url,
+    schema: "public",
+    poolSize: 4,
+    queueLimit: 1000,
+    queueTimeoutMs: 10_000,
+    prepare: true,
+  });
+  putExtending = createPutExtending(db);
+});
+afterAll(async () => {
+  await db?.close(1000);
+  await sql?.end();
+  await database?.drop();
+});
+
+interface Base {
+  version: string;
+  revision: string;
+  keptBytes: number;
+}
+
+/** A checkpoint of that id, whose channel "a" has that version, and "b" a short value. */
+const request = (threadId: string, id: string, data: Uint8Array | undefined, base?: Base) => ({
+  put: create(PutRequestSchema, {
+    threadId,
+    checkpointId: id,
+    checkpointJson: '{"v": 4}',
+    blobs: [
+      { channel: "b", version: id, value: { type: "json", data: bytes(`b ${id}`) } },
+      { channel: "a", version: id, ...(data && { value: { type: "json", data } }) },
+    ],
+  }),
+  extensions: base ? [create(ExtensionSchema, { blob: 1, ...base })] : [],
+});
+const bytes = (text: string) => Buffer.from(text);
+
+async function stored(threadId: string) {
+  const { rows: blobs } = await sql.query(
+    "select version, type, blob from checkpoint_blobs where thread_id = $1 and channel = 'a' order by version",
+    [threadId],
+  );
+  const { rows } = await sql.query(
+    "select checkpoint_id from checkpoints where thread_id = $1 order by 1",
+    [threadId],
+  );
+  return {
+    values: blobs.map(({ version, type, blob }) => [version, type, blob?.toString()]),
+    checkpoints: rows.map(({ checkpoint_id }) => checkpoint_id),
+  };
+}
+const notStored = { code: "failed_precondition", detail: { reason: "NOT_STORED" } };
+
+it("stores whole values, of what is stored and what is added", async () => {
+  const first = await putExtending(request("t", "1", bytes("[one]")));
+  const kept = { version: "1", revision: first, keptBytes: 4 };
+  const second = await putExtending(request("t", "2", bytes(",two]"), kept));
+  // A base may be extended more than once, and as a whole, and with bytes that are no text.
+  await putExtending(request("t", "3", bytes(""), { ...kept, keptBytes: 5 }));
+  await putExtending(request("t", "4", Buffer.from([0]), kept));
+  await putExtending(
+    request("t", "5", bytes(",three]"), { version: "2", revision: second, keptBytes: 8 }),
+  );
+  expect(await stored("t")).toEqual({
+    values: [
+      ["1", "json", "[one]"],
+      ["2", "json", "[one,two]"],
+      ["3", "json", "[one]"],
+      ["4", "json", "[one\0"],
+      ["5", "json", "[one,two,three]"],
+    ],
+    checkpoints: ["1", "2", "3", "4", "5"],
+  });
+});
+
+it("stores an emptied channel and a put without values", async () => {
+  await putExtending(request("empty", "1", undefined));
+  const revision = await putExtending({
+    put: create(PutRequestSchema, {
+      threadId: "empty",
+      checkpointId: "2",
+      checkpointJson: "{}",
+    }),
+    extensions: [],
+  });
+  expect(revision).toMatch(/^\d+$/);
+  expect(await stored("empty")).toEqual({
+    values: [["1", "empty", undefined]],
+    checkpoints: ["1", "2"],
+  });
+});
+
+it("stores nothing where what it extends is not stored as it was", async () => {
+  const revision = await putExtending(request("guard", "1", bytes("[one]")));
+  const kept = { version: "1", revision, keptBytes: 4 };
+  const extend = (base: Partial<Base>, thread = "guard") =>
+    putExtending(request(thread, "2", bytes(",two]"), { ...kept, ...base }));
+  await expect(extend({ version: "0" })).rejects.toMatchObject(notStored);
+  await expect(extend({ revision: "1" })).rejects.toMatchObject(notStored);
+  await expect(extend({ keptBytes: 6 })).rejects.toMatchObject(notStored);
+  await expect(extend({}, "another thread")).rejects.toMatchObject(notStored);
+  expect(await stored("guard")).toEqual({ values: [["1", "json", "[one]"]], checkpoints: ["1"] });
+  expect(await stored("another thread")).toEqual({ values: [], checkpoints: [] });
+
+  // The same thread begun anew by somebody whose versions are the same.
+  await deleteThread(db, "guard");
+  await expect(extend({})).rejects.toMatchObject(notStored);
+  await createPut(db)(request("guard", "1", bytes("[another]")).put);
+  await expect(extend({})).rejects.toMatchObject(notStored);
+  expect((await stored("guard")).checkpoints).toEqual(["1"]);
+});
+
+it("does not let a version be extended that was stored before, under the later revision", async () => {
+  const first = await putExtending(request("before", "1", bytes("[one]")));
+  const again = await putExtending(request("before", "1", bytes("[other]")));
+  const extend = (revision: string, id: string) =>
+    putExtending(request("before", id, bytes("]"), { version: "1", revision, keptBytes: 4 }));
+  await expect(extend(again, "2")).rejects.toMatchObject(notStored);
+  await extend(first, "3");
+  // A row lock, as each put takes it, changes nothing.
+  await extend(first, "4");
+  expect((await stored("before")).values).toEqual([
+    ["1", "json", "[one]"],
+    ["3", "json", "[one]"],
+    ["4", "json", "[one]"],
+  ]);
+});
+
+it("keeps the revision through VACUUM FREEZE, and refuses what was copied", async () => {
+  const revision = await putExtending(request("vacuum", "1", bytes("[one]")));
+  const base = { version: "1", revision, keptBytes: 4 };
+  await sql.query("vacuum freeze checkpoint_blobs");
+  await putExtending(request("vacuum", "2", bytes("]"), base));
+  await sql.query("create table copy as select * from checkpoint_blobs");
+  await sql.query("delete from checkpoint_blobs");
+  await sql.query("insert into checkpoint_blobs select * from copy");
+  await expect(putExtending(request("vacuum", "3", bytes("]"), base))).rejects.toMatchObject(
+    notStored,
+  );
+});
+
+it("refuses one of those that travel together, and stores the others", async () => {
+  const threads = Array.from({ length: 20 }, (_, i) => `many-${i}`);
+  const revisions = await Promise.all(
+    threads.map((thread) => putExtending(request(thread, "1", bytes(`["${thread}"]`)))),
+  );
+  const blocker = await block(database.url, "lock table checkpoints in exclusive mode");
+  const results = threads.map((thread, i) => {
+    const kept = { version: "1", keptBytes: thread.length + 3 };
+    const revision = i % 3 === 1 ? "7" : (revisions[i] as string);
+    return putExtending(request(thread, "2", bytes(",é]"), { ...kept, revision })).then(
+      () => "stored",
+      (error) => error.detail.reason,
+    );
+  });
+  await untilBlocked(sql, 1);
+  await blocker.release();
+  expect(await Promise.all(results)).toEqual(
+    threads.map((_, i) => (i % 3 === 1 ? "NOT_STORED" : "stored")),
+  );
+  for (const [i, thread] of threads.entries()) {
+    expect((await stored(thread)).values.slice(1)).toEqual(
+      i % 3 === 1 ? [] : [["2", "json", `["${thread}",é]`]],
+    );
+  }
+});
+
+it("gives two puts of one tick a revision each, so that only the one that stored can be extended", async () => {
+  const revisions = await Promise.all(
+    ["x", "y"].map((text, i) => {
+      const { put, extensions } = request("tick", `${i}`, bytes(`[${text}]`));
+      for (const blob of put.blobs) blob.version = "1";
+      return putExtending({ put, extensions });
+    }),
+  );
+  const [[, , value]] = (await stored("tick")).values as [string[]];
+  const winner = value === "[x]" ? 0 : 1;
+  const extend = (revision: string | undefined, id: string) =>
+    putExtending(
+      request("tick", id, bytes("]"), { version: "1", revision: String(revision), keptBytes: 2 }),
+    );
+  await extend(revisions[winner], "2");
+  await expect(extend(revisions[1 - winner], "3")).rejects.toMatchObject(notStored);
+});
+
+it("names JSON that cannot be stored", async () => {
+  const { put, extensions } = request("json", "1", bytes("[one]"));
+  put.checkpointJson = "{nonsense";
+  const other = putExtending(request("json-other", "1", bytes("[one]")));
+  await expect(putExtending({ put, extensions })).rejects.toMatchObject({
+    code: "invalid_argument",
+    detail: { reason: "INVALID_JSON", field: "checkpoint_json" },
+  });
+  await other;
+  expect(await stored("json")).toEqual({ values: [], checkpoints: [] });
+});

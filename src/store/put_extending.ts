@@ -1,0 +1,160 @@
+import type { PutRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import type { Extension } from "../../gen/checkpointd/v1/session_service_pb.js";
+import { CheckpointdError } from "../errors.js";
+import { createBatch } from "./batch.js";
+import type { Db, Run, Signal } from "./db.js";
+import { explainJson } from "./json.js";
+import { compareChannels, compareKeys, keepBlob, replaceCheckpoint } from "./put.js";
+import { packBytes, unpack, unpacked } from "./values.js";
+
+/** A put whose values may begin as stored ones do. */
+export interface PutExtending {
+  put: PutRequest;
+  extensions: readonly Extension[];
+}
+
+/**
+ * Returns put with extensions: Postgres makes each value of the first bytes of a stored one and of
+ * those that came, so that a long value neither travels nor passes through this process. The same
+ * is stored as put stores, all or nothing. Returns the revision of what was stored. Throws
+ * FAILED_PRECONDITION (NOT_STORED), and stores nothing, where a value that is extended is not
+ * stored under its revision or is shorter than what is kept of it.
+ *
+ * A revision is the id of the transaction that inserted the row, which is its xmin for as long as
+ * the row lives. Rows of blobs are never updated, so the same version with the same xmin is the
+ * same value: not that of a thread that was deleted and begun anew, nor what somebody else stored
+ * under the same version. (After a failover that lost transactions an id can be given a second
+ * time; that the version is the same as well takes a saver whose versions are not random.) A dump
+ * that is restored has new ids, and the extension is refused.
+ *
+ * Puts travel together as those of createPut do. Relies on the primary keys of checkpoints and
+ * checkpoint_blobs.
+ */
+export function createPutExtending(
+  db: Db,
+): (request: PutExtending, signal?: Signal) => Promise<string> {
+  const text = statement(db.schema);
+  const batch = createBatch<PutExtending, string | undefined>(db, {
+    maxItems: () => 32,
+    maxBytes: 1024 * 1024,
+    sizeOf: ({ put, extensions }) => {
+      let bytes = put.checkpointJson.length + put.metadataJson.length;
+      for (const blob of put.blobs) bytes += blob.value?.data.length ?? 0;
+      for (const { keptBytes } of extensions) bytes += keptBytes;
+      return bytes;
+    },
+    // Two that bring the same version of a channel would share a revision, and one of them lose.
+    keyOf: ({ put }) => `${put.threadId}\0${put.checkpointNs}`,
+    run: (run, requests, signal) => putAll(text, run, requests, signal),
+  });
+  return async (request, signal) => {
+    const revision = await batch(request, signal);
+    if (revision === undefined) throw notStored();
+    return revision;
+  };
+}
+
+/** The revision of each, or undefined where what it extends is not stored. */
+async function putAll(
+  text: string,
+  run: Run,
+  requests: readonly PutExtending[],
+  signal: Signal | undefined,
+): Promise<(string | undefined)[]> {
+  const sorted = [...requests].sort((a, b) => compareKeys(a.put, b.put));
+  const puts = sorted.map(({ put }) => put);
+  const blobs = sorted.flatMap(({ put, extensions }, i) =>
+    put.blobs
+      .map((blob, at) => {
+        const extension = extensions.find((one) => one.blob === at);
+        return { item: i + 1, put, blob, extension };
+      })
+      .sort((a, b) => compareChannels(a.blob, b.blob)),
+  );
+  const values = packBytes(blobs.map(({ blob }) => blob.value?.data));
+  const result = run(
+    text,
+    [
+      puts.map((put) => put.threadId),
+      puts.map((put) => put.checkpointNs),
+      puts.map((put) => put.checkpointId),
+      puts.map((put) => put.parentCheckpointId || null),
+      puts.map((put) => put.checkpointJson),
+      puts.map((put) => put.metadataJson || "{}"),
+      blobs.map(({ item }) => item),
+      blobs.map(({ put }) => put.threadId),
+      blobs.map(({ put }) => put.checkpointNs),
+      blobs.map(({ blob }) => blob.channel),
+      blobs.map(({ blob }) => blob.version),
+      blobs.map(({ blob }) => blob.value?.type ?? "empty"),
+      values.starts,
+      values.lengths,
+      blobs.map(({ extension }) => extension?.version ?? null),
+      blobs.map(({ extension }) => extension?.revision ?? null),
+      blobs.map(({ extension }) => extension?.keptBytes ?? null),
+      values.texts,
+      values.bytes,
+    ],
+    signal,
+  );
+  const [only] = puts.length === 1 ? puts : [];
+  const rows = await (only
+    ? explainJson(
+        run,
+        { checkpoint_json: only.checkpointJson, metadata_json: only.metadataJson },
+        result,
+      )
+    : result);
+  const [revision, refusedItems] = rows[0]!.map(String) as [string, string];
+  const refused = new Set(refusedItems.split(","));
+  const revisions = new Map(
+    sorted.map((request, i) => [request, refused.has(`${i + 1}`) ? undefined : revision]),
+  );
+  return requests.map((request) => revisions.get(request));
+}
+
+function notStored(): CheckpointdError {
+  return new CheckpointdError(
+    "failed_precondition",
+    "extensions: a value that is extended is not stored under that revision, or is shorter",
+    { reason: "NOT_STORED", field: "extensions" },
+  );
+}
+
+// The subquery, unlike a join, leaves the planner no choice but the primary key. `base` is only a
+// pointer to the value until the insert reads it. An xmin has the lower half of a transaction's id.
+const statement = (schema: string) => `
+with new_values as materialized (
+  select b.*, (
+    select stored.blob from ${schema}.checkpoint_blobs as stored
+    where stored.thread_id = b.thread_id and stored.checkpoint_ns = b.checkpoint_ns
+      and stored.channel = b.channel and stored.version = b.base_version
+      and stored.xmin = b.revision::xid and octet_length(stored.blob) >= b.kept
+  ) as base
+  from unnest($7::int[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::int[],
+      $14::int[], $15::text[], $16::text[], $17::int[])
+    as b (item, thread_id, checkpoint_ns, channel, version, type, start, length, base_version,
+      revision, kept)
+), refused as (
+  select distinct item from new_values where kept is not null and base is null
+), new_blobs as (
+  insert into ${schema}.checkpoint_blobs as stored
+    (thread_id, checkpoint_ns, channel, version, type, blob)
+  select thread_id, checkpoint_ns, channel, version, type,
+    case when kept is null then ${unpacked}
+      else substring(base from 1 for kept) || ${unpacked} end
+  from new_values cross join ${unpack("$18", "$19")}
+  where item not in (select item from refused)
+  ${keepBlob}
+), new_checkpoints as (
+  insert into ${schema}.checkpoints
+    (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
+  select thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id,
+    checkpoint::jsonb, metadata::jsonb
+  from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+    with ordinality
+    as c (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata, item)
+  where item not in (select item from refused)
+  ${replaceCheckpoint}
+)
+select txid_current() & 4294967295, array_to_string(array(select item from refused), ',')`;
