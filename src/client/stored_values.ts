@@ -23,6 +23,8 @@ interface StoredValue {
  * (agent, service and Postgres together: 9 KB even, 45 KB a quarter less, 180 KB 60 % less).
  */
 const leastBytes = 16 * 1024;
+/** A value may take no more of the room than this part, so that it does not drive out all others. */
+const largestPart = 1 / 8;
 
 /** The values of each channel that were put last, the most recent ones up to a number of bytes. */
 export class StoredValues {
@@ -87,7 +89,9 @@ export class StoredValues {
   }
 
   #isWorthwhile(data: Uint8Array | undefined): data is Uint8Array {
-    return data !== undefined && data.length >= leastBytes && data.length <= this.#maxBytes;
+    return (
+      data !== undefined && data.length >= leastBytes && data.length <= this.#maxBytes * largestPart
+    );
   }
 }
 

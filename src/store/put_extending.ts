@@ -4,8 +4,15 @@ import { CheckpointdError } from "../errors.js";
 import { createBatch } from "./batch.js";
 import type { Db, Run, Signal } from "./db.js";
 import { explainJson } from "./json.js";
-import { compareChannels, compareKeys, keepBlob, replaceCheckpoint } from "./put.js";
-import { packBytes, unpack, unpacked } from "./values.js";
+import {
+  compareChannels,
+  compareKeys,
+  keepBlob,
+  oneStatement,
+  putOne,
+  replaceCheckpoint,
+} from "./put.js";
+import { createSingleStatements, mostSingleValues, packBytes, unpack, unpacked } from "./values.js";
 
 /** A put whose values may begin as stored ones do. */
 export interface PutExtending {
@@ -34,6 +41,9 @@ export function createPutExtending(
   db: Db,
 ): (request: PutExtending, signal?: Signal) => Promise<string> {
   const text = statement(db.schema);
+  const statementOfOne = createSingleStatements(
+    (blobs, bytesOf) => `${oneStatement(db.schema, blobs, bytesOf)} returning ${revisionNow}`,
+  );
   const batch = createBatch<PutExtending, string | undefined>(db, {
     maxItems: () => 32,
     maxBytes: 1024 * 1024,
@@ -45,7 +55,14 @@ export function createPutExtending(
     },
     // Two that bring the same version of a channel would share a revision, and one of them lose.
     keyOf: ({ put }) => `${put.threadId}\0${put.checkpointNs}`,
-    run: (run, requests, signal) => putAll(text, run, requests, signal),
+    run: async (run, requests, signal) => {
+      const [only] = requests.length === 1 ? requests : [];
+      if (!only || only.extensions.length > 0 || only.put.blobs.length > mostSingleValues) {
+        return putAll(text, run, requests, signal);
+      }
+      const rows = await putOne(statementOfOne, run, only.put, signal);
+      return rows.map(([revision]) => String(revision));
+    },
   });
   return async (request, signal) => {
     const revision = await batch(request, signal);
@@ -63,14 +80,12 @@ async function putAll(
 ): Promise<(string | undefined)[]> {
   const sorted = [...requests].sort((a, b) => compareKeys(a.put, b.put));
   const puts = sorted.map(({ put }) => put);
-  const blobs = sorted.flatMap(({ put, extensions }, i) =>
-    put.blobs
-      .map((blob, at) => {
-        const extension = extensions.find((one) => one.blob === at);
-        return { item: i + 1, put, blob, extension };
-      })
-      .sort((a, b) => compareChannels(a.blob, b.blob)),
-  );
+  const blobs = sorted.flatMap(({ put, extensions }, i) => {
+    const byBlob = new Map(extensions.map((extension) => [extension.blob, extension]));
+    return put.blobs
+      .map((blob, at) => ({ item: i + 1, put, blob, extension: byBlob.get(at) }))
+      .sort((a, b) => compareChannels(a.blob, b.blob));
+  });
   const values = packBytes(blobs.map(({ blob }) => blob.value?.data));
   const result = run(
     text,
@@ -121,8 +136,11 @@ function notStored(): CheckpointdError {
   );
 }
 
+/** An xmin has the lower half of a transaction's id. */
+const revisionNow = "txid_current() & 4294967295";
+
 // The subquery, unlike a join, leaves the planner no choice but the primary key. `base` is only a
-// pointer to the value until the insert reads it. An xmin has the lower half of a transaction's id.
+// pointer to the value until the insert reads it.
 const statement = (schema: string) => `
 with new_values as materialized (
   select b.*, (
@@ -157,4 +175,4 @@ with new_values as materialized (
   where item not in (select item from refused)
   ${replaceCheckpoint}
 )
-select txid_current() & 4294967295, array_to_string(array(select item from refused), ',')`;
+select ${revisionNow}, array_to_string(array(select item from refused), ',')`;
