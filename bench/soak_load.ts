@@ -46,6 +46,8 @@ const places = [
 
 /** Too short for a put while the tables are locked. */
 const hastyMs = 100;
+/** Messages after which a conversation begins anew. */
+const longestTalk = 100;
 /** Every so often a client vanishes, a saver is ended for a new one, and tables are locked. */
 const troubleMs = 1_000;
 const lockMs = 300;
@@ -66,6 +68,7 @@ class Slot {
   readonly #name: string;
   #count = 0;
   #threadId = "";
+  #messages: string[] = [];
   /** The checkpoints whose put succeeded. */
   #ids: string[] = [];
   /** Threads to be deleted, and how often they were: a write that was given up may come later. */
@@ -76,23 +79,35 @@ class Slot {
     this.#begin();
   }
 
-  async put(saver: ConnectSaver, bytes = 1024): Promise<void> {
+  async put(saver: ConnectSaver, bytes = 1024, more: Record<string, unknown> = {}): Promise<void> {
     const id = this.#nextId();
     const version = saver.getNextVersion(undefined);
+    const values = { note: `${id} ${text(bytes)}`, ...more };
+    const versions = Object.fromEntries(Object.keys(values).map((channel) => [channel, version]));
     await saver.put(
       { configurable: { thread_id: this.#threadId } },
       {
         v: 4,
         id,
         ts: new Date().toISOString(),
-        channel_values: { note: `${id} ${text(bytes)}` },
-        channel_versions: { note: version },
+        channel_values: values,
+        channel_versions: versions,
         versions_seen: {},
       },
       { source: "loop", step: this.#count, parents: {} },
-      { note: version },
+      versions,
     );
     this.#ids.push(id);
+  }
+
+  /** Puts a conversation with one message more, of which the saver sends only that. */
+  async converse(saver: ConnectSaver): Promise<void> {
+    if (this.#messages.length === longestTalk) this.#messages = [];
+    this.#messages = [...this.#messages, text(1024)];
+    await this.put(saver, 1, { messages: this.#messages });
+    const tuple = await saver.getTuple(this.#latest());
+    const messages = tuple?.checkpoint.channel_values.messages as string[] | undefined;
+    if (messages?.join() !== this.#messages.join()) throw new Error("a conversation is another");
   }
 
   async putWrites(saver: ConnectSaver): Promise<void> {
@@ -216,6 +231,8 @@ export async function startLoad(
     [28, (slot) => slot.put(pick(savers))],
     [20, (slot) => slot.putWrites(pick(savers))],
     [24, (slot) => slot.getTuple(pick(savers))],
+    [8, (slot) => slot.converse(pick(savers))],
+    [1, (slot) => slot.converse(hasty), Code.DeadlineExceeded],
     [6, (slot) => slot.invoke(pick(savers))],
     [5, (slot) => slot.list(pick(savers))],
     [4, (slot) => slot.listAndLeave(pick(savers))],

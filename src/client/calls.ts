@@ -30,7 +30,7 @@ import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { errorDetail, isRetryable, pauseBefore, type RetryOptions } from "./retry.js";
 import { type Answer, NotOnSession, type Operation, type Session } from "./session.js";
 import { NoSessions } from "./session_stream.js";
-import { type Put, StoredValues } from "./stored_values.js";
+import { type Put, ValueCache } from "./value_cache.js";
 
 /** What a List asks for. `after` is not the caller's: it says where the list goes on. */
 export type ListInit = Omit<
@@ -68,8 +68,9 @@ interface UnaryOperations {
 }
 
 /**
- * For how long there are none once there was none: it may have been a balancer without a server
- * behind it, or a server too busy to greet.
+ * For how long there are no sessions once there was none: it may have been a balancer without a
+ * server behind it, or a server too busy to greet. The same for sessions that extend no values: it
+ * may have been a server of an earlier version.
  */
 const noSessionsMs = 10 * 60_000;
 
@@ -97,8 +98,9 @@ export class Calls {
   readonly #timeoutMs: number;
   readonly #retry: Required<RetryOptions>;
   readonly #headers: Headers | undefined;
-  /** Undefined once the service turned out not to extend values: it is of an earlier version. */
-  #stored: StoredValues | undefined;
+  readonly #valueCache: ValueCache;
+  /** From when on values may be extended, by performance.now(). */
+  #extendsFrom = 0;
   /** Of streams and lists. */
   readonly #reading = new Set<AbortController>();
   readonly #ending = new AbortController();
@@ -129,7 +131,7 @@ export class Calls {
       initialDelayMs: checkInteger("retry.initialDelayMs", initialDelayMs, 0),
       maxDelayMs: checkInteger("retry.maxDelayMs", maxDelayMs, 0),
     };
-    this.#stored = new StoredValues(checkInteger("valueCacheBytes", valueCacheBytes, 0));
+    this.#valueCache = new ValueCache(checkInteger("valueCacheBytes", valueCacheBytes, 0));
     this.#headers = headers === undefined ? undefined : new Headers(headers);
   }
 
@@ -148,7 +150,7 @@ export class Calls {
   put(request: Put): Promise<unknown> {
     return this.#repeat(async (timeoutMs) => {
       const isExtended =
-        this.#stored?.concerns(request) && (await this.#extend(request, timeoutMs));
+        this.#valueCache.concerns(request) && (await this.#extend(request, timeoutMs));
       return isExtended || this.#once("put", request, timeoutMs);
     });
   }
@@ -171,20 +173,20 @@ export class Calls {
 
   /** Stores a checkpoint by what its values add; false where there is no session that does so. */
   async #extend(request: Put, timeoutMs: () => number): Promise<boolean> {
-    while (this.#stored) {
-      const extending = this.#stored.extend(request);
+    while (performance.now() >= this.#extendsFrom) {
+      const extending = this.#valueCache.extend(request);
       const operation: Operation = { case: "putExtending", value: extending };
       const size = bytesOf(extending.put ?? {}) <= smallBytes ? "small" : "large";
       try {
         const answer = await this.#onSession(operation, size, timeoutMs());
         if (answer?.case !== "putExtending") return false;
-        this.#stored?.remember(request, answer.value.revision);
+        this.#valueCache.remember(request, answer.value.revision);
         return true;
       } catch (error) {
         if (isUnimplemented(error)) {
-          this.#stored = undefined;
+          this.#extendsFrom = performance.now() + noSessionsMs;
         } else if (errorDetail(error)?.reason === "NOT_STORED" && extending.extensions?.length) {
-          this.#stored.forget(request);
+          this.#valueCache.forget(request);
         } else {
           throw error;
         }

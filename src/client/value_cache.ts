@@ -12,7 +12,7 @@ export type Put = MessageInitShape<typeof PutRequestSchema>;
 type PutExtending = MessageInitShape<typeof PutExtendingRequestSchema>;
 type Extension = MessageInitShape<typeof ExtensionSchema>;
 
-interface StoredValue {
+interface CachedValue {
   version: string;
   revision: string;
   data: Uint8Array;
@@ -27,9 +27,9 @@ const leastBytes = 16 * 1024;
 const largestPart = 1 / 8;
 
 /** The values of each channel that were put last, the most recent ones up to a number of bytes. */
-export class StoredValues {
+export class ValueCache {
   // The first is the one that was put the longest ago.
-  readonly #values = new Map<string, StoredValue>();
+  readonly #values = new Map<string, CachedValue>();
   readonly #maxBytes: number;
   #bytes = 0;
 
