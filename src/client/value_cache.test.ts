@@ -8,6 +8,7 @@ import { MemorySaver } from "@langchain/langgraph-checkpoint";
 import { afterAll, beforeAll, expect, it, onTestFinished } from "vitest";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import {
+  type OpenSessionRequest,
   type OpenSessionResponseSchema,
   SessionService,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
@@ -183,9 +184,28 @@ it("puts under a lease without it", async () => {
   expect(operations("leased")).toMatchObject({ putExtending: 1, put: 2 });
 });
 
-it("puts without it where the server's sessions do not know it", async () => {
-  const memory = new MemorySaver();
-  const seen: (string | undefined)[] = [];
+it("stores what a serde wrote, though it writes the next value into the same memory", async () => {
+  const memory = new Uint8Array(100_000);
+  const serde = {
+    async dumpsTyped(value: string): Promise<[string, Uint8Array]> {
+      const { written } = new TextEncoder().encodeInto(value, memory);
+      return ["text", memory.subarray(0, written)];
+    },
+    async loadsTyped(_: string, data: Uint8Array | string) {
+      return typeof data === "string" ? data : new TextDecoder().decode(data);
+    },
+  };
+  const saver = ConnectSaver.fromUrl(edge.server.url, { serde });
+  await put(saver, "memory", { text: "a".repeat(50_000) });
+  await put(saver, "memory", { text: "b".repeat(50_000) });
+  expect(await latest(saver, "memory")).toEqual({ text: "b".repeat(50_000) });
+  await saver.end();
+});
+
+/** The sessions of a server that is not ours; returns its URL. */
+async function startSessions(
+  answer: (request: OpenSessionRequest) => Generator<Response>,
+): Promise<string> {
   const proxy = createServer(
     connectNodeAdapter({
       routes: (router) =>
@@ -193,13 +213,7 @@ it("puts without it where the server's sessions do not know it", async () => {
           .service(SessionService, {
             async *openSession(requests): AsyncGenerator<Response> {
               yield { result: { case: "welcome", value: { maxInFlight: 8 } } };
-              for await (const { id, operation } of requests) {
-                seen.push(operation.case);
-                const isPut = operation.case === "put";
-                const error = { code: Code.Unimplemented, message: "unknown" };
-                if (isPut) yield { id, result: { case: "put", value: {} } };
-                else yield { id, result: { case: "error", value: error } };
-              }
+              for await (const request of requests) yield* answer(request);
             },
           })
           .service(CheckpointService, {}),
@@ -207,8 +221,48 @@ it("puts without it where the server's sessions do not know it", async () => {
   );
   await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
   onTestFinished(() => void proxy.close());
-  const { port } = proxy.address() as AddressInfo;
-  const saver = ConnectSaver.fromUrl(`http://127.0.0.1:${port}`, { serde: memory.serde });
+  return `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`;
+}
+
+it("fails no put where one of two servers does not know it and the other lost the value", async () => {
+  const waiting: number[] = [];
+  let isFirst = true;
+  const url = await startSessions(function* ({ id, operation }) {
+    const refuse = (id: number, code: Code, reason: string): Response => ({
+      id,
+      result: { case: "error", value: { code, message: "refused", detail: { reason } } },
+    });
+    if (operation.case === "put") {
+      yield { id, result: { case: "put", value: {} } };
+    } else if (operation.case === "putExtending" && isFirst) {
+      isFirst = false;
+      yield { id, result: { case: "putExtending", value: { revision: "7" } } };
+    } else if (operation.case === "putExtending" && operation.value.extensions.length > 0) {
+      waiting.push(id);
+    } else {
+      yield refuse(id, Code.Unimplemented, "");
+      for (const id of waiting) yield refuse(id, Code.FailedPrecondition, "NOT_STORED");
+    }
+  });
+  const saver = ConnectSaver.fromUrl(url, { serde: new MemorySaver().serde });
+  await put(saver, "one", { messages: messages(100) });
+  await Promise.all([
+    put(saver, "one", { messages: messages(101) }),
+    put(saver, "two", { messages: messages(100) }),
+  ]);
+  await saver.end();
+});
+
+it("puts without it where the server's sessions do not know it", async () => {
+  const memory = new MemorySaver();
+  const seen: (string | undefined)[] = [];
+  const url = await startSessions(function* ({ id, operation }) {
+    seen.push(operation.case);
+    const error = { code: Code.Unimplemented, message: "unknown" };
+    if (operation.case === "put") yield { id, result: { case: "put", value: {} } };
+    else yield { id, result: { case: "error", value: error } };
+  });
+  const saver = ConnectSaver.fromUrl(url, { serde: memory.serde });
   await put(saver, "older", { messages: messages(100) });
   await put(saver, "older", { messages: messages(101) });
   expect(seen).toEqual(["putExtending", "put", "put"]);

@@ -231,6 +231,13 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
     const stored = await session.next();
     expect(stored).toMatchObject({ result: { case: "putExtending" } });
     const { revision } = stored.result.value as { revision: string };
+    // Postgres would take it for an octal number.
+    for (const octal of ["08", `0${revision}`]) {
+      const value = { put: whole, extensions: [{ ...extension, revision: octal }] };
+      session.send({ id: 1, operation: { case: "putExtending", value } });
+      const detail = { reason: "OUT_OF_RANGE", field: "extensions[0].revision" };
+      expect(await session.next()).toMatchObject({ result: { case: "error", value: { detail } } });
+    }
     const put = { ...whole, checkpointId: "2", blobs: [{ ...blobs[0], version: "2" }] };
     const value = { put, extensions: [{ ...extension, revision }] };
     session.send({ id: 2, operation: { case: "putExtending", value } });

@@ -377,6 +377,27 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
     }
   });
 
+  it("looks only for stored values that are extended", async () => {
+    const blobs = Array.from({ length: 9 }, (_, i) => ({
+      channel: `c${i}`,
+      version: "2",
+      value: text,
+    }));
+    const put = create(PutRequestSchema, { ...named, checkpointJson: "{}", blobs });
+    const extensions = [create(ExtensionSchema, { version: "1", revision: "7", keptBytes: 1 })];
+    const [[statement, parameters] = []] = await recordStatements(database.url, (db) =>
+      createPutExtending(db)({ put, extensions }).catch(() => {}),
+    );
+    const { rows } = await client.query(
+      `explain (analyze, format json) ${statement}`,
+      parameters as unknown[],
+    );
+    const lookups = [...nodes(rows[0]["QUERY PLAN"][0].Plan)].filter(
+      (node) => node.Alias === "stored" && node["Node Type"] !== "ModifyTable",
+    );
+    expect(lookups.map((node) => node["Actual Loops"])).toEqual([1]);
+  });
+
   /** The indexes used, by table; a table read without one is there with "a scan". */
   async function explain(text: string, parameters: readonly Parameter[] = []) {
     const { rows } = await client.query(text, parameters as unknown[]);
