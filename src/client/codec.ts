@@ -80,8 +80,9 @@ export async function toWrites(
 }
 
 /**
- * The default serde hands a Uint8Array on as it is, and the graph may go on changing it while the
- * call is sent, or sent again. Of its own class still, which a serde may look at.
+ * The default serde hands a Uint8Array on as it is, another one may hand out memory of the graph or
+ * of its own, and either may go on changing it while the call is sent, or sent again, or while later
+ * values are compared with it. Of its own class still, which a serde may look at.
  */
 const copyOf = (value: Uint8Array): Uint8Array => Uint8Array.prototype.slice.call(value);
 
@@ -97,7 +98,8 @@ async function toValues(
   const dumped = await Promise.all(
     values.map((value) => serde.dumpsTyped(value instanceof Uint8Array ? copyOf(value) : value)),
   );
-  return dumped.map(([type, data]) => ({ type, data }));
+  const isDefault = serde.constructor === metadataSerde.constructor;
+  return dumped.map(([type, data]) => ({ type, data: isDefault ? data : copyOf(data) }));
 }
 
 /**

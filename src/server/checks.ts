@@ -81,7 +81,7 @@ export function checkPutExtending(
   }
   checkCount("extensions", extensions.length);
   const extended = new Set<number>();
-  let size = put.checkpointJson.length + put.metadataJson.length;
+  let size = Buffer.byteLength(put.checkpointJson) + Buffer.byteLength(put.metadataJson);
   for (const { value } of put.blobs) size += value?.data.length ?? 0;
   for (const [i, { blob, version, revision, keptBytes }] of extensions.entries()) {
     const field = `extensions[${i}]`;
@@ -93,7 +93,8 @@ export function checkPutExtending(
     }
     checkName(`${field}.version`, version, limits.version);
     checkName(`${field}.revision`, revision, limits.revision);
-    if (!/^\d+$/.test(revision) || Number(revision) >= 2 ** 32) {
+    // Postgres takes one with a leading zero for an octal number.
+    if (!/^(0|[1-9]\d*)$/.test(revision) || Number(revision) >= 2 ** 32) {
       const message = "must be one that a PutExtendingResponse gave";
       throw invalidArgument(`${field}.revision`, "OUT_OF_RANGE", message);
     }
@@ -105,7 +106,7 @@ export function checkPutExtending(
   if (size > maxMessageSize) {
     throw new CheckpointdError(
       "resource_exhausted",
-      `put: ${size} bytes with what is kept are more than the limit of ${maxMessageSize} bytes`,
+      `put: ${size} bytes of values and JSON are more than the limit of ${maxMessageSize} bytes`,
       { reason: "TOO_LONG", field: "put", limit: maxMessageSize },
     );
   }

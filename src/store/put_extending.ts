@@ -139,13 +139,15 @@ function notStored(): CheckpointdError {
 /** An xmin has the lower half of a transaction's id. */
 const revisionNow = "txid_current() & 4294967295";
 
-// The subquery, unlike a join, leaves the planner no choice but the primary key. `base` is only a
-// pointer to the value until the insert reads it.
+// The subquery, unlike a join, leaves the planner the primary key or, while the table is a few
+// pages, a scan of it: so only for values that are extended. `base` is only a pointer to the value
+// until the insert reads it.
 const statement = (schema: string) => `
 with new_values as materialized (
   select b.*, (
     select stored.blob from ${schema}.checkpoint_blobs as stored
-    where stored.thread_id = b.thread_id and stored.checkpoint_ns = b.checkpoint_ns
+    where b.kept is not null
+      and stored.thread_id = b.thread_id and stored.checkpoint_ns = b.checkpoint_ns
       and stored.channel = b.channel and stored.version = b.base_version
       and stored.xmin = b.revision::xid and octet_length(stored.blob) >= b.kept
   ) as base

@@ -257,8 +257,8 @@ export type ErrorDetail = Message<"checkpointd.v1.ErrorDetail"> & {
    * A stable, upper-case word for programs: REQUIRED, TOO_LONG, TOO_MANY, OUT_OF_RANGE,
    * NUL_CHARACTER, LONE_SURROGATE, INVALID_JSON, NOT_A_JSON_OBJECT, DUPLICATE, RESERVED,
    * QUEUE_FULL, QUEUE_TIMEOUT, NOT_READY, DATABASE_UNAVAILABLE, LEASE_LOST, TARGET_NOT_EMPTY,
-   * STILL_NEEDED, NOT_STORED. A message above the size limit
-   * is refused before it is read and has no detail; the error's text names the limit.
+   * STILL_NEEDED, NOT_STORED. A message above the size limit is refused before it is read and has
+   * no detail; the error's text names the limit.
    *
    * @generated from field: string reason = 1;
    */

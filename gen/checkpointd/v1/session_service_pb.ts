@@ -219,8 +219,8 @@ export const ListPageResponseSchema: GenMessage<ListPageResponse> = /*@__PURE__*
 /**
  * Asks to store one checkpoint, as PutRequest does, whose values may begin as stored ones do: the
  * messages of a conversation, of which every step stores all again, travel once. What is stored is
- * the whole value. Limits hold for the whole values as well: the request's bytes and all kept_bytes
- * together are at most what the server takes as one message.
+ * the whole value. The server's limit of a message also holds for all values, with the bytes they
+ * keep, and the JSON together; above it the put fails with RESOURCE_EXHAUSTED (TOO_LONG).
  *
  * @generated from message checkpointd.v1.PutExtendingRequest
  */
