@@ -37,9 +37,10 @@ const greetingMs = 2_500;
 const partingMs = 5_000;
 // What is written without waiting for more, so that the service works while the agent goes on: in
 // bytes (32 invokes of a graph at a time: 40 % more in a second than without), and in time since
-// the first of it (one invoke at a time: 11.3 ms instead of 12.2).
+// the first of it (4 ms instead of 0.5 ms: 32 invokes at a time take 6 % less of the agent's CPU and
+// 12 % less of the service's, and are 3 to 7 % faster; one at a time is no slower).
 const portionBytes = 64 * 1024;
-const patienceMs = 0.5;
+const patienceMs = 4;
 // A large value is handed on in such pieces while no more than this is on its way.
 const pieceBytes = 256 * 1024;
 const unsentBytes = 1024 * 1024;
