@@ -161,8 +161,7 @@ export class Calls {
     timeoutMs: () => number,
   ): Promise<UnaryOperations[Name][1]> {
     const operation = { case: name, value: request } as Operation;
-    const size = bytesOf(request) <= smallBytes ? "small" : "large";
-    const answer = await this.#onSession(operation, size, timeoutMs());
+    const answer = await this.#onSession(operation, sizeOf(request), timeoutMs());
     if (answer) return answer.value as UnaryOperations[Name][1];
     const call = this.#client[name] as (
       request: UnaryOperations[Name][0],
@@ -176,16 +175,15 @@ export class Calls {
     while (performance.now() >= this.#extendsFrom) {
       const extending = this.#valueCache.extend(request);
       const operation: Operation = { case: "putExtending", value: extending };
-      const size = bytesOf(extending.put ?? {}) <= smallBytes ? "small" : "large";
       try {
-        const answer = await this.#onSession(operation, size, timeoutMs());
+        const answer = await this.#onSession(operation, sizeOf(extending.put), timeoutMs());
         if (answer?.case !== "putExtending") return false;
         this.#valueCache.remember(request, answer.value.revision);
         return true;
       } catch (error) {
         if (isUnimplemented(error)) {
           this.#extendsFrom = performance.now() + noSessionsMs;
-        } else if (errorDetail(error)?.reason === "NOT_STORED" && extending.extensions?.length) {
+        } else if (errorDetail(error)?.reason === "NOT_STORED" && extending.extensions.length > 0) {
           this.#valueCache.forget(request);
         } else {
           throw error;
@@ -494,8 +492,8 @@ function checkInteger(name: string, value: number, least: number): number {
   throw new TypeError(`${name} must be a whole number from ${least} to 2147483647, not ${value}`);
 }
 
-/** About how many bytes a request brings: those of its values and its JSON. */
-function bytesOf(request: UnaryOperations[keyof UnaryOperations][0]): number {
+/** Which session a request is for, by the bytes of its values and its JSON. */
+function sizeOf(request: UnaryOperations[keyof UnaryOperations][0]): "small" | "large" {
   let bytes = 0;
   if ("checkpointJson" in request) {
     bytes += (request.checkpointJson?.length ?? 0) + (request.metadataJson?.length ?? 0);
@@ -505,5 +503,5 @@ function bytesOf(request: UnaryOperations[keyof UnaryOperations][0]): number {
   } else if ("writes" in request) {
     for (const write of request.writes ?? []) bytes += write.value?.data?.length ?? 0;
   }
-  return bytes;
+  return bytes <= smallBytes ? "small" : "large";
 }

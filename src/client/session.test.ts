@@ -3,15 +3,13 @@ import { connect as connectHttp2, createServer } from "node:http2";
 import type { AddressInfo } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Code, ConnectError } from "@connectrpc/connect";
-import { connectNodeAdapter } from "@connectrpc/connect-node";
 import type { CheckpointTuple } from "@langchain/langgraph-checkpoint";
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from "vitest";
-import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import { SessionService } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { sessionPath } from "../envelope.js";
 import { ConnectSaver, errorDetail } from "../index.js";
 import { block, untilBlocked } from "../testing/blocking.js";
 import { startEdge } from "../testing/edge.js";
+import { startForeignSessions } from "../testing/foreign_sessions.js";
 import { startRelay } from "../testing/relay.js";
 import { startTestServer } from "../testing/server.js";
 
@@ -306,31 +304,19 @@ describe("lists", () => {
   });
 
   it("are a stream where the server's sessions have none", async () => {
-    const proxy = createServer(
-      connectNodeAdapter({
-        routes: (router) =>
-          router
-            .service(SessionService, {
-              async *openSession(requests) {
-                yield { result: { case: "welcome", value: { maxInFlight: 8 } } };
-                for await (const { id } of requests) {
-                  const value = { code: Code.Unimplemented, message: "unknown" };
-                  yield { id, result: { case: "error", value } };
-                }
-              },
-            })
-            .service(CheckpointService, {
-              async *list({ threadId }) {
-                const key = { threadId: String(threadId), checkpointId: "1" };
-                yield { tuple: { key, checkpointJson: '{"v":4,"id":"1"}', metadataJson: "{}" } };
-              },
-            }),
-      }),
+    const url = await startForeignSessions(
+      ({ id }) => {
+        const value = { code: Code.Unimplemented, message: "unknown" };
+        return [{ id, result: { case: "error", value } }];
+      },
+      {
+        async *list({ threadId }) {
+          const key = { threadId: String(threadId), checkpointId: "1" };
+          yield { tuple: { key, checkpointJson: '{"v":4,"id":"1"}', metadataJson: "{}" } };
+        },
+      },
     );
-    await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
-    onTestFinished(() => void proxy.close());
-    const { port } = proxy.address() as AddressInfo;
-    const saver = ConnectSaver.fromUrl(`http://127.0.0.1:${port}`);
+    const saver = ConnectSaver.fromUrl(url);
     const ids = [];
     for await (const { checkpoint } of saver.list(config)) ids.push(checkpoint.id);
     expect(ids).toEqual(["1"]);

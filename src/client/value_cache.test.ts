@@ -1,23 +1,12 @@
 /** Of large values that begin as the one before, only what they add is sent. */
-import { createServer } from "node:http2";
-import type { AddressInfo } from "node:net";
-import type { MessageInitShape } from "@bufbuild/protobuf";
 import { Code } from "@connectrpc/connect";
-import { connectNodeAdapter } from "@connectrpc/connect-node";
 import { MemorySaver } from "@langchain/langgraph-checkpoint";
 import { afterAll, beforeAll, expect, it, onTestFinished } from "vitest";
-import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import {
-  type OpenSessionRequest,
-  type OpenSessionResponseSchema,
-  SessionService,
-} from "../../gen/checkpointd/v1/session_service_pb.js";
 import { ConnectSaver, LEASE_TOKEN } from "../index.js";
 import { startEdge } from "../testing/edge.js";
+import { type SessionAnswer, startForeignSessions } from "../testing/foreign_sessions.js";
 import { createRandom } from "../testing/random.js";
 import { startRelay } from "../testing/relay.js";
-
-type Response = MessageInitShape<typeof OpenSessionResponseSchema>;
 
 let edge: Awaited<ReturnType<typeof startEdge>>;
 beforeAll(async () => {
@@ -202,33 +191,11 @@ it("stores what a serde wrote, though it writes the next value into the same mem
   await saver.end();
 });
 
-/** The sessions of a server that is not ours; returns its URL. */
-async function startSessions(
-  answer: (request: OpenSessionRequest) => Generator<Response>,
-): Promise<string> {
-  const proxy = createServer(
-    connectNodeAdapter({
-      routes: (router) =>
-        router
-          .service(SessionService, {
-            async *openSession(requests): AsyncGenerator<Response> {
-              yield { result: { case: "welcome", value: { maxInFlight: 8 } } };
-              for await (const request of requests) yield* answer(request);
-            },
-          })
-          .service(CheckpointService, {}),
-    }),
-  );
-  await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
-  onTestFinished(() => void proxy.close());
-  return `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`;
-}
-
 it("fails no put where one of two servers does not know it and the other lost the value", async () => {
   const waiting: number[] = [];
   let isFirst = true;
-  const url = await startSessions(function* ({ id, operation }) {
-    const refuse = (id: number, code: Code, reason: string): Response => ({
+  const url = await startForeignSessions(function* ({ id, operation }) {
+    const refuse = (id: number, code: Code, reason: string): SessionAnswer => ({
       id,
       result: { case: "error", value: { code, message: "refused", detail: { reason } } },
     });
@@ -256,7 +223,7 @@ it("fails no put where one of two servers does not know it and the other lost th
 it("puts without it where the server's sessions do not know it", async () => {
   const memory = new MemorySaver();
   const seen: (string | undefined)[] = [];
-  const url = await startSessions(function* ({ id, operation }) {
+  const url = await startForeignSessions(function* ({ id, operation }) {
     seen.push(operation.case);
     const error = { code: Code.Unimplemented, message: "unknown" };
     if (operation.case === "put") yield { id, result: { case: "put", value: {} } };

@@ -2,14 +2,10 @@
 import { Buffer } from "node:buffer";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { PutRequestSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import type {
-  ExtensionSchema,
-  PutExtendingRequestSchema,
-} from "../../gen/checkpointd/v1/session_service_pb.js";
+import type { ExtensionSchema } from "../../gen/checkpointd/v1/session_service_pb.js";
 
 /** What a put stores. */
 export type Put = MessageInitShape<typeof PutRequestSchema>;
-type PutExtending = MessageInitShape<typeof PutExtendingRequestSchema>;
 type Extension = MessageInitShape<typeof ExtensionSchema>;
 
 interface CachedValue {
@@ -45,7 +41,7 @@ export class ValueCache {
   }
 
   /** The put, its values told by what they add to those that are remembered. */
-  extend(put: Put): PutExtending {
+  extend(put: Put): { put: Put; extensions: Extension[] } {
     const { blobs = [] } = put;
     const extensions: Extension[] = [];
     const rests = blobs.map((init, blob): typeof init => {
@@ -59,7 +55,7 @@ export class ValueCache {
       extensions.push({ blob, version, revision, keptBytes });
       return { ...init, value: { ...value, data: data.subarray(keptBytes) } } as typeof init;
     });
-    return { put: { ...put, blobs: rests }, extensions } as PutExtending;
+    return { put: { ...put, blobs: rests } as Put, extensions };
   }
 
   /** To be called when the put was stored under that revision. */

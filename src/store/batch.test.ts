@@ -9,8 +9,8 @@ import {
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { CheckpointdError } from "../errors.js";
 import { block, untilBlocked } from "../testing/blocking.js";
-import { createDatabase, type TestDatabase } from "../testing/postgres.js";
-import { type Db, type DbOptions, openDb } from "./db.js";
+import { createDatabase, openPool, type TestDatabase } from "../testing/postgres.js";
+import type { Db, DbOptions } from "./db.js";
 import { createPut } from "./put.js";
 import { createPutWrites } from "./put_writes.js";
 import { createGetTuple } from "./read.js";
@@ -31,15 +31,7 @@ afterAll(async () => {
 
 /** A pool whose statements are counted. */
 function open(options: Partial<DbOptions> = {}) {
-  const db = openDb({
-    databaseUrl: database.url,
-    schema: "public",
-    poolSize: 4,
-    queueLimit: 1000,
-    queueTimeoutMs: 10_000,
-    prepare: true,
-    ...options,
-  });
+  const db = openPool(database.url, options);
   pools.push(db);
   let statements = 0;
   const counted: Db = {

@@ -1,17 +1,9 @@
 import { expect, it } from "vitest";
-import { createDatabase } from "../testing/postgres.js";
-import { openDb } from "./db.js";
+import { createDatabase, openPool } from "../testing/postgres.js";
 
 it("delivers all rows and nothing else after a statement that failed half way", async () => {
   const database = await createDatabase();
-  const db = openDb({
-    databaseUrl: database.url,
-    schema: "public",
-    poolSize: 1,
-    queueLimit: 1,
-    queueTimeoutMs: 10_000,
-    prepare: true,
-  });
+  const db = openPool(database.url, { poolSize: 1, queueLimit: 1 });
   for (const signal of [undefined, new AbortController().signal]) {
     const failing = db.run("select 1 / (4 - i) from generate_series(1, 5) i", [], signal);
     await expect(failing).rejects.toMatchObject({ code: "22012" });

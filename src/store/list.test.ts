@@ -7,9 +7,9 @@ import {
   CheckpointTupleSchema,
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { ListRequestSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import { createDatabase, type TestDatabase } from "../testing/postgres.js";
+import { createDatabase, openPool, type TestDatabase } from "../testing/postgres.js";
 import { createRandom } from "../testing/random.js";
-import { type Db, openDb } from "./db.js";
+import type { Db } from "./db.js";
 import { list, type PageBounds, streamBounds } from "./list.js";
 
 let database: TestDatabase;
@@ -17,14 +17,7 @@ let db: Db;
 
 beforeAll(async () => {
   database = await createDatabase();
-  db = openDb({
-    databaseUrl: database.url,
-    schema: "public",
-    poolSize: 2,
-    queueLimit: 10,
-    queueTimeoutMs: 10_000,
-    prepare: true,
-  });
+  db = openPool(database.url);
   const client = new pg.Client({ connectionString: database.url });
   await client.connect();
   const random = createRandom(11);

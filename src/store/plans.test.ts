@@ -17,11 +17,11 @@ import {
   ThreadFilterSchema,
   ThreadStatus,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
-import { createDatabase, type TestDatabase, withDatabase } from "../testing/postgres.js";
+import { createDatabase, openPool, type TestDatabase, withDatabase } from "../testing/postgres.js";
 import { channelHistory } from "./channel_history.js";
 import { claimThreads, releaseClaim, renewClaim } from "./claims.js";
 import { copyThread } from "./copy_thread.js";
-import { type Db, openDb, type Parameter, type Run } from "./db.js";
+import type { Db, Parameter, Run } from "./db.js";
 import { deleteRuns } from "./delete_runs.js";
 import { deleteThread } from "./delete_thread.js";
 import { list } from "./list.js";
@@ -459,14 +459,7 @@ async function recordStatements(
   databaseUrl: string,
   use: (db: Db) => Promise<unknown>,
 ): Promise<[string, readonly Parameter[]][]> {
-  const db = openDb({
-    databaseUrl,
-    schema: "public",
-    poolSize: 2,
-    queueLimit: 10,
-    queueTimeoutMs: 10_000,
-    prepare: true,
-  });
+  const db = openPool(databaseUrl);
   const recorded = new Map<string, readonly Parameter[]>();
   const recording =
     (run: Run): Run =>

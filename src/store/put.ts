@@ -40,11 +40,7 @@ const batchOptions = (schema: string, underLease: boolean) => {
   return {
     maxItems: () => 32,
     maxBytes: 1024 * 1024,
-    sizeOf: (request: PutRequest) => {
-      let bytes = request.checkpointJson.length + request.metadataJson.length;
-      for (const blob of request.blobs) bytes += blob.value?.data.length ?? 0;
-      return bytes;
-    },
+    sizeOf: sizeOfPut,
     keyOf: ({ threadId, checkpointNs, checkpointId }: PutRequest) =>
       `${threadId}\0${checkpointNs}\0${checkpointId}`,
     run: async (run: Run, requests: readonly PutRequest[], signal: Signal | undefined) => {
@@ -57,6 +53,19 @@ const batchOptions = (schema: string, underLease: boolean) => {
     },
   };
 };
+
+/** About how many bytes a put brings: those of its values and its JSON. */
+export function sizeOfPut({ checkpointJson, metadataJson, blobs }: PutRequest): number {
+  let bytes = checkpointJson.length + metadataJson.length;
+  for (const { value } of blobs) bytes += value?.data.length ?? 0;
+  return bytes;
+}
+
+/** A channel's version, and the put that brings it. */
+export interface NewBlob {
+  request: PutRequest;
+  blob: ChannelBlob;
+}
 
 /** Tells of each whether it was stored; not if its lease is lost. */
 async function putAll(
@@ -75,16 +84,38 @@ async function putAll(
         .sort((a, b) => compareChannels(a.blob, b.blob)),
     ),
   );
+  const leases = underLease
+    ? [sorted.map((request) => request.leaseToken), blobs.map(({ request }) => request.leaseToken)]
+    : [];
+  const rows = await runPuts(run, text, sorted, blobs, leases, signal);
+  if (!underLease) return requests.map(() => true);
+  const held = new Set(rows.map(([threadId, token]) => `${threadId}\0${token}`));
+  return requests.map(({ threadId, leaseToken }) => held.has(`${threadId}\0${leaseToken}`));
+}
+
+/**
+ * Runs a statement that stores any number of checkpoints and blobs, both in the order in which they
+ * are written. Its parameters: 1 to 6 of the checkpoints, 7 to 13 of the blobs, 14 and 15 their
+ * packed values, then `more`.
+ */
+export function runPuts(
+  run: Run,
+  text: string,
+  requests: readonly PutRequest[],
+  blobs: readonly NewBlob[],
+  more: readonly Parameter[],
+  signal: Signal | undefined,
+): Promise<Row[]> {
   const values = packBytes(blobs.map(({ blob }) => blob.value?.data));
   const result = run(
     text,
     [
-      sorted.map((request) => request.threadId),
-      sorted.map((request) => request.checkpointNs),
-      sorted.map((request) => request.checkpointId),
-      sorted.map((request) => request.parentCheckpointId || null),
-      sorted.map((request) => request.checkpointJson),
-      sorted.map((request) => request.metadataJson || "{}"),
+      requests.map((request) => request.threadId),
+      requests.map((request) => request.checkpointNs),
+      requests.map((request) => request.checkpointId),
+      requests.map((request) => request.parentCheckpointId || null),
+      requests.map((request) => request.checkpointJson),
+      requests.map((request) => request.metadataJson || "{}"),
       blobs.map(({ request }) => request.threadId),
       blobs.map(({ request }) => request.checkpointNs),
       blobs.map(({ blob }) => blob.channel),
@@ -94,25 +125,15 @@ async function putAll(
       values.lengths,
       values.texts,
       values.bytes,
-      ...(underLease
-        ? [
-            sorted.map((request) => request.leaseToken),
-            blobs.map(({ request }) => request.leaseToken),
-          ]
-        : []),
+      ...more,
     ],
     signal,
   );
-  const rows = await (only
-    ? explainJson(
-        run,
-        { checkpoint_json: only.checkpointJson, metadata_json: only.metadataJson },
-        result,
-      )
-    : result);
-  if (!underLease) return requests.map(() => true);
-  const held = new Set(rows.map(([threadId, token]) => `${threadId}\0${token}`));
-  return requests.map(({ threadId, leaseToken }) => held.has(`${threadId}\0${leaseToken}`));
+  const [only] = requests.length === 1 ? requests : [];
+  // Of several each is run again alone if one is at fault (see createBatch).
+  if (!only) return result;
+  const json = { checkpoint_json: only.checkpointJson, metadata_json: only.metadataJson };
+  return explainJson(run, json, result);
 }
 
 /**
@@ -158,9 +179,7 @@ export function putOne(
  * with LangGraph's integer versions), and one statement cannot conflict with itself. The first
  * wins, as it does between statements.
  */
-function onePerVersion<Blob extends { request: PutRequest; blob: ChannelBlob }>(
-  blobs: Blob[],
-): Blob[] {
+function onePerVersion(blobs: NewBlob[]): NewBlob[] {
   if (blobs[0]?.request === blobs[blobs.length - 1]?.request) return blobs;
   const seen = new Set<string>();
   return blobs.filter(({ request, blob }) => {

@@ -4,8 +4,8 @@ import { afterAll, beforeAll, expect, it } from "vitest";
 import { PutRequestSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { ExtensionSchema } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { block, untilBlocked } from "../testing/blocking.js";
-import { createDatabase, type TestDatabase } from "../testing/postgres.js";
-import { type Db, openDb } from "./db.js";
+import { createDatabase, openPool, type TestDatabase } from "../testing/postgres.js";
+import type { Db } from "./db.js";
 import { deleteThread } from "./delete_thread.js";
 import { createPut } from "./put.js";
 import { createPutExtending } from "./put_extending.js";
@@ -18,14 +18,7 @@ beforeAll(async () => {
   database = await createDatabase();
   sql = new pg.Client({ connectionString: database.url });
   await sql.connect();
-  db = openDb({
-    databaseUrl: database.url,
-    schema: "public",
-    poolSize: 4,
-    queueLimit: 1000,
-    queueTimeoutMs: 10_000,
-    prepare: true,
-  });
+  db = openPool(database.url);
   putExtending = createPutExtending(db);
 });
 afterAll(async () => {

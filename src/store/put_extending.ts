@@ -3,7 +3,6 @@ import type { Extension } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { CheckpointdError } from "../errors.js";
 import { createBatch } from "./batch.js";
 import type { Db, Run, Signal } from "./db.js";
-import { explainJson } from "./json.js";
 import {
   compareChannels,
   compareKeys,
@@ -11,8 +10,10 @@ import {
   oneStatement,
   putOne,
   replaceCheckpoint,
+  runPuts,
+  sizeOfPut,
 } from "./put.js";
-import { createSingleStatements, mostSingleValues, packBytes, unpack, unpacked } from "./values.js";
+import { createSingleStatements, mostSingleValues, unpack, unpacked } from "./values.js";
 
 /** A put whose values may begin as stored ones do. */
 export interface PutExtending {
@@ -47,12 +48,8 @@ export function createPutExtending(
   const batch = createBatch<PutExtending, string | undefined>(db, {
     maxItems: () => 32,
     maxBytes: 1024 * 1024,
-    sizeOf: ({ put, extensions }) => {
-      let bytes = put.checkpointJson.length + put.metadataJson.length;
-      for (const blob of put.blobs) bytes += blob.value?.data.length ?? 0;
-      for (const { keptBytes } of extensions) bytes += keptBytes;
-      return bytes;
-    },
+    sizeOf: ({ put, extensions }) =>
+      extensions.reduce((bytes, { keptBytes }) => bytes + keptBytes, sizeOfPut(put)),
     // Two that bring the same version of a channel would share a revision, and one of them lose.
     keyOf: ({ put }) => `${put.threadId}\0${put.checkpointNs}`,
     run: async (run, requests, signal) => {
@@ -83,43 +80,16 @@ async function putAll(
   const blobs = sorted.flatMap(({ put, extensions }, i) => {
     const byBlob = new Map(extensions.map((extension) => [extension.blob, extension]));
     return put.blobs
-      .map((blob, at) => ({ item: i + 1, put, blob, extension: byBlob.get(at) }))
+      .map((blob, at) => ({ item: i + 1, request: put, blob, extension: byBlob.get(at) }))
       .sort((a, b) => compareChannels(a.blob, b.blob));
   });
-  const values = packBytes(blobs.map(({ blob }) => blob.value?.data));
-  const result = run(
-    text,
-    [
-      puts.map((put) => put.threadId),
-      puts.map((put) => put.checkpointNs),
-      puts.map((put) => put.checkpointId),
-      puts.map((put) => put.parentCheckpointId || null),
-      puts.map((put) => put.checkpointJson),
-      puts.map((put) => put.metadataJson || "{}"),
-      blobs.map(({ item }) => item),
-      blobs.map(({ put }) => put.threadId),
-      blobs.map(({ put }) => put.checkpointNs),
-      blobs.map(({ blob }) => blob.channel),
-      blobs.map(({ blob }) => blob.version),
-      blobs.map(({ blob }) => blob.value?.type ?? "empty"),
-      values.starts,
-      values.lengths,
-      blobs.map(({ extension }) => extension?.version ?? null),
-      blobs.map(({ extension }) => extension?.revision ?? null),
-      blobs.map(({ extension }) => extension?.keptBytes ?? null),
-      values.texts,
-      values.bytes,
-    ],
-    signal,
-  );
-  const [only] = puts.length === 1 ? puts : [];
-  const rows = await (only
-    ? explainJson(
-        run,
-        { checkpoint_json: only.checkpointJson, metadata_json: only.metadataJson },
-        result,
-      )
-    : result);
+  const extensions = [
+    blobs.map(({ item }) => item),
+    blobs.map(({ extension }) => extension?.version ?? null),
+    blobs.map(({ extension }) => extension?.revision ?? null),
+    blobs.map(({ extension }) => extension?.keptBytes ?? null),
+  ];
+  const rows = await runPuts(run, text, puts, blobs, extensions, signal);
   const [revision, refusedItems] = rows[0]!.map(String) as [string, string];
   const refused = new Set(refusedItems.split(","));
   const revisions = new Map(
@@ -151,10 +121,10 @@ with new_values as materialized (
       and stored.channel = b.channel and stored.version = b.base_version
       and stored.xmin = b.revision::xid and octet_length(stored.blob) >= b.kept
   ) as base
-  from unnest($7::int[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::int[],
-      $14::int[], $15::text[], $16::text[], $17::int[])
-    as b (item, thread_id, checkpoint_ns, channel, version, type, start, length, base_version,
-      revision, kept)
+  from unnest($7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::int[], $13::int[],
+      $16::int[], $17::text[], $18::text[], $19::int[])
+    as b (thread_id, checkpoint_ns, channel, version, type, start, length,
+      item, base_version, revision, kept)
 ), refused as (
   select distinct item from new_values where kept is not null and base is null
 ), new_blobs as (
@@ -163,7 +133,7 @@ with new_values as materialized (
   select thread_id, checkpoint_ns, channel, version, type,
     case when kept is null then ${unpacked}
       else substring(base from 1 for kept) || ${unpacked} end
-  from new_values cross join ${unpack("$18", "$19")}
+  from new_values cross join ${unpack("$14", "$15")}
   where item not in (select item from refused)
   ${keepBlob}
 ), new_checkpoints as (

@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto";
 import pg from "pg";
 import { inject } from "vitest";
+import { type Db, type DbOptions, openDb } from "../store/db.js";
 
 /** The migrated database that `createDatabase` clones. */
 export const templateDatabase = "checkpointd_template";
@@ -51,4 +52,17 @@ async function asAdmin(server: string, use: (client: pg.Client) => Promise<void>
   } finally {
     await client.end();
   }
+}
+
+/** A pool of the store's own on a test's database, which is the test's to close. */
+export function openPool(databaseUrl: string, options: Partial<DbOptions> = {}): Db {
+  return openDb({
+    databaseUrl,
+    schema: "public",
+    poolSize: 4,
+    queueLimit: 1000,
+    queueTimeoutMs: 10_000,
+    prepare: true,
+    ...options,
+  });
 }
