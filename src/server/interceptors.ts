@@ -156,7 +156,7 @@ export function isUnreachable(code: string): boolean {
     /^(08|53|57P|28)/.test(code) ||
     code === "25006" ||
     code === "3D000" ||
-    /^(CONNECT|CONNECTION_\w+|CONNECT_TIMEOUT|E(CONN\w+|PIPE|TIMEDOUT|HOSTUNREACH|NETUNREACH|NOTFOUND|AI_AGAIN)|ENOENT)$/.test(
+    /^(CONNECT|CONNECTION_\w+|CONNECT_(FAILED|TIMEOUT)|NOT_ACKNOWLEDGED|E(CONN\w+|PIPE|TIMEDOUT|HOSTUNREACH|NETUNREACH|NOTFOUND|AI_AGAIN)|ENOENT)$/.test(
       code,
     )
   );
