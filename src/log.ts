@@ -109,7 +109,10 @@ function sayAtExit(kind: Kind): void {
   unsaid.add(kind);
   if (saysAtExit) return;
   saysAtExit = true;
-  process.on("exit", () => {
+  const sayAll = () => {
     for (const each of unsaid) each.summarize();
-  });
+  };
+  process.on("exit", sayAll);
+  // With nothing left to do, pino closes standard error before "exit".
+  process.prependListener("beforeExit", sayAll);
 }

@@ -117,8 +117,11 @@ const rows: readonly Row[] = [
 
 /** The error to be told for one of the database or of a connection to it, if the table has it. */
 export function toTold(error: unknown): CheckpointdError | undefined {
-  const { code, message } = error as { code?: unknown; message?: unknown };
+  const { code, message, cause } = error as { code?: unknown; message?: unknown; cause?: unknown };
   if (typeof code !== "string") return undefined;
+  // Why a connection could not be made, or ended, is told rather than that it was not.
+  const why = /^(CONNECT|NOT_ACK)/.test(code) && cause ? toTold(cause) : undefined;
+  if (why) return why;
   const text = `${code} ${message}`;
   const row = rows.find(([match]) => match.test(text));
   return row && new CheckpointdError(row[1], row[3], { reason: row[2] }, { cause: error });
