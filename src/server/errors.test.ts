@@ -1,5 +1,6 @@
 /** What clients are told of real trouble with the database: the mapping of errors. */
 
+import { setTimeout as sleep } from "node:timers/promises";
 import { durationMs } from "@bufbuild/protobuf/wkt";
 import { Code, type ConnectError } from "@connectrpc/connect";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
@@ -176,6 +177,23 @@ describe("other sessions", () => {
     await lock.release();
     await put;
     expect(await changed()).toBe(true);
+  });
+
+  test("a query that someone else cancels again and again is given up", async () => {
+    const lock = await lockSeed();
+    let told: ConnectError | undefined;
+    void failureOf(edge.clients.connect.put(putSeed)).then((error) => {
+      told = error;
+    });
+    const cancel = `select pg_cancel_backend(pid) from pg_stat_activity
+      where datname = current_database() and application_name = 'checkpointd'
+        and state = 'active' and wait_event_type = 'Lock'`;
+    while (told === undefined) {
+      await edge.sql.query(cancel);
+      await sleep(10);
+    }
+    expectTold(told, { code: Code.Aborted, reason: "STATEMENT_CANCELLED" });
+    await lock.release();
   });
 
   test("a connection that is terminated is UNAVAILABLE, and the next call gets a new one", async () => {
