@@ -110,11 +110,15 @@ export function shuttingDown(): ConnectError {
 /** The one mapping of errors. Clients see fixed text; what Postgres said goes to the log. */
 export function toConnectError(error: unknown, signal?: Signal): ConnectError {
   if (error instanceof ConnectError) {
+    if (error !== signal?.reason) return error;
     // A client may reset its call with any code (connect-node's: INTERNAL_ERROR at its own
     // deadline), which the library takes for that error. The client is gone, nothing failed.
     const isOurs = error.code === Code.DeadlineExceeded || error.code === Code.Unavailable;
-    const isReset = error === signal?.reason && !isOurs;
-    return isReset ? new ConnectError("the client went away", Code.Canceled) : error;
+    if (!isOurs) return new ConnectError("the client went away", Code.Canceled);
+    // A drain gives all calls the same; each call's metadata names that call.
+    const own = new ConnectError(error.rawMessage, error.code, error.metadata);
+    own.details = error.details;
+    return own;
   }
   if (error instanceof CheckpointdError) return fromCheckpointdError(error);
   const { name } = error as { name?: string };
