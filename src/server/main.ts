@@ -130,6 +130,7 @@ export async function startServer(options: ServerOptions): Promise<Server> {
       upgrade: (request, socket) =>
         carryUpgraded(sessions, options.maxMessageSize, request, socket),
       corsOrigins: options.corsOrigins,
+      limits: { ageMs: options.sessionAgeMs },
       log,
     });
   } catch (error) {
