@@ -80,7 +80,16 @@ const size = withUnit(
 
 const databaseUrl: Kind<string> = {
   allowed: "a URL such as postgres://user:password@host:5432/database",
-  parse: (value) => (/^postgres(ql)?:\/\//.test(value) && URL.canParse(value) ? value : undefined),
+  parse: (value) => {
+    if (!/^postgres(ql)?:\/\//.test(value) || !URL.canParse(value)) return undefined;
+    try {
+      // "%" must be followed by two digits; a password with one is written %25.
+      decodeURIComponent(value);
+      return value;
+    } catch {
+      return undefined;
+    }
+  },
 };
 
 const schema: Kind<string> = {

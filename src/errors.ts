@@ -29,6 +29,8 @@ export type ErrorReason =
   | "QUEUE_TIMEOUT"
   | "NOT_READY"
   | "DATABASE_UNAVAILABLE"
+  | "SCHEMA_OLD"
+  | "SCHEMA_NEW"
   | "LEASE_LOST"
   | "TARGET_NOT_EMPTY"
   | "STILL_NEEDED"

@@ -1,14 +1,17 @@
-import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { chown, mkdir, open, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { promisify } from "node:util";
-import { findBinaries, findRunAs, POSTGRES_ENV, type RunAs } from "./embedded_binaries.js";
+import {
+  findBinaries,
+  findRunAs,
+  POSTGRES_ENV,
+  type PostgresBinaries,
+  type RunAs,
+} from "./embedded_binaries.js";
 import { stopOrphan, takeOwnerLock } from "./embedded_lock.js";
-
-const run = promisify(execFile);
 
 /** How long a fast shutdown may take before the immediate one, and then the kill, in ms. */
 const FAST_MS = 20_000;
@@ -38,6 +41,8 @@ export interface EmbeddedOptions {
   onProgress: (line: string) => void;
   /** Further server settings (`-c name=value`), for tests. */
   settings?: Record<string, string>;
+  /** Gives up when it aborts: what was begun is ended first, and done anew at the next start. */
+  signal?: AbortSignal;
 }
 
 /**
@@ -51,57 +56,120 @@ export interface EmbeddedOptions {
  * `stop`, or when this process exits without it. If this process is killed it stays behind, and
  * the next start on the folder ends it first.
  *
- * Throws one sentence naming the folder when another live process holds it (with that pid),
- * when the OS user cannot use it, or when Postgres does not start (with the end of its log).
+ * Throws one sentence naming the folder, with what to do, when another live process holds it (with
+ * that pid), when the OS user cannot use it, when it is of another major version of Postgres, when
+ * its password is lost or wrong, or when Postgres does not start (with the end of its log); and the
+ * signal's reason when it aborts. The folder is free then and nothing of ours runs.
  */
 export async function startEmbedded(options: EmbeddedOptions): Promise<Embedded> {
   const dataDir = path.resolve(options.dataDir);
-  const { onProgress } = options;
-  const clusterDir = path.join(dataDir, "postgres");
   await mkdir(dataDir, { recursive: true, mode: 0o711 }).catch((error: Error) => {
     throw new Error(`cannot create the data folder ${dataDir}: ${error.message}`);
   });
-  const release = await takeOwnerLock(dataDir).catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== "EACCES" && error.code !== "EROFS") throw error;
-    throw new Error(`cannot write in the data folder ${dataDir}: ${error.message}`);
-  });
+  let release = async () => {};
   try {
-    const owner = await stat(clusterDir).catch(() => undefined);
-    const me = process.getuid?.();
-    if (owner !== undefined && me !== undefined && me !== 0 && owner.uid !== me) {
-      throw new Error(
-        `the database in ${dataDir} belongs to OS user ${owner.uid} and this process runs as ${me}: run as that user or as root, or choose another folder with --data-dir`,
-      );
-    }
-    const runAs = findRunAs(owner);
-    const binaries = await findBinaries(runAs, onProgress);
-    if (owner === undefined) {
-      onProgress(`initialising Postgres in ${options.dataDir} (first start only)…`);
-      await initialise(dataDir, binaries.initdb, runAs);
-    } else {
-      await stopOrphan(clusterDir, onProgress);
-    }
-    const password = (await readFile(path.join(dataDir, "password"), "utf8")).trim();
-    const { server, exited, port } = await launch(dataDir, binaries.postgres, runAs, options);
-    const onExit = () => void server.kill("SIGINT");
-    process.once("exit", onExit);
-    const ended = exited.finally(async () => {
-      process.off("exit", onExit);
-      await release();
-    });
-    let stopping: Promise<void> | undefined;
-    return {
-      databaseUrl: `postgres://postgres:${password}@127.0.0.1:${port}/postgres`,
-      exited: ended,
-      stop: () => {
-        stopping ??= shutDown(server, ended);
-        return stopping;
-      },
-    };
+    release = await takeOwnerLock(dataDir);
+    return await startHeld(dataDir, options, release);
   } catch (error) {
     await release();
+    // What the file system says stands alone: "EACCES: permission denied, open '…'".
+    const { code, syscall, message } = error as NodeJS.ErrnoException;
+    if (!code || !syscall) throw error;
+    throw new Error(
+      `cannot use the data folder ${dataDir} (${message}): let this OS user read and write it, or choose another folder with --data-dir`,
+    );
+  }
+}
+
+async function startHeld(
+  dataDir: string,
+  options: EmbeddedOptions,
+  release: () => Promise<void>,
+): Promise<Embedded> {
+  const { onProgress, signal } = options;
+  const clusterDir = path.join(dataDir, "postgres");
+  const owner = await stat(clusterDir).catch(() => undefined);
+  const me = process.getuid?.();
+  if (owner !== undefined && me !== undefined && me !== 0 && owner.uid !== me) {
+    throw new Error(
+      `the database in ${dataDir} belongs to OS user ${owner.uid} and this process runs as ${me}: run as that user or as root, or choose another folder with --data-dir`,
+    );
+  }
+  const runAs = findRunAs(owner);
+  const binaries = await findBinaries(runAs, onProgress);
+  signal?.throwIfAborted();
+  if (owner === undefined) {
+    onProgress(`initialising Postgres in ${options.dataDir} (first start only)…`);
+    await initialise(dataDir, binaries.initdb, runAs, signal);
+  } else {
+    await checkVersion(clusterDir, binaries.major);
+    await stopOrphan(clusterDir, onProgress, signal);
+  }
+  const password = await readPassword(dataDir, binaries);
+  const { server, exited, port } = await launch(dataDir, binaries.postgres, runAs, options);
+  const databaseUrl = `postgres://postgres:${password}@127.0.0.1:${port}/postgres`;
+  try {
+    await checkPassword(databaseUrl, dataDir, binaries);
+    signal?.throwIfAborted();
+  } catch (error) {
+    await shutDown(server, exited);
     throw error;
   }
+  const ended = exited.finally(release);
+  let stopping: Promise<void> | undefined;
+  return {
+    databaseUrl,
+    exited: ended,
+    stop: () => {
+      stopping ??= shutDown(server, ended);
+      return stopping;
+    },
+  };
+}
+
+async function checkVersion(clusterDir: string, major: number): Promise<void> {
+  const found = await readFile(path.join(clusterDir, "PG_VERSION"), "utf8").catch(() => undefined);
+  if (found === undefined) {
+    throw new Error(
+      `${clusterDir} is not the folder of a Postgres (PG_VERSION cannot be read): restore it from a backup, or choose another folder with --data-dir`,
+    );
+  }
+  if (Number.parseInt(found, 10) === major) return;
+  throw new Error(
+    `the database in ${clusterDir} is of Postgres ${found.trim()} and this checkpointd brings Postgres ${major}: start it with a Postgres ${found.trim()}, save it with pg_dump, and restore that into a new folder (--data-dir), or serve it with --database-url`,
+  );
+}
+
+async function readPassword(dataDir: string, binaries: PostgresBinaries): Promise<string> {
+  const file = path.join(dataDir, "password");
+  const password = await readFile(file, "utf8").catch((error: Error) => error);
+  if (password instanceof Error) throw passwordLost(dataDir, binaries, password.message);
+  if (!/^\S+\s*$/.test(password)) throw passwordLost(dataDir, binaries, `${file} holds none`);
+  return encodeURIComponent(password.trim());
+}
+
+/** The password file may be an older one, or the password changed in Postgres. */
+async function checkPassword(databaseUrl: string, dataDir: string, binaries: PostgresBinaries) {
+  const { default: pg } = await import("pg");
+  const client = new pg.Client({ connectionString: databaseUrl, connectionTimeoutMillis: 10_000 });
+  client.on("error", () => {});
+  try {
+    await client.connect();
+  } catch (error) {
+    // Anything else is for whoever connects next, who tries again.
+    if (`${(error as { code?: string }).code}`.startsWith("28")) {
+      throw passwordLost(dataDir, binaries, (error as Error).message);
+    }
+  } finally {
+    await client.end().catch(() => {});
+  }
+}
+
+function passwordLost(dataDir: string, { postgres }: PostgresBinaries, why: string): Error {
+  const file = path.join(dataDir, "password");
+  return new Error(
+    `the password of the database in ${dataDir} is lost (${why}): put ${file} back, or write a new one into it and, as the OS user who owns ${dataDir}/postgres, run: cd ${dataDir}/postgres && echo "ALTER ROLE postgres PASSWORD 'the new one'" | ${postgres} --single -D . postgres`,
+  );
 }
 
 /**
@@ -113,7 +181,12 @@ function asPgdata(folder: string): string {
   return process.platform === "linux" ? "/proc/self/cwd" : folder;
 }
 
-async function initialise(dataDir: string, initdb: string, runAs: RunAs): Promise<void> {
+async function initialise(
+  dataDir: string,
+  initdb: string,
+  runAs: RunAs,
+  signal: AbortSignal | undefined,
+): Promise<void> {
   // Built aside and renamed at the end: a start killed half-way leaves nothing that looks like
   // a database.
   const draft = path.join(dataDir, "postgres.new");
@@ -139,11 +212,49 @@ async function initialise(dataDir: string, initdb: string, runAs: RunAs): Promis
     "--no-instructions",
   ];
   try {
-    await run(initdb, args, { ...runAs, cwd: cluster, env: POSTGRES_ENV });
+    const child = spawn(initdb, args, {
+      ...runAs,
+      cwd: cluster,
+      env: POSTGRES_ENV,
+      // Of its own, so that a Ctrl-C is ours to pass on.
+      detached: true,
+      stdio: ["ignore", "ignore", "pipe"],
+    });
+    const kill = (name: NodeJS.Signals) => {
+      try {
+        process.kill(-(child.pid as number), name);
+      } catch {
+        // It never ran, or has ended.
+      }
+    };
+    let timer: NodeJS.Timeout | undefined;
+    const stop = () => {
+      kill("SIGTERM");
+      timer = setTimeout(kill, IMMEDIATE_MS, "SIGKILL");
+    };
+    signal?.addEventListener("abort", stop);
+    process.once("exit", stop);
+    let said = "";
+    child.stderr.setEncoding("utf8").on("data", (chunk: string) => {
+      said += chunk;
+    });
+    // Waits for what initdb started too, which has the pipe from it.
+    const end = await new Promise<unknown>((resolve) => {
+      child.once("error", resolve);
+      child.once("close", (code, by) => resolve(code ?? by));
+    });
+    clearTimeout(timer);
+    process.off("exit", stop);
+    signal?.removeEventListener("abort", stop);
+    signal?.throwIfAborted();
+    if (end !== 0) {
+      throw new Error(
+        `cannot initialise Postgres in ${dataDir}: ${said.trim() || `initdb: ${end}`}`,
+      );
+    }
   } catch (error) {
-    const { stderr, message } = error as Error & { stderr?: string };
     await rm(draft, { recursive: true, force: true });
-    throw new Error(`cannot initialise Postgres in ${dataDir}: ${stderr?.trim() || message}`);
+    throw error;
   }
   await rename(passwordFile, path.join(dataDir, "password"));
   await rename(cluster, path.join(dataDir, "postgres"));
@@ -156,7 +267,7 @@ async function launch(
   dataDir: string,
   postgres: string,
   runAs: RunAs,
-  { settings = {}, onProgress }: EmbeddedOptions,
+  { settings = {}, onProgress, signal }: EmbeddedOptions,
 ): Promise<{ server: ChildProcess; exited: Promise<Exit>; port: number }> {
   const logFile = path.join(dataDir, "postgres.log");
   const size = await stat(logFile).then(
@@ -197,10 +308,17 @@ async function launch(
         resolve({ code, signal });
       });
     });
+    const onExit = () => void server.kill("SIGINT");
+    process.once("exit", onExit);
+    void exited.then(() => process.off("exit", onExit));
     await log.close();
     const pidFile = path.join(clusterDir, "postmaster.pid");
     let ready = false;
     for (let waited = 0; !ready && gone === undefined; waited += 25) {
+      if (signal?.aborted) {
+        await shutDown(server, exited);
+        throw signal.reason;
+      }
       // Replaying the log after a kill takes as long as it takes; only say that it does.
       if (waited > 0 && waited % 10_000 === 0) onProgress("Postgres is still recovering…");
       await sleep(25);

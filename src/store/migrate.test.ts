@@ -153,6 +153,7 @@ test("an empty database gets LangGraph's tables, keys in byte order; again does 
       "checkpointd_migrations.id integer not null",
       "checkpointd_migrations.name character varying(255) default not null",
       "checkpointd_migrations.run_on timestamp without time zone not null",
+      "checkpointd_migrations.safe boolean not null",
       "checkpoints.thread_id text C not null",
       "checkpoints.checkpoint_ns text C not null",
       "checkpoints.checkpoint_id text C not null",
