@@ -54,6 +54,9 @@ const needed: Record<string, string[]> = {
   checkpointd_claims: ["thread_id", "token", "owner", "expires_at"],
 };
 
+/** The migrations of this version, read once. */
+let known: ReadonlySet<string> | undefined;
+
 /**
  * Looks whether the tables can be read and written: they and their columns are there, the role
  * has the privileges, the session is not read-only, every migration is known. Reads catalogs
@@ -90,11 +93,12 @@ export async function lookAtTables(db: Db, schema: string, signal: Signal): Prom
     signal,
   );
   const names = new Set(applied.map(([name]) => String(name)));
-  const known = new Set((await readMigrationFiles()).map(({ name }) => name));
+  known ??= new Set((await readMigrationFiles()).map(({ name }) => name));
+  const ours = known;
   look.newer = applied
-    .filter(([name, isSafe]) => !known.has(String(name)) && String(isSafe) !== "t")
+    .filter(([name, isSafe]) => !ours.has(String(name)) && String(isSafe) !== "t")
     .map(([name]) => String(name));
-  look.missing = [...known].filter((name) => !names.has(name));
+  look.missing = [...ours].filter((name) => !names.has(name));
   return look;
 }
 
