@@ -66,22 +66,17 @@ describe.skipIf(!hasPgBouncer)("PgBouncer in transaction mode", () => {
     expect(warnings()).toHaveLength(1);
   });
 
-  it("that lets the setting pass is found out by its prepared statements", async () => {
+  it("that drops our setting is noticed", async () => {
     const database = await createDatabase();
     cleanups.push(database.drop);
     const pooler = await startPgBouncer(database.url, {
       pool_mode: "transaction",
       ignore_startup_parameters: "plan_cache_mode",
-      // Each transaction has another session than the one before.
-      server_round_robin: 1,
-      min_pool_size: 3,
     });
     cleanups.push(pooler.close);
-    const { warned, server } = await serve(pooler.url, { prepare: true, migrate: false });
-    // Each look prepares its statements anew after an error, and on some session they are there.
-    await Promise.race([warned("start with --no-prepare"), server.ready.then(() => sleep(20_000))]);
-    await warned("start with --no-prepare");
-  }, 60_000);
+    const { warned } = await serve(pooler.url, { prepare: true, migrate: false });
+    await warned("unless it keeps prepared statements, start with --no-prepare");
+  });
 
   it("does not migrate: said with what to do, nothing is touched; no migration left: goes on", async () => {
     const { direct, pooler } = await setUp(false, "transaction");

@@ -42,7 +42,7 @@ export function startReadiness(
   let refusal: (() => CheckpointdError) | undefined;
   let lastProblem = "";
   let locksSeen = new Map<string, number>();
-  let toldUnreadable = false;
+  const told = new Set<string>();
   let resolveFirstTime: () => void;
   const firstTime = new Promise<void>((resolve) => {
     resolveFirstTime = resolve;
@@ -84,11 +84,21 @@ export function startReadiness(
     resolveMigrated();
   };
 
-  const judge = ({ trouble, newer, missing, mayReadMigrations, locks }: Look) => {
-    if (!mayReadMigrations && !toldUnreadable) {
-      toldUnreadable = true;
-      log.warn(
+  const warnOnce = (sentence: string) => {
+    if (!told.has(sentence)) log.warn(sentence);
+    told.add(sentence);
+  };
+
+  const judge = ({ trouble, newer, missing, mayReadMigrations, hasSettings, locks }: Look) => {
+    if (!mayReadMigrations) {
+      warnOnce(
         "the role may not read checkpointd_migrations: whether the schema fits this version is not checked; grant SELECT on it",
+      );
+    }
+    // PgBouncer's ignore_startup_parameters. With max_prepared_statements it does no harm.
+    if (options.prepare && !hasSettings) {
+      warnOnce(
+        "a pooler before the database dropped the session's setting plan_cache_mode: unless it keeps prepared statements, start with --no-prepare",
       );
     }
     refusal = newer.length > 0 ? schemaNew : missing.length > 0 ? schemaOld : undefined;

@@ -167,8 +167,9 @@ async function checkPassword(databaseUrl: string, dataDir: string, binaries: Pos
 
 function passwordLost(dataDir: string, { postgres }: PostgresBinaries, why: string): Error {
   const file = path.join(dataDir, "password");
+  const clusterDir = path.join(dataDir, "postgres");
   return new Error(
-    `the password of the database in ${dataDir} is lost (${why}): put ${file} back, or write a new one into it and, as the OS user who owns ${dataDir}/postgres, run: cd ${dataDir}/postgres && echo "ALTER ROLE postgres PASSWORD 'the new one'" | ${postgres} --single -D . postgres`,
+    `the password of the database in ${dataDir} is lost (${why}): put ${file} back, or write a new one into it and run, as the OS user who owns ${clusterDir} and in that folder: echo "ALTER ROLE postgres PASSWORD 'the new one'" | ${postgres} --single -D ${asPgdata(clusterDir)} postgres`,
   );
 }
 

@@ -42,7 +42,11 @@ export async function takeOwnerLock(dataDir: string): Promise<() => Promise<void
       } catch (error) {
         if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
       }
-      const seen = await readFile(lock, "utf8").catch(() => undefined);
+      const seen = await readFile(lock, "utf8").catch((error: NodeJS.ErrnoException) => {
+        // Given back a moment ago. One that cannot be read will not be readable the next time.
+        if (error.code !== "ENOENT") throw error;
+        return undefined;
+      });
       if (seen === undefined) continue;
       const owner = toOwner(seen);
       if (owner !== undefined && startOf(owner.pid) === owner.started) {

@@ -24,6 +24,8 @@ export interface Look {
   missing: string[];
   /** Whether the role may read which migrations were applied, where there is the table. */
   mayReadMigrations: boolean;
+  /** Whether Postgres has the settings that the pool asks for in sessions that prepare. */
+  hasSettings: boolean;
   /** Locks that make writes wait: "AccessExclusiveLock on checkpoints (process 123)". */
   locks: string[];
 }
@@ -83,6 +85,7 @@ export async function lookAtTables(db: Db, schema: string, signal: Signal): Prom
     newer: [],
     missing: [],
     mayReadMigrations: bookkeeping !== "unreadable",
+    hasSettings: of("setting")[0]?.[2] === "force_generic_plan",
     locks: of("lock").map(([, , , text = ""]) => text),
   };
   if (bookkeeping !== "with safe" && bookkeeping !== "without safe") return look;
@@ -106,7 +109,7 @@ const neededRows = Object.entries(needed)
   .map(([table, columns]) => `('${table}', '{${columns.join()}}'::text[])`)
   .join(", ");
 
-/** Catalogs only. Kinds: trouble (the gravest first), bookkeeping, lock. */
+/** Catalogs only. Kinds: trouble (the gravest first), bookkeeping, setting, lock. */
 const statement = `
 with home as (
   select oid, has_schema_privilege(oid, 'usage') as may_use
@@ -149,6 +152,8 @@ select 'bookkeeping', 6,
     else 'without safe' end,
   ''
 from home join pg_catalog.pg_class c on c.relnamespace = home.oid and c.relname = '${BOOKKEEPING}'
+union all
+select 'setting', 6, current_setting('plan_cache_mode', true), ''
 union all
 select 'lock', 7, '', mode || ' on ' || name || ' (process ' || pid || ')'
 from found join pg_catalog.pg_locks l on l.relation = found.oid
