@@ -1,4 +1,5 @@
 /** SIGTERM and SIGINT at every moment: an end within the bound, with nothing left behind. */
+import { once } from "node:events";
 import { mkdtemp, readdir, readFile, readlink, realpath, rm } from "node:fs/promises";
 import { type AddressInfo, createServer, type Server as TcpServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -81,7 +82,7 @@ describe("a start with the embedded Postgres", () => {
     "can be ended at any moment, %s",
     async (_, args) => {
       // Each on the folder that the one before left.
-      for (let at = 100; at <= 3_000; at += args.length > 3 ? 250 : 150) {
+      for (let at = 100; at <= 3_000; at += 250) {
         const name: NodeJS.Signals = at % 100 ? "SIGINT" : "SIGTERM";
         expectClean(await signalled(args, () => sleep(at), name));
         expect(await processesIn(folder)).toEqual([]);
@@ -116,7 +117,7 @@ describe("a start with a Postgres elsewhere", () => {
   ])(
     "can be ended at any moment, %s",
     async (_, more) => {
-      for (let at = 200; at <= 2_000; at += more.length ? 300 : 150) {
+      for (let at = 200; at <= 2_000; at += 300) {
         const url = await emptyDatabase();
         const args = ["serve", "--port", "0", "--database-url", url, ...more];
         expectClean(await signalled(args, () => sleep(at)));
