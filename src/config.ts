@@ -5,6 +5,7 @@
 import { parseArgs } from "node:util";
 import { logLevels } from "./log.js";
 import { parseRetention, type RetentionRule, retentionAllowed } from "./server/retention_rules.js";
+import { eachHost } from "./store/hosts.js";
 import { checkSchemaName } from "./store/schema_name.js";
 
 interface Kind<T> {
@@ -70,6 +71,11 @@ const duration = withUnit(
   3_600_000,
 );
 
+const durationOrOff: Kind<number> = {
+  allowed: `0, or ${duration.allowed}`,
+  parse: (value) => (value === "0" ? 0 : duration.parse(value)),
+};
+
 // Bytes reach Postgres as hexadecimal text, and a string of V8 ends at 512 Mi characters.
 const size = withUnit(
   { B: 1, KiB: 1024, MiB: 1024 ** 2 },
@@ -81,7 +87,8 @@ const size = withUnit(
 const databaseUrl: Kind<string> = {
   allowed: "a URL such as postgres://user:password@host:5432/database",
   parse: (value) => {
-    if (!/^postgres(ql)?:\/\//.test(value) || !URL.canParse(value)) return undefined;
+    if (!/^postgres(ql)?:\/\//.test(value)) return undefined;
+    if (!eachHost(value).every((url) => URL.canParse(url))) return undefined;
     try {
       // "%" must be followed by two digits; a password with one is written %25.
       decodeURIComponent(value);
@@ -194,6 +201,12 @@ export const settings = {
     "CHECKPOINTD_CALL_TIMEOUT",
     "60s",
     "the limit of a call whose client sets no deadline; a streamed List has none",
+  ),
+  "slow-call": define(
+    durationOrOff,
+    "CHECKPOINTD_SLOW_CALL",
+    "1s",
+    "a call whose client waited so long for the server has a line in the log; 0 turns that off",
   ),
   "session-age": define(
     duration,

@@ -100,6 +100,16 @@ describe("settings", () => {
     expect(read([], { CHECKPOINTD_PORT: "" })).toBe(8080);
   });
 
+  it("have a database URL of one host or several", () => {
+    const read = (url: string) => () => readConfig(["database-url"], ["--database-url", url], {});
+    for (const hosts of ["h", "h:1,h:2", "u:p@h,[::1]:3", "u:p%25,@h:1,h"]) {
+      expect(read(`postgres://${hosts}/x?target_session_attrs=any`)).not.toThrow();
+    }
+    for (const hosts of ["h:1,h:x", "h:99999", "u:p%@h"]) {
+      expect(read(`postgres://${hosts}/x`)).toThrow("must be a URL such as");
+    }
+  });
+
   it("have units and lists", () => {
     const config = readConfig(
       ["drain-timeout", "max-message-size", "cors-origins", "migrate", "prepare"],

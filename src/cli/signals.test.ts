@@ -129,8 +129,9 @@ describe("a start with a Postgres elsewhere", () => {
   it.each([1, 2])(
     "that never answers ends within the bound, %i worker(s)",
     async (workers) => {
-      const hole = createServer(() => {}).listen(0, "127.0.0.1");
+      const hole = createServer((socket) => socket.on("error", () => {})).listen(0, "127.0.0.1");
       cleanups.push(() => hole.close());
+      await once(hole, "listening");
       const url = `postgres://postgres:x@127.0.0.1:${portOf(hole)}/x`;
       const more = ["--database-url", url, "--workers", `${workers}`, "--drain-timeout", "1s"];
       for (const migrates of ["--migrate", "--no-migrate"]) {

@@ -38,6 +38,7 @@ async function serve(databaseUrl: string, options: { prepare: boolean; migrate: 
     maxMessageSize: 64 * 1024 * 1024,
     compression: false,
     callTimeoutMs: 20_000,
+    slowCallMs: 0,
     sessionAgeMs: 600_000,
     drainTimeoutMs: 2_000,
     retention: [],

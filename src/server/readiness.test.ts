@@ -142,8 +142,8 @@ test("looking takes no transaction id and writes nothing", async () => {
   const taken = await db.transaction(async (run) => {
     const found = await lookAtTables({ ...db, run }, "public", signal);
     expect(found).toMatchObject({ trouble: undefined, newer: [], missing: [], locks: [] });
-    const [[xid]] = (await run("select pg_current_xact_id_if_assigned()", [])) as [[unknown]];
-    return xid;
+    const [row] = await run("select pg_current_xact_id_if_assigned()", []);
+    return row?.[0];
   }, signal);
   expect(taken).toBeNull();
 });

@@ -3,7 +3,7 @@ import type { Log } from "../log.js";
 import type { Db, DbOptions } from "../store/db.js";
 import { type Look, lookAtTables, TableTrouble } from "../store/look.js";
 import { explainTrouble } from "../store/trouble.js";
-import { describeCause } from "./interceptors.js";
+import { describeCause } from "./call_log.js";
 
 const retryMs = 500;
 const recheckMs = 5000;

@@ -36,12 +36,14 @@ function open(options: Partial<DbOptions> = {}) {
   let statements = 0;
   const counted: Db = {
     ...db,
-    withConnection: (use) =>
-      db.withConnection((run) =>
-        use((...args) => {
-          statements++;
-          return run(...args);
-        }),
+    withConnection: (use, fail) =>
+      db.withConnection(
+        (run) =>
+          use((...args) => {
+            statements++;
+            return run(...args);
+          }),
+        fail,
       ),
   };
   return { db: counted, statements: () => statements };

@@ -64,7 +64,7 @@ export function createBatch<Item, Result>(
         return;
       }
       asked++;
-      db.withConnection(serve);
+      db.withConnection(serve, fail);
     }
   }
 
@@ -74,9 +74,19 @@ export function createBatch<Item, Result>(
     if (waiting.length === 0) return;
     if (asked === 0 && db.isFree()) {
       asked++;
-      db.withConnection(serve);
+      db.withConnection(serve, fail);
     }
     ask();
+  }
+
+  /** No connection could be opened. All hear of it now: each may try again elsewhere. */
+  function fail(reason: unknown): void {
+    asked--;
+    fresh = [];
+    for (const call of waiting.splice(0)) {
+      call.leave?.();
+      call.reject(reason);
+    }
   }
 
   async function serve(run: Run): Promise<void> {
@@ -190,7 +200,7 @@ export function createBatch<Item, Result>(
       };
       signal?.addEventListener("abort", onAbort);
       waiting.push(call);
-      if (asked + running < lanes && db.isFree()) fresh.push(call);
+      if (asked + running < lanes && db.hasIdle()) fresh.push(call);
       else takePlace(call);
       ask();
     });

@@ -25,7 +25,7 @@ export async function* channelHistory(
 ): AsyncGenerator<GetChannelHistoryResponse, void> {
   const { threadId, checkpointNs, checkpointId, channels } = request;
   if (channels.length === 0) return;
-  const [target] = await db.run(
+  const [target] = await db.runLong(
     checkpointId === "" ? latestParent(db.schema) : parent(db.schema),
     [threadId, checkpointNs, ...(checkpointId === "" ? [] : [checkpointId])],
     signal,
@@ -35,7 +35,7 @@ export async function* channelHistory(
   // A parent seen before makes a circle, which no graph writes but any client can.
   const seen = new Set<string>();
   while (next !== "" && remaining.length > 0) {
-    const rows = await db.run(
+    const rows = await db.runLong(
       walkStatement(db.schema),
       [threadId, checkpointNs, next, remaining, walkedAtOnce],
       signal,
@@ -96,7 +96,7 @@ async function* readAncestors(
       [...last.values()],
     ];
     const rows = await readValues(
-      db.run,
+      db.runLong,
       (values) => valuesStatement(db.schema, values),
       parameters,
       signal,

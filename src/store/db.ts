@@ -1,5 +1,7 @@
-import postgres from "postgres";
 import { CheckpointdError } from "../errors.js";
+import { parseDatabaseUrl } from "./address.js";
+import { type Connection, ConnectionError, type Result } from "./connection.js";
+import { createPool } from "./pool.js";
 import { checkSchemaName, quoteSchema } from "./schema_name.js";
 
 /** One row of a result, column by column, as Postgres sent it in text form; null for NULL. */
@@ -36,12 +38,15 @@ export interface DbOptions {
   prepare: boolean;
 }
 
-/** Runs a statement on a connection that is held, and returns its rows. See {@link Db.run}. */
+/**
+ * Runs a statement on a connection that is held, and returns its rows and how many it touched. See
+ * {@link Db.run}.
+ */
 export type Run = (
   text: string,
   parameters: readonly Parameter[],
   signal?: Signal,
-) => Promise<Row[]>;
+) => Promise<Result>;
 
 /** A bounded pool of connections to one database. */
 export interface Db {
@@ -56,10 +61,16 @@ export interface Db {
    * time (UNAVAILABLE). When `signal` aborts, a waiting statement is given up and a running
    * one is cancelled in Postgres; the signal's reason is thrown. A deadlock, a serialization
    * failure and a cancellation that was meant for somebody else are tried again, so the
-   * statement must be idempotent. Errors of Postgres and of the connection are thrown as
-   * postgres.js raises them.
+   * statement must be idempotent. Resolves only when Postgres said that the statement was carried
+   * out. Throws Postgres' errors as postgres.js raises them, and a ConnectionError when the
+   * connection failed: what the statement did is not known then.
    */
   run: Run;
+  /**
+   * Runs a statement as `run` does, for lists and other reads that may take long: all of them
+   * together hold at most half of the connections, so that they leave room for the short ones.
+   */
+  runLong: Run;
   /**
    * Runs statements in one transaction (READ COMMITTED, so each sees what was committed before
    * it began) on one connection, and commits when `use` returns. Waits for the connection, is
@@ -68,11 +79,14 @@ export interface Db {
   transaction<T>(use: (run: Run) => Promise<T>, signal?: Signal): Promise<T>;
   /**
    * Calls `use` with a connection when one is free, at once if there is one, and frees it when
-   * the promise settles. In turn with `run`, but without its bounds: who waits holds a place.
+   * the promise settles; or calls `fail` when none could be opened. In turn with `run`, but
+   * without its bounds: who waits holds a place.
    */
-  withConnection(use: (run: Run) => Promise<void>): void;
-  /** Whether a connection is free. */
+  withConnection(use: (run: Run) => Promise<void>, fail: (error: unknown) => void): void;
+  /** Whether a connection may be used; it may have to be opened first. */
   isFree(): boolean;
+  /** Whether a connection is free and open. */
+  hasIdle(): boolean;
   /**
    * Takes one of the bounded places for calls that wait, until the returned function is
    * called. `giveUp` is called with the error when the wait is too long or the signal aborts;
@@ -88,38 +102,14 @@ const conflictTries = 5;
 /**
  * Opens the pool. Connects on first use, so it succeeds while the database is down.
  *
- * @throws when the schema's name cannot be one
+ * @throws when the schema's name cannot be one, or the URL asks for a server that takes no writes
  */
 export function openDb(options: DbOptions): Db {
   checkSchemaName(options.schema);
-  const sql = postgres(options.databaseUrl, {
-    max: options.poolSize,
-    prepare: options.prepare,
-    connect_timeout: 10,
-    // postgres.js backs off up to 20 s after a failed connect and holds statements meanwhile;
-    // a database that comes back must be seen within a second.
-    backoff: (retries: number) => Math.min(1, 0.05 * 2 ** Math.min(retries, 10)),
-    connection: {
-      application_name: "checkpointd",
-      // Each statement has one good plan (plans.test.ts looks at the generic ones). Left to
-      // itself Postgres plans those with arrays anew every time: 0.6 ms for a getTuple. Not
-      // through a pooler, which refuses settings it does not know.
-      ...(options.prepare ? { plan_cache_mode: "force_generic_plan" } : {}),
-    },
-    onnotice: () => {},
-  });
-  // Those that wait for a connection, in turn. postgres.js has a queue of its own, without a
-  // bound or a timeout (porsager/postgres#824); never handing it more statements than it has
-  // connections keeps that one empty.
-  const turns: (() => void)[] = [];
-  let running = 0;
+  const pool = createPool(parseDatabaseUrl(options.databaseUrl, options.prepare));
+  const turns = createTurns(options.poolSize);
+  const longTurns = createTurns(Math.max(1, Math.floor(options.poolSize / 2)));
   let waiting = 0;
-
-  function release(): void {
-    const next = turns.shift();
-    if (next) next();
-    else running--;
-  }
 
   function takePlace(signal: Signal | undefined, giveUp: (reason: unknown) => void) {
     const { queueLimit, queueTimeoutMs } = options;
@@ -154,123 +144,216 @@ export function openDb(options: DbOptions): Db {
     return leave;
   }
 
-  async function acquire(signal: Signal | undefined): Promise<void> {
-    if (running < options.poolSize) {
-      running++;
-      return;
-    }
+  async function takeTurn({ take, waiting }: Turns, signal: Signal | undefined): Promise<void> {
+    if (take()) return;
     await new Promise<void>((resolve, reject) => {
       const start = () => {
         leave();
         resolve();
       };
       const leave = takePlace(signal, (reason) => {
-        turns.splice(turns.indexOf(start), 1);
+        waiting.splice(waiting.indexOf(start), 1);
         reject(reason);
       });
-      turns.push(start);
+      waiting.push(start);
     });
   }
 
+  /** A connection and its turn, which end together with `giveBack`. */
+  async function borrow(signal: Signal | undefined): Promise<Connection> {
+    await takeTurn(turns, signal);
+    const idle = pool.borrowIdle();
+    if (idle) return idle;
+    return new Promise((resolve, reject) => {
+      let isGone = false;
+      let leave = () => {};
+      try {
+        leave = takePlace(signal, (reason) => {
+          isGone = true;
+          reject(reason);
+        });
+      } catch (error) {
+        turns.release();
+        reject(error);
+        return;
+      }
+      // The turn is kept to the end: there are never more connections than turns.
+      pool.borrow().then(
+        (connection) => {
+          if (isGone) {
+            giveBack(connection);
+            return;
+          }
+          leave();
+          resolve(connection);
+        },
+        (error) => {
+          turns.release();
+          if (isGone) return;
+          leave();
+          reject(error);
+        },
+      );
+    });
+  }
+
+  function giveBack(connection: Connection): void {
+    pool.giveBack(connection);
+    turns.release();
+  }
+
   async function send(
-    connection: postgres.ISql,
+    connection: Connection,
     text: string,
     parameters: readonly Parameter[],
     signal: Signal | undefined,
-  ): Promise<Row[]> {
-    const query = connection.unsafe(text, parameters as never, { prepare: options.prepare }).raw();
-    if (!signal) return withoutHoles((await query) as unknown as Row[]);
-    let timer: NodeJS.Timeout | undefined;
-    const cancel = () => {
-      // Only a statement that Postgres has: cancelled earlier, postgres.js would strand the
-      // connection it waits for. Not query.cancel(), which drops the promise of the connection
-      // it opens, so that a refused one would end the process. Again and again, because
-      // Postgres forgets a request that overtakes its statement.
-      const { state, active, canceller } = query as unknown as Cancellable;
-      if (state && active) canceller(query).catch(() => {});
-      timer = setTimeout(cancel, 100);
-    };
-    signal.addEventListener("abort", cancel);
+  ): Promise<Result> {
     try {
-      return withoutHoles((await query) as unknown as Row[]);
-    } finally {
-      signal.removeEventListener("abort", cancel);
-      clearTimeout(timer);
+      return await connection.send(text, parameters, signal);
+    } catch (error) {
+      // The server became a standby, or another one took over: look where the address leads now.
+      if ((error as { code?: string }).code === "25006") pool.renew();
+      throw error;
     }
   }
 
-  const execute: Run = (text, parameters, signal) =>
-    tryAgain(() => send(sql, text, parameters, signal), signal);
+  const runOn =
+    (connection: Connection): Run =>
+    (text, parameters, signal) =>
+      tryAgain(() => send(connection, text, parameters, signal), signal);
 
-  async function tryAgain<T>(use: () => Promise<T>, signal: Signal | undefined): Promise<T> {
-    for (let attempt = 1; ; attempt++) {
-      signal?.throwIfAborted();
-      try {
-        return await use();
-      } catch (error) {
-        signal?.throwIfAborted();
-        if (attempt >= conflictTries || !mayRunAgain(error)) throw error;
-        await new Promise((resolve) => setTimeout(resolve, Math.random() * 10 * 2 ** attempt));
-      }
-    }
-  }
+  const run: Run = async (text, parameters, signal) => {
+    signal?.throwIfAborted();
+    const connection = await borrow(signal);
+    // The caller is told at once; the connection is free when the statement has ended.
+    const rows = runOn(connection)(text, parameters, signal).finally(() => giveBack(connection));
+    return signal ? orAborted(rows, signal) : rows;
+  };
 
   return {
     schema: quoteSchema(options.schema),
-    load: () => ({ running, waiting }),
-    isFree: () => running < options.poolSize,
+    load: () => ({ running: turns.taken(), waiting }),
+    isFree: turns.isFree,
+    hasIdle: () => turns.isFree() && pool.hasIdle(),
     takePlace,
-    async run(text, parameters, signal) {
-      signal?.throwIfAborted();
-      await acquire(signal);
-      // The caller is told at once; the connection is free when the statement has ended.
-      const rows = execute(text, parameters, signal).finally(release);
-      return signal ? orAborted(rows, signal) : rows;
+    run,
+    async runLong(text, parameters, signal) {
+      await takeTurn(longTurns, signal);
+      try {
+        return await run(text, parameters, signal);
+      } finally {
+        longTurns.release();
+      }
     },
     async transaction<T>(use: (run: Run) => Promise<T>, signal?: Signal) {
       signal?.throwIfAborted();
-      await acquire(signal);
-      // Not settled by the statements inside: a connection that closes leaves those that are
-      // queued unsettled (porsager/postgres#1186), while begin rejects.
-      const result = tryAgain(
-        () =>
-          sql.begin((held) =>
-            use((text, parameters) => send(held, text, parameters, signal)),
-          ) as Promise<T>,
-        signal,
-      ).finally(release);
+      const connection = await borrow(signal);
+      const held: Run = (text, parameters) => send(connection, text, parameters, signal);
+      const result = tryAgain(() => transact(connection, () => use(held)), signal).finally(() =>
+        giveBack(connection),
+      );
       return signal ? orAborted(result, signal) : result;
     },
-    withConnection(use) {
-      const start = () => void use(execute).finally(release);
-      if (running < options.poolSize) {
-        running++;
-        start();
-      } else {
-        turns.push(start);
-      }
+    withConnection(use, fail) {
+      const carry = (connection: Connection) =>
+        void use(runOn(connection)).finally(() => giveBack(connection));
+      const start = () => {
+        const idle = pool.borrowIdle();
+        if (idle) {
+          carry(idle);
+          return;
+        }
+        pool.borrow().then(carry, (error) => {
+          turns.release();
+          fail(error);
+        });
+      };
+      if (turns.take()) start();
+      else turns.waiting.push(start);
     },
-    async close(timeoutMs) {
-      // end() without a timeout can hang after a disconnect (porsager/postgres#1097).
-      await sql.end({ timeout: timeoutMs / 1000 });
+    close: pool.close,
+  };
+}
+
+/** A number of turns, and those who wait for one. */
+interface Turns {
+  /** Takes a turn if one is free. */
+  take(): boolean;
+  isFree(): boolean;
+  taken(): number;
+  /** Called one after the other with the turn that became free. */
+  waiting: (() => void)[];
+  release(): void;
+}
+
+function createTurns(most: number): Turns {
+  const waiting: (() => void)[] = [];
+  let taken = 0;
+  return {
+    waiting,
+    isFree: () => taken < most,
+    taken: () => taken,
+    take() {
+      if (taken >= most) return false;
+      taken++;
+      return true;
+    },
+    release() {
+      const next = waiting.shift();
+      if (next) next();
+      else taken--;
     },
   };
 }
 
-/** What postgres.js keeps of a running query; its version is pinned for this. */
-interface Cancellable {
-  state: unknown;
-  active: boolean;
-  canceller: (query: unknown) => Promise<void>;
+/** One transaction. Resolves only when Postgres said that it was committed. */
+async function transact<T>(connection: Connection, use: () => Promise<T>): Promise<T> {
+  let result: T;
+  try {
+    await connection.send("begin", []);
+    result = await use();
+  } catch (error) {
+    await connection.send("rollback", [], AbortSignal.timeout(rollbackMs)).catch((reason) => {
+      // A transaction that may still be open must not be the next caller's.
+      connection.end(reason as Error);
+    });
+    throw error;
+  }
+  // Postgres answers ROLLBACK to the commit of a transaction in which a statement failed.
+  const { command } = await connection.send("commit", [], AbortSignal.timeout(commitMs));
+  if (command !== "COMMIT") {
+    throw new ConnectionError("NOT_ACKNOWLEDGED", `Postgres answered ${command} to a commit`);
+  }
+  return result;
 }
 
+/** Within which a transaction has to be rolled back, and committed. */
+const rollbackMs = 2_000;
+const commitMs = 30_000;
+
 /**
- * postgres.js goes on counting from the rows of a statement that failed, or was cancelled, after
- * its first ones: those of the next on that connection come behind as many holes
- * (porsager/postgres#1119, #1181).
+ * Throws unless the statement touched as many rows as it had to: no acknowledgement for a write of
+ * which Postgres does not say that it was stored.
  */
-function withoutHoles(rows: Row[]): Row[] {
-  return rows.length === 0 || 0 in rows ? rows : rows.slice(rows.findIndex((row) => row));
+export function expectCount({ count }: Result, rows: number): void {
+  if (count === rows) return;
+  throw new ConnectionError(
+    "NOT_ACKNOWLEDGED",
+    `Postgres says that ${count} rows were stored of ${rows}`,
+  );
+}
+
+async function tryAgain<T>(use: () => Promise<T>, signal: Signal | undefined): Promise<T> {
+  for (let attempt = 1; ; attempt++) {
+    signal?.throwIfAborted();
+    try {
+      return await use();
+    } catch (error) {
+      signal?.throwIfAborted();
+      if (attempt >= conflictTries || !mayRunAgain(error)) throw error;
+      await new Promise((resolve) => setTimeout(resolve, Math.random() * 10 * 2 ** attempt));
+    }
+  }
 }
 
 function orAborted<T>(result: Promise<T>, signal: Signal): Promise<T> {

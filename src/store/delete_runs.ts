@@ -20,7 +20,7 @@ export async function deleteRuns(
 ): Promise<ThreadCounts> {
   const removed = create(ThreadCountsSchema);
   if (runIds.length === 0) return removed;
-  const [needed] = await db.run(neededStatement(db.schema), [runIds], signal);
+  const [needed] = await db.runLong(neededStatement(db.schema), [runIds], signal);
   if (needed) {
     throw new CheckpointdError(
       "failed_precondition",
@@ -29,7 +29,7 @@ export async function deleteRuns(
     );
   }
   for (;;) {
-    const rows = await db.run(findStatement(db.schema), [runIds, batchRows], signal);
+    const rows = await db.runLong(findStatement(db.schema), [runIds, batchRows], signal);
     const places = new Map<string, Place[]>();
     for (const row of rows) {
       const [threadId = "", checkpointNs = "", checkpointId = ""] = row.map(String);

@@ -110,12 +110,12 @@ export async function listPage(
   const rows = Math.min(maxTuples || bounds.firstRows, bounds.maxRows, limit);
   const { statement, parameters } = pageStatement(db.schema, request, last, rows, bounds.maxBytes);
   const result: Row[] = await explainJson(
-    db.run,
+    db.runLong,
     {
       metadata_filter_json: request.metadataFilterJson,
       after_checkpoint_json: last?.checkpointJson ?? "",
     },
-    readValues(db.run, statement, parameters, signal),
+    readValues(db.runLong, statement, parameters, signal),
   );
   const tuples = [...toTuples(result).values()];
   const found = tuples.length;

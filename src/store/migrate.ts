@@ -2,6 +2,7 @@ import type { Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type MigrationBuilder, type RunnerOption, runner } from "node-pg-migrate";
 import pg from "pg";
+import { eachHost } from "./hosts.js";
 import {
   BOOKKEEPING,
   findMigrationsDir,
@@ -35,7 +36,7 @@ const PASSING = new Set(["23505", "42P06", "42P07", "42710", "XX000", "40P01", "
 /** Where to migrate. */
 export interface Target {
   /**
-   * A postgres:// URL of a direct connection: a transaction pooler cannot hold the lock. Through
+   * A postgres:// URL, of one host or several, of a direct connection: a transaction pooler cannot hold the lock. Through
    * one, all that works is to find that there is nothing to do.
    */
   databaseUrl: string;
@@ -74,7 +75,9 @@ export async function migrate(options: MigrateOptions): Promise<{ applied: strin
   const applied: string[] = [];
   for (let tries = 1; ; tries += 1) {
     try {
-      await withClient(options, (client) => migrateOnce(client, options, applied, onProgress));
+      await withClient(options, (client, url) =>
+        migrateOnce(client, url, options, applied, onProgress),
+      );
       return { applied };
     } catch (error) {
       signal?.throwIfAborted();
@@ -126,14 +129,15 @@ export async function dryRun(target: Target): Promise<string> {
 
 async function migrateOnce(
   client: pg.Client,
-  { databaseUrl, schema, lockWaitMs = LOCK_WAIT_MS, signal }: MigrateOptions,
+  url: string,
+  { schema, lockWaitMs = LOCK_WAIT_MS, signal }: MigrateOptions,
   applied: string[],
   onProgress: (line: string) => void,
 ): Promise<void> {
   // The usual start: nothing to do, no lock taken, no privilege needed but to read.
   const before = await findPending(client, schema);
   if (before.files.length === 0) return markSafe(client, schema, before);
-  if (await sharesSessions(client, () => newClient(databaseUrl))) {
+  if (await sharesSessions(client, () => newClient(url))) {
     throw new Error(
       `schema ${schema} needs ${before.files.map(({ name }) => name).join(", ")}, and migrations do not work through a transaction pooler such as PgBouncer: give checkpointd migrate the URL of Postgres itself, then serve through the pooler with --no-prepare`,
     );
@@ -300,20 +304,13 @@ async function findPending(client: pg.Client, schema: string): Promise<Pending> 
 
 async function withClient<T>(
   { databaseUrl, signal }: Target,
-  use: (client: pg.Client) => Promise<T>,
+  use: (client: pg.Client, url: string) => Promise<T>,
 ): Promise<T> {
-  signal?.throwIfAborted();
-  const client = newClient(databaseUrl);
-  let isOpen = false;
-  const onAbort = () => {
-    if (isOpen) void terminate(databaseUrl, client);
-    else cut(client);
-  };
+  const { client, url } = await open(databaseUrl, signal);
+  const onAbort = () => void terminate(url, client);
   signal?.addEventListener("abort", onAbort, { once: true });
   try {
-    await client.connect();
-    isOpen = true;
-    return await use(client);
+    return await use(client, url);
   } catch (error) {
     signal?.throwIfAborted();
     throw error;
@@ -322,6 +319,33 @@ async function withClient<T>(
     // Ends an open transaction and gives the lock back, whatever happened.
     await end(client);
   }
+}
+
+/** Opens a session: of several hosts on the first that can be reached and takes writes. */
+async function open(databaseUrl: string, signal: AbortSignal | undefined) {
+  const urls = eachHost(databaseUrl);
+  let failure: unknown;
+  for (const url of urls) {
+    signal?.throwIfAborted();
+    const client = newClient(url);
+    const onAbort = () => cut(client);
+    signal?.addEventListener("abort", onAbort, { once: true });
+    try {
+      await client.connect();
+      if (urls.length === 1) return { client, url };
+      const { rows } = await client.query("SHOW transaction_read_only");
+      if (rows[0].transaction_read_only === "off") return { client, url };
+      const message = "no host of the database URL takes writes";
+      failure = Object.assign(new Error(message), { code: "25006" });
+    } catch (error) {
+      failure = error;
+    } finally {
+      signal?.removeEventListener("abort", onAbort);
+    }
+    await end(client);
+  }
+  signal?.throwIfAborted();
+  throw failure;
 }
 
 function newClient(databaseUrl: string): pg.Client {

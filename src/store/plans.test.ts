@@ -436,19 +436,24 @@ async function recordStatement(
   use: (db: Db) => Promise<unknown>,
 ): Promise<[string, readonly Parameter[]]> {
   let recorded: [string, readonly Parameter[]] | undefined;
+  const notRun = new Error("recorded, not run");
   const run: Db["run"] = async (text, parameters) => {
     recorded = [text, parameters];
-    return [];
+    throw notRun;
   };
   await use({
     schema: '"public"',
     load: () => ({ running: 0, waiting: 0 }),
     run,
+    runLong: run,
     transaction: (use) => use(run),
     withConnection: (use) => void use(run),
     isFree: () => true,
+    hasIdle: () => true,
     takePlace: () => () => {},
     close: async () => {},
+  }).catch((error) => {
+    if (error !== notRun) throw error;
   });
   if (!recorded) throw new Error("no statement was run");
   return recorded;
@@ -471,8 +476,9 @@ async function recordStatements(
     await use({
       ...db,
       run: recording(db.run),
+      runLong: recording(db.runLong),
       transaction: (inner, signal) => db.transaction((run) => inner(recording(run)), signal),
-      withConnection: (inner) => db.withConnection((run) => inner(recording(run))),
+      withConnection: (inner, fail) => db.withConnection((run) => inner(recording(run)), fail),
     });
   } finally {
     await db.close(1_000);

@@ -118,7 +118,11 @@ async function pruneOne(
   const removed = create(ThreadCountsSchema);
   const parameters = ruleParameters(threadId, prune, cutoff);
   for (;;) {
-    const rows = await db.run(goingStatement(db.schema), [...parameters, batchRows * 8], signal);
+    const rows = await db.runLong(
+      goingStatement(db.schema),
+      [...parameters, batchRows * 8],
+      signal,
+    );
     await prune.pause?.();
     const places = rows.map(
       (row): Place => ({
@@ -138,7 +142,7 @@ async function pruneOne(
     await prune.pause?.();
   }
   if (prune.keepLast === 0) {
-    const [row] = await db.run(leftoversStatement(db.schema), parameters, signal);
+    const [row] = await db.runLong(leftoversStatement(db.schema), parameters, signal);
     add(removed, toCounts(row, 0));
   }
   return removed;
@@ -152,7 +156,7 @@ async function countOne(
   signal: Signal | undefined,
 ): Promise<ThreadCounts> {
   const parameters = ruleParameters(threadId, prune, cutoff);
-  const [row] = await db.run(countStatement(db.schema), parameters, signal);
+  const [row] = await db.runLong(countStatement(db.schema), parameters, signal);
   return toCounts(row, 0);
 }
 

@@ -2,7 +2,8 @@ import type { ChannelBlob } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { PutRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { createBatch } from "./batch.js";
 import { heldLeases, leaseLost } from "./claims.js";
-import type { Db, Parameter, Row, Run, Signal } from "./db.js";
+import type { Result } from "./connection.js";
+import { type Db, expectCount, type Parameter, type Run, type Signal } from "./db.js";
 import { explainJson } from "./json.js";
 import {
   createSingleStatements,
@@ -88,7 +89,10 @@ async function putAll(
     ? [sorted.map((request) => request.leaseToken), blobs.map(({ request }) => request.leaseToken)]
     : [];
   const rows = await runPuts(run, text, sorted, blobs, leases, signal);
-  if (!underLease) return requests.map(() => true);
+  if (!underLease) {
+    expectCount(rows, requests.length);
+    return requests.map(() => true);
+  }
   const held = new Set(rows.map(([threadId, token]) => `${threadId}\0${token}`));
   return requests.map(({ threadId, leaseToken }) => held.has(`${threadId}\0${leaseToken}`));
 }
@@ -105,7 +109,7 @@ export function runPuts(
   blobs: readonly NewBlob[],
   more: readonly Parameter[],
   signal: Signal | undefined,
-): Promise<Row[]> {
+): Promise<Result> {
   const values = packBytes(blobs.map(({ blob }) => blob.value?.data));
   const result = run(
     text,
@@ -140,17 +144,17 @@ export function runPuts(
  * The put of one checkpoint with few blobs, as most are that find the service idle: 0.31 ms
  * instead of the 0.39 of the statement that takes any number. Returns what the statement does.
  */
-export function putOne(
+export async function putOne(
   statementOf: (values: (Uint8Array | undefined)[]) => SingleStatement,
   run: Run,
   { threadId, checkpointNs, checkpointId, ...request }: PutRequest,
   signal: Signal | undefined,
-): Promise<Row[]> {
+): Promise<Result> {
   const { checkpointJson } = request;
   const blobs = [...request.blobs].sort(compareChannels);
   const { text, parameters } = statementOf(blobs.map(({ value }) => value?.data));
   const metadataJson = request.metadataJson || "{}";
-  return explainJson(
+  const result = await explainJson(
     run,
     { checkpoint_json: checkpointJson, metadata_json: metadataJson },
     run(
@@ -172,6 +176,8 @@ export function putOne(
       signal,
     ),
   );
+  expectCount(result, 1);
+  return result;
 }
 
 /**

@@ -1,7 +1,7 @@
 import type { PutWritesRequest, Write } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { createBatch } from "./batch.js";
 import { heldLeases, leaseLost } from "./claims.js";
-import type { Db, Parameter, Run, Signal } from "./db.js";
+import { type Db, expectCount, type Parameter, type Run, type Signal } from "./db.js";
 import {
   createSingleStatements,
   mostSingleValues,
@@ -96,7 +96,11 @@ async function putAllWrites(
     ],
     signal,
   );
-  if (!underLease) return requests.map(() => true);
+  if (!underLease) {
+    // Of those that are kept Postgres counts the new ones.
+    if (replace) expectCount(held, rows.length);
+    return requests.map(() => true);
+  }
   const leases = new Set(held.map(([threadId, token]) => `${threadId}\0${token}`));
   return requests.map(({ threadId, leaseToken }) => leases.has(`${threadId}\0${leaseToken}`));
 }

@@ -99,9 +99,9 @@ export async function readThreads(
 ): Promise<{ threads: Thread[]; next: ThreadPosition | undefined; examined: number }> {
   const { statement, parameters } = pageStatement(db.schema, page);
   const rows = await explainJson(
-    db.run,
+    db.runLong,
     { "filter.metadata_filter_json": page.filter?.metadataFilterJson ?? "" },
-    db.run(statement, parameters, signal),
+    db.runLong(statement, parameters, signal),
   );
   // The last row says how far the statement came.
   const end = rows[rows.length - 1];

@@ -30,7 +30,7 @@ const kinds: readonly [RegExp, string][] = [
   ],
   [/^57P03/, "the database is starting up or shutting down"],
   [
-    /^(ENOTFOUND|EAI_AGAIN)/,
+    /ENOTFOUND|EAI_AGAIN/,
     "the host of the database URL is not known: correct its name, or look at the resolver",
   ],
   [

@@ -1,0 +1,68 @@
+import postgres from "postgres";
+import type { Address, ParsedOptions } from "./connection.js";
+
+/** Where a database is and how to open connections to it. */
+export interface Target {
+  /** One for each host of the URL, in its order. */
+  addresses: readonly Address[];
+  /** Whether a server that refuses writes is passed over. */
+  mustWrite: boolean;
+  options: ParsedOptions;
+}
+
+const sessionAttributes = /([?&])target_session_attrs=([^&]*)(&|$)/;
+
+/**
+ * Reads a postgres:// URL. As with libpq it may name several hosts, `host1:5432,host2:5432`, of
+ * which the first is taken that can be reached and, with `target_session_attrs=read-write` or
+ * `primary`, takes writes. Unlike libpq that is what several hosts mean unless `any` is given: this
+ * service writes.
+ *
+ * @throws Error with a sentence when the URL asks for a server that takes no writes
+ */
+export function parseDatabaseUrl(databaseUrl: string, prepare: boolean): Target {
+  const attributes = sessionAttributes.exec(databaseUrl)?.[2];
+  if (attributes !== undefined && !["any", "read-write", "primary"].includes(attributes)) {
+    throw new Error(
+      `target_session_attrs of the database URL must be read-write, primary or any, not ${attributes}: the service writes`,
+    );
+  }
+  // postgres.js would look for itself, with a query whose failure ends the process.
+  const url = databaseUrl.replace(sessionAttributes, (_, before, __, after) =>
+    after === "&" ? before : "",
+  );
+  const { options } = postgres(url, {
+    max: 1,
+    prepare,
+    // It would read the catalog first, with a query whose failure ends the process. Nothing here
+    // needs it: arrays are sent as text (see connection.ts), and results are read raw.
+    fetch_types: false,
+    // Within which each part of a start-up has to end; the whole has a bound of its own.
+    connect_timeout: 10,
+    idle_timeout: 0,
+    // It would end connections in the middle of a transaction. The pool replaces old ones.
+    max_lifetime: null,
+    connection: {
+      application_name: "checkpointd",
+      // Each statement has one good plan (plans.test.ts looks at the generic ones). Left to
+      // itself Postgres plans those with arrays anew every time: 0.6 ms for a getTuple. Not
+      // through a pooler, which refuses settings it does not know.
+      ...(prepare ? { plan_cache_mode: "force_generic_plan" } : {}),
+    },
+    onnotice: () => {},
+  });
+  // Of these postgres.js has its own types wrong: they are arrays, and the path may be false.
+  const { host, port, path } = options as unknown as {
+    host: string[];
+    port: number[];
+    path: string | false;
+  };
+  const addresses = path
+    ? [{ path }]
+    : host.map((name, i) => ({ host: name, port: port[i] ?? 5432 }));
+  return {
+    addresses,
+    mustWrite: attributes === undefined ? addresses.length > 1 : attributes !== "any",
+    options: { ...options, target_session_attrs: undefined } as unknown as ParsedOptions,
+  };
+}

@@ -1,0 +1,218 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Target } from "./address.js";
+import { Connection, ConnectionError } from "./connection.js";
+
+/** The connections to one database. Who borrows one gives it back. */
+export interface Pool {
+  /** Whether a connection is there that nobody uses. */
+  hasIdle(): boolean;
+  /** One that is there; undefined when there is none. */
+  borrowIdle(): Connection | undefined;
+  /**
+   * One that is there, or a new one. While connections cannot be opened all who ask wait for one
+   * try after the other, made after a growing pause of at most a second, and hear its error.
+   */
+  borrow(): Promise<Connection>;
+  giveBack(connection: Connection): void;
+  /** Replaces all connections: those in use when they are given back. At most once a second. */
+  renew(): void;
+  /** Closes all, after at most `timeoutMs` also those in use. */
+  close(timeoutMs: number): Promise<void>;
+}
+
+/** Within which a connection has to be there, with one host and with each of several. */
+const openMs = 10_000;
+const openOneOfManyMs = 3_000;
+/** The pauses between tries that fail. */
+const leastPauseMs = 50;
+const mostPauseMs = 1_000;
+const renewMs = 1_000;
+/** The age at which a connection is replaced, so that a pooler or a name may lead elsewhere. */
+const lifeMs = 45 * 60_000;
+/** After which Postgres is asked whether it works on a statement at all. */
+const quietMs = 5_000;
+/** Within which an answer has to arrive of which Postgres says that it was given. */
+const arrivalMs = 1_000;
+const watchMs = 1_000;
+
+/** Opens no connection yet. */
+export function createPool(target: Target): Pool {
+  const { addresses, mustWrite, options } = target;
+  const idle: Connection[] = [];
+  const lent = new Set<Connection>();
+  /** Where the last connection was opened. */
+  let preferred = 0;
+  let failures = 0;
+  let failedAt = Number.NEGATIVE_INFINITY;
+  let pauseMs = 0;
+  let attempt: Promise<void> | undefined;
+  let renewedAt = Number.NEGATIVE_INFINITY;
+  let closing = false;
+  let onAllBack = () => {};
+
+  const watch = setInterval(lookForDead, watchMs).unref();
+
+  /** Several that failed side by side count once. */
+  function noteFailure(since: number): void {
+    if (since < failedAt) return;
+    failedAt = performance.now();
+    failures++;
+    const longest = Math.min(mostPauseMs, leastPauseMs * 2 ** Math.min(failures, 10));
+    pauseMs = longest * (0.5 + Math.random() / 2);
+  }
+
+  async function open(): Promise<Connection> {
+    const began = performance.now();
+    let failure: unknown;
+    let isReadOnly = false;
+    for (let i = 0; i < addresses.length; i++) {
+      const at = (preferred + i) % addresses.length;
+      try {
+        const address = addresses[at]!;
+        const timeoutMs = addresses.length > 1 ? openOneOfManyMs : openMs;
+        const connection = await Connection.open(address, options, timeoutMs);
+        if (mustWrite && connection.isReadOnly) {
+          void connection.close();
+          isReadOnly = true;
+          continue;
+        }
+        preferred = at;
+        connection.onEnd = forget;
+        return connection;
+      } catch (error) {
+        failure = error;
+      }
+    }
+    noteFailure(began);
+    throw isReadOnly ? readOnly(failure) : failure;
+  }
+
+  function forget(connection: Connection): void {
+    const at = idle.indexOf(connection);
+    if (at >= 0) idle.splice(at, 1);
+    // One that ends before it carried anything is no better than one that cannot be opened.
+    const { code } = connection.ended as Partial<ConnectionError>;
+    if (connection.completed === 0 && code !== "CONNECTION_CLOSED") {
+      noteFailure(connection.openedAt);
+    }
+  }
+
+  function borrowIdle(): Connection | undefined {
+    const connection = idle.pop();
+    if (connection) lent.add(connection);
+    return connection;
+  }
+
+  async function tryAfterPause(): Promise<void> {
+    await sleep(Math.max(0, failedAt + pauseMs - performance.now()), undefined, { ref: false });
+    if (!closing) idle.push(await open());
+  }
+
+  async function borrow(): Promise<Connection> {
+    for (;;) {
+      if (closing) {
+        throw new ConnectionError("CONNECTION_CLOSED", "the connections to Postgres were closed");
+      }
+      const connection = borrowIdle();
+      if (connection) return connection;
+      if (failures === 0) {
+        const opened = await open();
+        lent.add(opened);
+        return opened;
+      }
+      attempt ??= tryAfterPause().finally(() => {
+        attempt = undefined;
+      });
+      await attempt;
+    }
+  }
+
+  function giveBack(connection: Connection): void {
+    lent.delete(connection);
+    if (connection.completed > 0) failures = 0;
+    const { ended, openedAt, lifetime } = connection;
+    if (ended === undefined) {
+      const isOld = openedAt < renewedAt || performance.now() > openedAt + lifeMs * lifetime;
+      if (closing || isOld) void connection.close();
+      else idle.push(connection);
+    }
+    if (lent.size === 0) onAllBack();
+  }
+
+  function renew(): void {
+    const now = performance.now();
+    if (now < renewedAt + renewMs) return;
+    renewedAt = now;
+    for (const connection of [...idle]) void connection.close();
+  }
+
+  /**
+   * A connection that was cut without a word, at a firewall or by a failover, looks like one whose
+   * statement takes long. Postgres knows the difference.
+   */
+  function lookForDead(): void {
+    const now = performance.now();
+    for (const connection of lent) {
+      const { runningSince = now, isPooled, lookedAt } = connection;
+      if (isPooled || now < runningSince + quietMs || now < lookedAt + quietMs) continue;
+      connection.lookedAt = now;
+      // What cannot be asked tells nothing.
+      void endIfDead(connection, runningSince).catch(() => {});
+    }
+  }
+
+  async function endIfDead(connection: Connection, since: number): Promise<void> {
+    const { bytesRead } = connection;
+    if (connection.isSending || (await isWorkingOn(connection))) return;
+    await sleep(arrivalMs, undefined, { ref: false });
+    if (connection.runningSince !== since || connection.bytesRead !== bytesRead) return;
+    connection.end(
+      new ConnectionError("CONNECTION_DEAD", "Postgres does not know of a statement it was sent"),
+    );
+    // What happened to it has happened to those that rest beside it.
+    renew();
+  }
+
+  async function isWorkingOn({ address, backendPid }: Connection): Promise<boolean> {
+    const asking = await Connection.open(address, options, openOneOfManyMs);
+    try {
+      const [row] = await asking.send(
+        `select state from pg_stat_activity where pid = ${backendPid}`,
+        [],
+        AbortSignal.timeout(openOneOfManyMs),
+      );
+      return row !== undefined && !String(row[0]).startsWith("idle");
+    } finally {
+      void asking.close();
+    }
+  }
+
+  return {
+    hasIdle: () => idle.length > 0,
+    borrowIdle,
+    borrow,
+    giveBack,
+    renew,
+    async close(timeoutMs) {
+      closing = true;
+      clearInterval(watch);
+      const closed = [...idle].map((connection) => connection.close());
+      if (lent.size > 0) {
+        const allBack = new Promise<void>((resolve) => {
+          onAllBack = resolve;
+        });
+        await Promise.race([allBack, sleep(timeoutMs)]);
+      }
+      for (const connection of lent) {
+        connection.end(new ConnectionError("CONNECTION_CLOSED", "the pool was closed"));
+      }
+      await Promise.all(closed);
+    },
+  };
+}
+
+/** With what went wrong on other hosts, of which one may be who should take them. */
+function readOnly(cause: unknown): Error {
+  const message = "no host of the database URL takes writes";
+  return Object.assign(new Error(message, { cause }), { code: "25006" });
+}
