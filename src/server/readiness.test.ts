@@ -98,15 +98,28 @@ test("a privilege that is missing is named", async () => {
 
 test("a database that takes no writes is not ready, and said to be read-only", async () => {
   const { url, sql } = await setUp();
-  await sql(
-    "do $$ begin execute format('alter database %I set default_transaction_read_only = on', current_database()); end $$",
-  );
-  const { readiness, warned, stop } = watch(url);
+  const readOnly = (value: string) =>
+    sql(`do $$ begin execute format(
+      'alter database %I set default_transaction_read_only = ${value}', current_database()); end $$`);
+  await readOnly("on");
+  const { readiness, warned } = watch(url);
   expect(await warned("the database is read-only (a standby")).toMatchObject({
     error: { code: "25006" },
   });
   expect(readiness.isReady()).toBe(false);
-  await stop();
+  // Sessions that are open stay as they are: it has to open others.
+  await readOnly("off");
+  await readiness.firstTime;
+  expect(readiness.isReady()).toBe(true);
+
+  // Later too; but reads may still be served then.
+  await readOnly("on");
+  await sql(`select pg_terminate_backend(pid) from pg_stat_activity
+    where datname = current_database() and application_name = 'checkpointd'`);
+  while (readiness.isReady()) await sleep(50);
+  expect(readiness.wasReady()).toBe(true);
+  await readOnly("off");
+  while (!readiness.isReady()) await sleep(50);
 });
 
 test.each([

@@ -1,8 +1,7 @@
-import type { Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type MigrationBuilder, type RunnerOption, runner } from "node-pg-migrate";
-import pg from "pg";
-import { eachHost } from "./hosts.js";
+import type pg from "pg";
+import { newClient, withClient } from "./client.js";
 import {
   BOOKKEEPING,
   findMigrationsDir,
@@ -22,9 +21,6 @@ const createBookkeeping = (schema: string) =>
 const addSafe = (schema: string) =>
   `ALTER TABLE ${quoteSchema(schema)}.${BOOKKEEPING} ADD COLUMN IF NOT EXISTS safe boolean NOT NULL DEFAULT false`;
 const LOCK_WAIT_MS = 600_000;
-const CONNECT_MS = 10_000;
-/** How long we wait for a session to end by itself before its socket is closed. */
-const END_MS = 2_000;
 const TRIES = 10;
 /**
  * What a direct saver's setup() or its traffic can make us run into, gone at the next try: two
@@ -300,99 +296,4 @@ async function findPending(client: pg.Client, schema: string): Promise<Pending> 
   const files = all.filter(({ name }) => !done.has(name));
   const unmarked = all.filter(({ name, safe }) => safe && done.get(name) === false);
   return { ...found, files, unmarked: unmarked.map(({ name }) => name) };
-}
-
-async function withClient<T>(
-  { databaseUrl, signal }: Target,
-  use: (client: pg.Client, url: string) => Promise<T>,
-): Promise<T> {
-  const { client, url } = await open(databaseUrl, signal);
-  const onAbort = () => void terminate(url, client);
-  signal?.addEventListener("abort", onAbort, { once: true });
-  try {
-    return await use(client, url);
-  } catch (error) {
-    signal?.throwIfAborted();
-    throw error;
-  } finally {
-    signal?.removeEventListener("abort", onAbort);
-    // Ends an open transaction and gives the lock back, whatever happened.
-    await end(client);
-  }
-}
-
-/** Opens a session: of several hosts on the first that can be reached and takes writes. */
-async function open(databaseUrl: string, signal: AbortSignal | undefined) {
-  const urls = eachHost(databaseUrl);
-  let failure: unknown;
-  for (const url of urls) {
-    signal?.throwIfAborted();
-    const client = newClient(url);
-    const onAbort = () => cut(client);
-    signal?.addEventListener("abort", onAbort, { once: true });
-    try {
-      await client.connect();
-      if (urls.length === 1) return { client, url };
-      const { rows } = await client.query("SHOW transaction_read_only");
-      if (rows[0].transaction_read_only === "off") return { client, url };
-      const message = "no host of the database URL takes writes";
-      failure = Object.assign(new Error(message), { code: "25006" });
-    } catch (error) {
-      failure = error;
-    } finally {
-      signal?.removeEventListener("abort", onAbort);
-    }
-    await end(client);
-  }
-  signal?.throwIfAborted();
-  throw failure;
-}
-
-function newClient(databaseUrl: string): pg.Client {
-  const client = new pg.Client({
-    connectionString: asLibpq(databaseUrl),
-    connectionTimeoutMillis: CONNECT_MS,
-  });
-  // A connection lost between two statements must reject the next one, not end the process.
-  client.on("error", () => {});
-  return client;
-}
-
-/** pg waits for the other side to close, without a bound. */
-async function end(client: pg.Client): Promise<void> {
-  const timer = setTimeout(() => cut(client), END_MS);
-  await client.end().catch(() => {});
-  clearTimeout(timer);
-}
-
-/** Closes the socket: whatever the client waits for fails. */
-function cut(client: pg.Client): void {
-  (client as unknown as { connection: { stream: Socket } }).connection.stream.destroy();
-}
-
-/** Ends the session from outside: its running statement would go on after a closed socket. */
-async function terminate(databaseUrl: string, client: pg.Client): Promise<void> {
-  const pid = (client as unknown as { processID: number }).processID;
-  const other = newClient(databaseUrl);
-  // A server that is out of reach or frozen: the session ends with the connection.
-  const timer = setTimeout(() => {
-    cut(other);
-    cut(client);
-  }, END_MS);
-  try {
-    await other.connect();
-    await other.query("SELECT pg_terminate_backend($1)", [pid]);
-  } catch {
-    cut(client);
-  }
-  await end(other);
-  clearTimeout(timer);
-}
-
-/** `sslmode=require` shall mean to pg what it means to libpq and postgres.js: no certificate. */
-function asLibpq(databaseUrl: string): string {
-  if (!/[?&]sslmode=/.test(databaseUrl) || /[?&]uselibpqcompat=/.test(databaseUrl)) {
-    return databaseUrl;
-  }
-  return `${databaseUrl}&uselibpqcompat=true`;
 }
