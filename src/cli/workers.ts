@@ -45,9 +45,14 @@ export const isWorker = cluster.isWorker && process.env[workerMark] !== undefine
  *
  * Workers end by `drain`, and by themselves when this process is gone.
  *
- * @throws when the address cannot be listened on, or a worker fails again and again
+ * @throws when the address cannot be listened on, or a worker fails again and again; the
+ *   signal's reason when it aborts before all of them listen
  */
-export async function startWorkers(count: number, options: WorkersOptions): Promise<Workers> {
+export async function startWorkers(
+  count: number,
+  options: WorkersOptions,
+  signal: AbortSignal,
+): Promise<Workers> {
   const { log, ...forWorkers } = options;
   // The port is chosen and tried here, for all of them and with one error; the workers' listener
   // takes it over when the first of them is about to listen. (Told port 0, Node would give them
@@ -150,9 +155,11 @@ export async function startWorkers(count: number, options: WorkersOptions): Prom
   const start = await Promise.race([
     Promise.all(slots.map(({ listens }) => listens)),
     failed.promise,
+    aborted(signal),
   ]);
   if (start === undefined) {
     await drain();
+    signal.throwIfAborted();
     throw new Error("a worker ended soon after each start; its own message stands above");
   }
   return {
@@ -238,7 +245,7 @@ function startMigration(options: WorkersOptions) {
     await db.close(500);
   });
   // Its connection is given back before the workers, which share the whole pool, take theirs.
-  return { done: readiness.firstTime.then(stop), stop };
+  return { done: readiness.migrated.then(stop), stop };
 }
 
 function once<T>(use: () => Promise<T>): () => Promise<T> {
@@ -252,4 +259,12 @@ function withResolve<T>() {
     resolve = r;
   });
   return { promise, resolve };
+}
+
+/** Resolves when the signal aborts, at once if it has. */
+export function aborted(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    else signal.addEventListener("abort", () => resolve(), { once: true });
+  });
 }
