@@ -4,6 +4,7 @@ import { readConfig, UsageError } from "../config.js";
 import { createLog, type Log } from "../log.js";
 import { type Server, startServer } from "../server/main.js";
 import { type Embedded, startEmbedded } from "../store/embedded.js";
+import { logUnhandled } from "./unhandled.js";
 import { aborted, isWorker, runWorker, startWorkers, type Workers } from "./workers.js";
 
 /** The settings `checkpointd serve` takes. */
@@ -33,8 +34,8 @@ export const serveSettings = [
 
 /**
  * Serves until SIGTERM or SIGINT, then drains and exits 0, also when it had not started yet:
- * within the drain timeout and some seconds, and what the embedded Postgres takes. Another signal half a second later or
- * more exits at once with 1. Without a database URL an embedded Postgres is started first and
+ * within the drain timeout and some seconds, and what the embedded Postgres takes. Another signal
+ * half a second later or more exits at once with 1. Without a database URL an embedded Postgres is started first and
  * stopped last. With more than one worker this process only keeps them.
  */
 export async function runServe(args: string[]): Promise<number> {
@@ -52,6 +53,7 @@ export async function runServe(args: string[]): Promise<number> {
   }
   const log = createLog(config["log-level"]);
   const stop = onStopSignal();
+  logUnhandled(log);
   const drainMs = config["drain-timeout"];
   let embedded: Embedded | undefined;
   let server: (Server & Partial<Workers>) | undefined;

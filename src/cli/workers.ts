@@ -6,6 +6,7 @@ import { listen } from "../server/http.js";
 import { type Server, type ServerOptions, startServer } from "../server/main.js";
 import { startReadiness } from "../server/readiness.js";
 import { openDb } from "../store/db.js";
+import { logUnhandled } from "./unhandled.js";
 
 /** Several processes that serve one port as if they were one server. */
 export interface Workers extends Server {
@@ -185,10 +186,12 @@ export async function runWorker(): Promise<number> {
     const order = await Promise.race([stop, start]);
     if (!order) return 0;
     const { options, logLevel } = order;
+    const log = createLog(logLevel as Parameters<typeof createLog>[0]).child({ pid: process.pid });
+    logUnhandled(log);
     const server = await startServer({
       ...options,
       migrate: options.migrate && migrated,
-      log: createLog(logLevel as Parameters<typeof createLog>[0]).child({ pid: process.pid }),
+      log,
     });
     report({ kind: "listens", url: server.url });
     void server.ready.then(() => report({ kind: "ready" }));
