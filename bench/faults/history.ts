@@ -118,8 +118,8 @@ export interface WriteRow {
 }
 
 /** A call and what became of it. */
-export interface Operation<Kind extends Call["kind"] = Call["kind"]> {
-  call: Extract<Invoke, { kind: Kind }>;
+export interface Operation<Called extends Invoke = Invoke> {
+  call: Called;
   /** Absent: it was never answered. */
   answer: Answer | undefined;
   /** It was carried out, maybe several times, between these. */
@@ -128,6 +128,9 @@ export interface Operation<Kind extends Call["kind"] = Call["kind"]> {
   /** "maybe" is one of which nobody knows, "never" one that was refused. */
   done: "ok" | "maybe" | "never";
 }
+
+/** One of that kind. */
+export type OperationOf<Kind extends Call["kind"]> = Operation<Extract<Invoke, { kind: Kind }>>;
 
 /** The histories of all agents together. */
 export interface Histories {
@@ -148,8 +151,8 @@ export interface Unanswered {
 export function ofKind<Kind extends Call["kind"]>(
   operations: readonly Operation[],
   kind: Kind,
-): Operation<Kind>[] {
-  return operations.filter(({ call }) => call.kind === kind) as unknown as Operation<Kind>[];
+): OperationOf<Kind>[] {
+  return operations.filter(({ call }) => call.kind === kind) as OperationOf<Kind>[];
 }
 
 /** One process of an agent. */
@@ -222,10 +225,8 @@ function settle(operation: Operation, answer: Answer): void {
 }
 
 /** Whether a call was refused because its lease was lost. */
-export function isLeaseLost({ outcome, code, reason }: Answer): boolean {
-  return (
-    outcome === "failed" && (reason === "LEASE_LOST" || /^failed_?precondition$/i.test(code ?? ""))
-  );
+export function isLeaseLost({ outcome, reason }: Answer): boolean {
+  return outcome === "failed" && reason === "LEASE_LOST";
 }
 
 /** The events of a file, read piece by piece. A last line that was cut off is left out. */
