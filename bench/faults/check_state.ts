@@ -343,7 +343,7 @@ class State {
   #checkMayBe(id: string, moment: Moment, read: Operation | undefined): boolean {
     const by = this.#checkpoints.get(id)?.by ?? [];
     if (this.#mayBe(by, moment)) return true;
-    const where = read ? read.call.kind : "in the end there";
+    const where = read ? read.call.kind : "the database";
     if (by.some(({ from }) => from < moment.to)) {
       const { operation } = this.#lastOver(moment);
       this.#report(
@@ -424,7 +424,7 @@ class State {
     read: Operation | undefined,
   ): void {
     const things = this.#writes.get(checkpoint);
-    const where = read ? "getTuple" : "in the end there";
+    const where = read ? "getTuple" : "the database";
     for (const [key, sum] of seen) {
       const thing = things?.get(key);
       const by = thing?.by.filter((each) => each.from < moment.to) ?? [];
@@ -442,11 +442,8 @@ class State {
           `${where} has the write ${thing.name}, which had been deleted`,
         );
       } else if (!by.some((each) => this.#mayShow(thing, each, key, sum, moment))) {
-        this.#report(
-          "reads",
-          [...by, read],
-          `${where} has of the write ${thing.name} a value that it cannot have`,
-        );
+        const rule = read ? "reads" : "acknowledged";
+        this.#report(rule, [...by, read], `the write ${thing.name} has a value it cannot have`);
       }
       if (thing && read) this.#checkKept(thing, sum, read);
     }
