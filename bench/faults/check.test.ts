@@ -103,8 +103,8 @@ describe("deleted", () => {
     expectRules(before, stored(["c1"], ["c1 a"]), ["deleted"]);
     expectRules(before, stored([], ["c1 a"]), ["deleted"]);
     expectRules(before, stored([], [], ["c1 0"]), ["deleted"]);
-    expectRules([...before, done(6, 7, getTuple(), tuple("c1"))], stored(), ["deleted"]);
-    expectRules([...before, done(6, 7, list(), { checkpoints: ["c1"] })], stored(), ["deleted"]);
+    expectRules([...before, done(6, 7, getTuple(), tuple("c1"))], undefined, ["deleted"]);
+    expectRules([...before, done(6, 7, list(), { checkpoints: ["c1"] })], undefined, ["deleted"]);
     // Begun before the delete was answered, it may have been read before it.
     expectRules([...before, done(4.5, 7, getTuple(), tuple("c1"))], stored(), []);
   });

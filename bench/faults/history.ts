@@ -1,4 +1,9 @@
-/** What agents record of their calls, one JSON line an event, and how it is put together. */
+/**
+ * What agents record of their calls, one JSON line an event, and how it is put together.
+ *
+ * A line is written with writeSync, that of a call before it is made: what waits in a stream's buffer
+ * dies with a process that is killed, and then something is stored that nobody seems to have put.
+ */
 import { closeSync, openSync, readSync } from "node:fs";
 import { StringDecoder } from "node:string_decoder";
 
