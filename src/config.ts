@@ -70,6 +70,11 @@ const duration = withUnit(
   3_600_000,
 );
 
+const durationOrOff: Kind<number> = {
+  allowed: `0, or ${duration.allowed}`,
+  parse: (value) => (value === "0" ? 0 : duration.parse(value)),
+};
+
 // Bytes reach Postgres as hexadecimal text, and a string of V8 ends at 512 Mi characters.
 const size = withUnit(
   { B: 1, KiB: 1024, MiB: 1024 ** 2 },
@@ -185,6 +190,12 @@ export const settings = {
     "CHECKPOINTD_CALL_TIMEOUT",
     "60s",
     "the limit of a call whose client sets no deadline; a streamed List has none",
+  ),
+  "slow-call": define(
+    durationOrOff,
+    "CHECKPOINTD_SLOW_CALL",
+    "1s",
+    "a call whose client waited so long for the server has a line in the log; 0 turns that off",
   ),
   "session-age": define(
     duration,

@@ -11,7 +11,9 @@ export type ErrorCode =
   | "aborted"
   | "unavailable"
   | "deadline_exceeded"
-  | "canceled";
+  | "canceled"
+  | "internal"
+  | "data_loss";
 
 /** Stable words for programs; the list is documented on `ErrorDetail.reason` in the proto. */
 export type ErrorReason =
@@ -25,14 +27,31 @@ export type ErrorReason =
   | "NOT_A_JSON_OBJECT"
   | "DUPLICATE"
   | "RESERVED"
-  | "QUEUE_FULL"
-  | "QUEUE_TIMEOUT"
-  | "NOT_READY"
-  | "DATABASE_UNAVAILABLE"
   | "LEASE_LOST"
   | "TARGET_NOT_EMPTY"
   | "STILL_NEEDED"
-  | "NOT_STORED";
+  | "NOT_STORED"
+  | "QUEUE_FULL"
+  | "QUEUE_TIMEOUT"
+  | "NOT_READY"
+  | "DRAINING"
+  | "DATABASE_UNAVAILABLE"
+  | "STARTING_UP"
+  | "SHUTTING_DOWN"
+  | "TOO_MANY_CONNECTIONS"
+  | "OUT_OF_RESOURCES"
+  | "DISK_FULL"
+  | "READ_ONLY"
+  | "ACCESS_DENIED"
+  | "SCHEMA_OLD"
+  | "SCHEMA_NEW"
+  | "POOLER"
+  | "CONFLICT"
+  | "LOCK_TIMEOUT"
+  | "STATEMENT_CANCELLED"
+  | "STATEMENT_TIMEOUT"
+  | "PRIVILEGE_MISSING"
+  | "DATA_CORRUPTED";
 
 /** An error whose message is meant for the client: no SQL, no stack, no payload. */
 export class CheckpointdError extends Error {

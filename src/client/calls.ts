@@ -27,7 +27,7 @@ import type {
   ListPageResponse,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
-import { errorDetail, isRetryable, pauseBefore, type RetryOptions } from "./retry.js";
+import { errorDetail, gaveUp, isRetryable, pauseBefore, type RetryOptions } from "./retry.js";
 import { type Answer, NotOnSession, type Operation, type Session } from "./session.js";
 import { NoSessions } from "./session_stream.js";
 import { type Put, ValueCache } from "./value_cache.js";
@@ -68,11 +68,11 @@ interface UnaryOperations {
 }
 
 /**
- * For how long there are no sessions once there was none: it may have been a balancer without a
- * server behind it, or a server too busy to greet. The same for sessions that extend no values: it
- * may have been a server of an earlier version.
+ * For how long no session is tried after `refusals` in a row. It may have been a balancer without a
+ * server behind it for a moment, or a server too busy to greet; or there are none on this way. The
+ * same for sessions that extend no values: it may have been a server of an earlier version.
  */
-const noSessionsMs = 10 * 60_000;
+const noSessionsMs = (refusals: number) => Math.min(10 * 60_000, 1_000 * 2 ** (refusals - 1));
 
 /**
  * Larger requests, and the pages of lists, have a session of their own, so that small operations
@@ -95,12 +95,15 @@ export class Calls {
   readonly #client: Client<typeof CheckpointService>;
   readonly #openSession: ((headers: Headers | undefined) => Session) | undefined;
   readonly #sessions: { small?: Session; large?: Session } = {};
+  /** How often in a row there was no session. */
+  readonly #refusals = { small: 0, large: 0 };
   readonly #timeoutMs: number;
   readonly #retry: Required<RetryOptions>;
   readonly #headers: Headers | undefined;
   readonly #valueCache: ValueCache;
-  /** From when on values may be extended, by performance.now(). */
+  /** From when on values may be extended, by performance.now(), and how often they could not. */
   #extendsFrom = 0;
+  #extendsRefusals = 0;
   /** Of streams and lists. */
   readonly #reading = new Set<AbortController>();
   readonly #ending = new AbortController();
@@ -124,10 +127,13 @@ export class Calls {
     // Every call that waits for another try listens to it.
     setMaxListeners(0, this.#ending.signal);
     const { timeoutMs = 30_000, retry = {}, valueCacheBytes = 32 * 1024 * 1024, headers } = options;
-    const { attempts = 8, initialDelayMs = 100, maxDelayMs = 2_000 } = retry;
+    const { attempts, initialDelayMs = 100, maxDelayMs = 2_000 } = retry;
     this.#timeoutMs = checkInteger("timeoutMs", timeoutMs, 1);
     this.#retry = {
-      attempts: checkInteger("retry.attempts", attempts, 1),
+      attempts:
+        attempts === undefined
+          ? Number.POSITIVE_INFINITY
+          : checkInteger("retry.attempts", attempts, 1),
       initialDelayMs: checkInteger("retry.initialDelayMs", initialDelayMs, 0),
       maxDelayMs: checkInteger("retry.maxDelayMs", maxDelayMs, 0),
     };
@@ -179,10 +185,11 @@ export class Calls {
         const answer = await this.#onSession(operation, sizeOf(extending.put), timeoutMs());
         if (answer?.case !== "putExtending") return false;
         this.#valueCache.remember(request, answer.value.revision);
+        this.#extendsRefusals = 0;
         return true;
       } catch (error) {
         if (isUnimplemented(error)) {
-          this.#extendsFrom = performance.now() + noSessionsMs;
+          this.#extendsFrom = performance.now() + noSessionsMs(++this.#extendsRefusals);
         } else if (errorDetail(error)?.reason === "NOT_STORED" && extending.extensions.length > 0) {
           this.#valueCache.forget(request);
         } else {
@@ -214,9 +221,11 @@ export class Calls {
     const session = this.#sessions[size];
     if (session && !session.isLeaving) return session;
     const foundNoneAt = session?.foundNoneAt;
-    if (foundNoneAt !== undefined && performance.now() < foundNoneAt + noSessionsMs) {
+    const refusals = foundNoneAt === undefined ? 0 : Math.max(1, this.#refusals[size]);
+    if (foundNoneAt !== undefined && performance.now() < foundNoneAt + noSessionsMs(refusals)) {
       return undefined;
     }
+    this.#refusals[size] = refusals && refusals + 1;
     const opened = this.#openSession(this.#headers);
     this.#sessions[size] = opened;
     return opened;
@@ -243,6 +252,7 @@ export class Calls {
   ): Promise<Answer> {
     this.#checkOpen();
     const deadline = this.#deadline();
+    let failure: unknown;
     this.#running++;
     try {
       for (let attempt = 1; ; attempt++) {
@@ -250,7 +260,8 @@ export class Calls {
           return await once(() => timeUntil(deadline));
         } catch (error) {
           if (!idempotent) throw error;
-          await this.#pause(attempt, deadline, error, signal);
+          failure = this.#causeOf(error, failure, deadline);
+          await this.#pause(attempt, deadline, failure, signal);
         }
       }
     } finally {
@@ -353,6 +364,7 @@ export class Calls {
   ): AsyncGenerator<Message, void, undefined> {
     let stream: Stream<Message> | undefined;
     try {
+      let failure: unknown;
       for (let attempt = 1, deadline = this.#deadline(); ; ) {
         this.#checkOpen();
         let message: IteratorResult<Message>;
@@ -364,12 +376,14 @@ export class Calls {
         } catch (error) {
           this.#close(stream);
           stream = undefined;
-          await this.#pause(attempt++, deadline, error);
+          failure = this.#causeOf(error, failure, deadline);
+          await this.#pause(attempt++, deadline, failure);
           continue;
         }
         if (message.done) return;
         yield message.value;
         attempt = 1;
+        failure = undefined;
         deadline = this.#deadline();
       }
     } finally {
@@ -411,7 +425,19 @@ export class Calls {
     stream.controller.abort();
   }
 
-  /** Waits before another try, or throws `error` if there is to be none. */
+  /**
+   * Why a call fails whose last try failed with `error`: a try that the deadline cut says less than
+   * the one before it.
+   */
+  #causeOf(error: unknown, earlier: unknown, deadline: number): unknown {
+    const isCut =
+      error instanceof ConnectError &&
+      error.code === Code.DeadlineExceeded &&
+      performance.now() >= deadline - 1;
+    return isCut && earlier !== undefined ? earlier : error;
+  }
+
+  /** Waits before another try, or throws `error` and what was tried if there is to be none. */
   async #pause(
     attempt: number,
     deadline: number,
@@ -420,10 +446,13 @@ export class Calls {
   ): Promise<void> {
     const ending = this.#ending.signal;
     const signal = abandoned ? AbortSignal.any([ending, abandoned]) : ending;
-    if (signal.aborted || attempt >= this.#retry.attempts || !isRetryable(error)) throw error;
-    const pauseMs = pauseBefore(attempt, this.#retry);
+    const elapsedMs = performance.now() - deadline + this.#timeoutMs;
+    if (signal.aborted || attempt >= this.#retry.attempts || !isRetryable(error)) {
+      throw gaveUp(error, attempt, elapsedMs);
+    }
+    const pauseMs = pauseBefore(attempt, this.#retry, error);
     // What went wrong says more than that the deadline would have passed.
-    if (performance.now() + pauseMs >= deadline) throw error;
+    if (performance.now() + pauseMs >= deadline) throw gaveUp(error, attempt, elapsedMs);
     await delay(pauseMs, undefined, { signal }).catch(() => {
       throw error;
     });

@@ -3,11 +3,13 @@ import { Code, ConnectError } from "@connectrpc/connect";
 import { type ErrorDetail, ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 
 /**
- * How calls that found no server are repeated. Every call of the service is idempotent. The
- * pause before try n+1 is random between 0 and `initialDelayMs * 2^(n-1)`, at most `maxDelayMs`.
+ * How calls that found no server are repeated, until their deadline unless `attempts` ends it
+ * before. Every call of the service is idempotent. The pause before try n+1 is random between 0 and
+ * `initialDelayMs * 2^(n-1)`, at most `maxDelayMs`, but no shorter than the service asks for with
+ * its refusal.
  */
 export interface RetryOptions {
-  /** Tries in all, the first included: 1 never repeats. Default 8, which waits 3.5 s on average. */
+  /** Tries in all, the first included: 1 never repeats. As many as the deadline allows by default. */
   attempts?: number;
   /** The longest pause before the second try, in milliseconds. Default 100. */
   initialDelayMs?: number;
@@ -15,11 +17,43 @@ export interface RetryOptions {
   maxDelayMs?: number;
 }
 
-/** The random pause before the try after `attempt` failed ones, in milliseconds. */
-export function pauseBefore(attempt: number, retry: Required<RetryOptions>): number {
-  // Full jitter: agents that lost the same server do not come back in step.
+/** The random pause before the try after `attempt` ones, of which `error` is the last one's. */
+export function pauseBefore(
+  attempt: number,
+  retry: Required<RetryOptions>,
+  error: unknown,
+): number {
+  // Full jitter: agents that lost the same server do not come back in step. So also for those that
+  // the server told when to come.
   const longest = Math.min(retry.maxDelayMs, retry.initialDelayMs * 2 ** (attempt - 1));
-  return Math.random() * longest;
+  return Math.random() * longest + askedPauseMs(error) * (1 + Math.random() / 4);
+}
+
+/** How long the service, or a proxy before it, asks to wait; 0 if it does not say. */
+function askedPauseMs(error: unknown): number {
+  const { seconds, nanos } = errorDetail(error)?.retryDelay ?? { seconds: 0n, nanos: 0 };
+  const asked = Number(seconds) * 1000 + nanos / 1e6;
+  if (asked > 0 || !(error instanceof ConnectError)) return asked;
+  const header = Number(error.metadata.get("retry-after"));
+  return header > 0 ? header * 1000 : 0;
+}
+
+/**
+ * What a call is told at last that was tried several times: the last failure, its code and details
+ * as they were, and how often it was tried for how long.
+ */
+export function gaveUp(error: unknown, attempts: number, elapsedMs: number): unknown {
+  if (attempts === 1 || !(error instanceof ConnectError)) return error;
+  const tries = `gave up after ${attempts} tries in ${(elapsedMs / 1000).toFixed(1)} s`;
+  const told = new ConnectError(
+    `${error.rawMessage}; ${tries}`,
+    error.code,
+    error.metadata,
+    undefined,
+    error,
+  );
+  told.details = error.details;
+  return told;
 }
 
 /**
@@ -43,8 +77,10 @@ export function isRetryable(error: unknown): boolean {
     // We did not cancel, so the stream was reset under us, as a server that goes away does.
     case Code.Canceled:
       return true;
-    case Code.ResourceExhausted:
-      return errorDetail(error)?.reason === "QUEUE_FULL";
+    case Code.ResourceExhausted: {
+      const detail = errorDetail(error);
+      return detail?.reason === "QUEUE_FULL" || detail?.retryDelay !== undefined;
+    }
     default:
       return isBrokenConnection(error);
   }

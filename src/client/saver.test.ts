@@ -240,8 +240,12 @@ describe.each(protocols)("over $protocol, json: $json", (options) => {
     expect((await saver.getTuple(thread))?.checkpoint.id).toBe("c1");
     expect(calls).toBe(8);
 
+    const brief = connect({ ...options, retry: { attempts: 8 } });
     failures.push(...Array.from({ length: 8 }, () => new ConnectError("no", Code.Unavailable)));
-    await expect(saver.getTuple(thread)).rejects.toMatchObject({ code: Code.Unavailable });
+    await expect(brief.getTuple(thread)).rejects.toMatchObject({
+      code: Code.Unavailable,
+      rawMessage: expect.stringMatching(/^no; gave up after 8 tries in \d+\.\d s$/),
+    });
     expect(calls).toBe(16);
 
     const detail = { reason: "TOO_LONG", field: "thread_id", limit: 512n };
@@ -254,6 +258,33 @@ describe.each(protocols)("over $protocol, json: $json", (options) => {
     expect(error).toMatchObject({ code: Code.InvalidArgument });
     expect(errorDetail(error)).toMatchObject(detail);
     expect(calls).toBe(17);
+  });
+
+  it("tries until its deadline, and then tells the last failure and the tries", async () => {
+    let calls = 0;
+    const reason = { reason: "DISK_FULL", retryDelay: { nanos: 20_000_000 } };
+    const { connect } = await startService({
+      async getTuple() {
+        calls++;
+        // The last try is cut by the deadline, which says less than those before it.
+        if (calls > 9) await new Promise(() => {});
+        throw new ConnectError("the disk is full", Code.ResourceExhausted, undefined, [
+          { desc: ErrorDetailSchema, value: reason },
+        ]);
+      },
+    });
+    const retry = { initialDelayMs: 1, maxDelayMs: 5 };
+    const saver = connect({ ...options, timeoutMs: 2_000, retry });
+    const began = performance.now();
+    const error = await saver.getTuple(thread).catch((failure: unknown) => failure);
+    expect(error).toMatchObject({
+      code: Code.ResourceExhausted,
+      rawMessage: expect.stringMatching(/^the disk is full; gave up after 10 tries in \d+\.\d s$/),
+    });
+    expect(errorDetail(error)?.reason).toBe("DISK_FULL");
+    // Nine pauses of at least what the server asked for.
+    expect(performance.now() - began).toBeGreaterThan(9 * 20);
+    expect(calls).toBe(10);
   });
 
   it("settles by the deadline when the server answers nothing, or resets without error", async () => {

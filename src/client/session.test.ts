@@ -1,6 +1,12 @@
 /** ConnectSaver on sessions, and what breaks between it and the server. */
+import { once } from "node:events";
 import { connect as connectHttp2, createServer } from "node:http2";
-import type { AddressInfo } from "node:net";
+import {
+  type AddressInfo,
+  connect as connectTcp,
+  createServer as createTcpServer,
+  type LookupFunction,
+} from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Code, ConnectError } from "@connectrpc/connect";
 import type { CheckpointTuple } from "@langchain/langgraph-checkpoint";
@@ -28,6 +34,21 @@ it("moves to a new session when the old one is of age, and loses nothing", async
   }
   await saver.end();
   expect(await edge.checkpoints("age-%")).toBe(120);
+});
+
+it("moves to a new connection when the old one is of age, also without sessions", async () => {
+  const short = await startTestServer(edge.database.url, { sessionAgeMs: 50 });
+  onTestFinished(() => short.drain());
+  const plain = connectHttp2(short.url);
+  await once(plain, "goaway");
+  for (const options of [{ session: false }, { protocol: "grpc" as const }]) {
+    const saver = ConnectSaver.fromUrl(short.url, options);
+    for (let i = 0; i < 60; i++) {
+      await Promise.all([write(saver, `old-${i}`), write(saver, `old-${i}b`), sleep(5)]);
+    }
+    await saver.end();
+  }
+  expect(await edge.checkpoints("old-%")).toBe(120);
 });
 
 it("hands over at a drain: what is under way finishes, what comes next goes elsewhere", async () => {
@@ -63,6 +84,109 @@ it("survives connections that are cut under load", async () => {
   clearInterval(cutting);
   await saver.end();
   expect(await edge.checkpoints("cut-%")).toBe(320);
+});
+
+it("notices a peer that vanished without a word, long before the deadline", {
+  timeout: 60_000,
+}, async () => {
+  const relay = await startRelay(() => Number(edge.server.port));
+  onTestFinished(() => relay.close());
+  for (const options of [{}, { session: false }]) {
+    const saver = ConnectSaver.fromUrl(relay.url, { ...options, timeoutMs: 15_000 });
+    await write(saver, "vanished-before");
+    relay.freeze();
+    await Promise.all([write(saver, "vanished-1"), write(saver, "vanished-2")]);
+    await saver.end();
+  }
+  expect(await edge.checkpoints("vanished-%")).toBe(3);
+});
+
+it("takes a server for alive that works on as many operations as it may", {
+  timeout: 60_000,
+}, async () => {
+  const relay = await startRelay(() => Number(edge.server.port));
+  onTestFinished(() => relay.close());
+  const saver = ConnectSaver.fromUrl(relay.url);
+  await write(saver, "busy-0");
+  const blocker = await block(edge.database.url, "lock table checkpoints in exclusive mode");
+  const writes = Promise.all(Array.from({ length: 300 }, (_, i) => write(saver, `busy-${i}`)));
+  await sleep(7_000);
+  await blocker.release();
+  await writes;
+  await saver.end();
+  expect(relay.http1()).toBe(1);
+  expect(await edge.checkpoints("busy-%")).toBe(300);
+});
+
+it("keeps a session beside which its agent was busy for long", { timeout: 60_000 }, async () => {
+  const relay = await startRelay(() => Number(edge.server.port));
+  onTestFinished(() => relay.close());
+  const saver = ConnectSaver.fromUrl(relay.url);
+  await write(saver, "agent-busy-0");
+  const blocker = await block(edge.database.url, "lock table checkpoints in exclusive mode");
+  const slow = write(saver, "agent-busy-1");
+  // The ping goes out, and its answer waits here.
+  await sleep(2_300);
+  const until = performance.now() + 4_000;
+  while (performance.now() < until);
+  await sleep(200);
+  await blocker.release();
+  await slow;
+  await saver.end();
+  expect(relay.http1()).toBe(1);
+});
+
+it("comes back to sessions soon after a proxy answered 502", { timeout: 60_000 }, async () => {
+  const proxy = await startProxy(edge.server.url, 502);
+  let port = Number(new URL(proxy.url).port);
+  const relay = await startRelay(() => port);
+  onTestFinished(() => proxy.close());
+  onTestFinished(() => relay.close());
+  const saver = ConnectSaver.fromUrl(relay.url);
+  await write(saver, "proxy-0");
+  expect(relay.http1()).toBe(1);
+  port = Number(edge.server.port);
+  await expect
+    .poll(
+      async () => {
+        await write(saver, "proxy-1");
+        return relay.http1();
+      },
+      { timeout: 20_000 },
+    )
+    .toBe(2);
+  await saver.end();
+});
+
+it("turns over the addresses of a name, and leaves out the one that is dead", async () => {
+  const { port } = edge.server;
+  const second = createTcpServer((socket) => {
+    reached.add("127.0.0.2");
+    socket.pipe(connectTcp(port, "127.0.0.1")).pipe(socket);
+    socket.on("error", () => {});
+  });
+  onTestFinished(() => void second.close());
+  const reached = new Set<string>();
+  const lookup: LookupFunction = (_, __, callback) =>
+    callback(null, [
+      { address: "127.0.0.1", family: 4 },
+      { address: "127.0.0.2", family: 4 },
+    ]);
+  const use = async (name: string) => {
+    for (const options of [{}, { session: false }]) {
+      const url = `http://checkpointd.test:${port}`;
+      const saver = ConnectSaver.fromUrl(url, { ...options, lookup, timeoutMs: 10_000 });
+      await write(saver, name);
+      await saver.end();
+    }
+  };
+  // Nobody listens on the second one yet.
+  for (let i = 0; i < 10; i++) await use(`addresses-${i}`);
+  await new Promise<void>((resolve) => second.listen(port, "127.0.0.2", resolve));
+  // Of twenty connections not one begins there once in a million times.
+  for (let i = 0; i < 10; i++) await use(`addresses-${i}`);
+  expect([...reached]).toEqual(["127.0.0.2"]);
+  expect(await edge.checkpoints("addresses-%")).toBe(10);
 });
 
 it("runs more operations than the server lets it have under way", async () => {

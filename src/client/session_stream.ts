@@ -2,7 +2,7 @@
 import { type ClientRequest, request as requestHttp } from "node:http";
 import { connect as connectHttp2, constants } from "node:http2";
 import { request as requestHttps } from "node:https";
-import type { Socket } from "node:net";
+import type { LookupFunction, Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import { sessionContentType, sessionPath, sessionUpgrade } from "../envelope.js";
 
@@ -43,17 +43,18 @@ export async function openSessionStream(
   baseUrl: string,
   headers: Headers | undefined,
   signal: AbortSignal,
+  lookup?: LookupFunction,
 ): Promise<SessionStream> {
   const url = new URL(baseUrl);
   url.pathname = url.pathname.replace(/\/$/, "") + sessionPath;
   const fields = Object.fromEntries(headers ?? []);
   try {
-    return await upgrade(url, fields, signal);
+    return await upgrade(url, fields, signal, lookup);
   } catch (error) {
     signal.throwIfAborted();
     // Not to be tried once more: Node's HTTP/2 holds a connection that is not made to the end.
     if (error instanceof NotReached) throw error;
-    return openHttp2Stream(url, fields, signal);
+    return openHttp2Stream(url, fields, signal, lookup);
   }
 }
 
@@ -61,6 +62,7 @@ function upgrade(
   url: URL,
   headers: Record<string, string>,
   signal: AbortSignal,
+  lookup: LookupFunction | undefined,
 ): Promise<SessionStream> {
   const request = url.protocol === "https:" ? requestHttps : requestHttp;
   return new Promise((resolve, reject) => {
@@ -68,6 +70,7 @@ function upgrade(
       agent: false,
       headers: { ...headers, connection: "upgrade", upgrade: sessionUpgrade },
       signal,
+      ...(lookup ? { lookup } : {}),
     });
     let reached = false;
     const giveUp = (why: string) => asking.destroy(new Error(why));
@@ -113,9 +116,13 @@ function openHttp2Stream(
   url: URL,
   headers: Record<string, string>,
   signal: AbortSignal,
+  lookup: LookupFunction | undefined,
 ): Promise<SessionStream> {
   return new Promise((resolve, reject) => {
-    const http2 = connectHttp2(url.origin, { settings: { initialWindowSize: 4 * 1024 * 1024 } });
+    const http2 = connectHttp2(url.origin, {
+      settings: { initialWindowSize: 4 * 1024 * 1024 },
+      ...(lookup ? { lookup } : {}),
+    });
     http2.unref();
     let cancelTimer = startTimer(connectMs, () => fail(new Error("no connection")));
     const fail = (error: unknown) => {
@@ -171,4 +178,21 @@ export function startTimer(ms: number, then: () => void): () => void {
     cancelled = true;
     clearTimeout(timer);
   };
+}
+
+/**
+ * Resolves names as `lookup` does, but begins with another of several addresses each time. Node
+ * tries them in turn (autoSelectFamily), always in the resolver's order: without this all agents
+ * would stay with the first that lives, and never come back to one that returned.
+ */
+export function turnOver(lookup: LookupFunction): LookupFunction {
+  return (hostname, options, callback) =>
+    lookup(hostname, options, (error, addresses, family) => {
+      if (error || !Array.isArray(addresses)) {
+        callback(error, addresses, family);
+        return;
+      }
+      const first = Math.floor(Math.random() * addresses.length);
+      callback(null, [...addresses.slice(first), ...addresses.slice(0, first)]);
+    });
 }

@@ -1,4 +1,7 @@
 /** From an address and options to an HTTP/2 transport that can be closed. */
+import { lookup as dnsLookup } from "node:dns";
+import type { ClientHttp2Session, ClientHttp2Stream } from "node:http2";
+import type { LookupFunction } from "node:net";
 import type { Transport } from "@connectrpc/connect";
 import {
   compressionGzip,
@@ -8,6 +11,7 @@ import {
   Http2SessionManager,
 } from "@connectrpc/connect-node";
 import { Session } from "./session.js";
+import { turnOver } from "./session_stream.js";
 
 /** How calls travel. All three reach the same service on the same port. */
 export interface TransportOptions {
@@ -42,6 +46,12 @@ export interface TransportOptions {
    * is the service's own default: raise both.
    */
   maxRequestBytes?: number;
+  /**
+   * Resolves the service's host name, as Node's `dns.lookup` does, which is the default. Of several
+   * addresses each connection begins with another one; one that does not answer within a quarter of
+   * a second costs that.
+   */
+  lookup?: LookupFunction;
 }
 
 /** A transport of our own, with the way to close it. */
@@ -55,9 +65,9 @@ export interface OpenTransport {
 
 // A peer that vanished without a word (a lost node, a dropped NAT entry) answers neither calls
 // nor pings. Without pings each call would wait out its deadline until TCP gives up after some
-// fifteen minutes; with them the session is replaced and the calls are retried.
-const PING_INTERVAL_MS = 20_000;
-const PING_TIMEOUT_MS = 5_000;
+// fifteen minutes; with them the session is replaced and the calls are retried, after 5 s.
+const PING_INTERVAL_MS = 2_000;
+const PING_TIMEOUT_MS = 3_000;
 
 // Node counts what a session has yet to send, and from 10 MB on refuses every new stream with
 // ENHANCE_YOUR_CALM: one upload that the service refused and did not read made the session
@@ -73,7 +83,7 @@ const MAX_SESSION_MEMORY_MB = 2 ** 32 - 1;
  */
 export function openTransport(url: string | URL, options: TransportOptions): OpenTransport {
   const { protocol = "connect", json = false, session = true, compression = false } = options;
-  const { maxRequestBytes = 64 * 1024 * 1024 } = options;
+  const { maxRequestBytes = 64 * 1024 * 1024, lookup = dnsLookup as LookupFunction } = options;
   const baseUrl = checkUrl(url);
   if (typeof json !== "boolean") throw new TypeError(`json must be true or false, not ${json}`);
   if (typeof compression !== "boolean") {
@@ -87,10 +97,10 @@ export function openTransport(url: string | URL, options: TransportOptions): Ope
       `maxRequestBytes must be a whole number from 1 to 4294967295, not ${maxRequestBytes}`,
     );
   }
-  const sessionManager = new Http2SessionManager(
+  const sessionManager = new Http2Connections(
     baseUrl,
     { pingIntervalMs: PING_INTERVAL_MS, pingTimeoutMs: PING_TIMEOUT_MS },
-    { maxSessionMemory: MAX_SESSION_MEMORY_MB },
+    { maxSessionMemory: MAX_SESSION_MEMORY_MB, lookup: turnOver(lookup) },
   );
   const common = {
     baseUrl,
@@ -107,7 +117,8 @@ export function openTransport(url: string | URL, options: TransportOptions): Ope
   const close = () => sessionManager.abort();
   const openSession =
     session && protocol === "connect" && !json && !compression
-      ? (headers: Headers | undefined) => new Session(baseUrl, headers, maxRequestBytes)
+      ? (headers: Headers | undefined) =>
+          new Session(baseUrl, headers, maxRequestBytes, turnOver(lookup))
       : undefined;
   switch (protocol) {
     case "connect":
@@ -120,6 +131,26 @@ export function openTransport(url: string | URL, options: TransportOptions): Ope
       throw new TypeError(
         `protocol must be "connect", "grpc" or "grpc-web", not ${JSON.stringify(protocol)}`,
       );
+  }
+}
+
+/**
+ * A GOAWAY that meets an idle connection as its socket closes raises an error on it after the last
+ * listener went, which ended the agent's process (connectrpc/connect-es#1768). One listener stays.
+ */
+class Http2Connections extends Http2SessionManager {
+  readonly #seen = new WeakSet<ClientHttp2Session>();
+
+  override async request(
+    ...parameters: Parameters<Http2SessionManager["request"]>
+  ): Promise<ClientHttp2Stream> {
+    const stream = await super.request(...parameters);
+    const connection = stream.session as ClientHttp2Session | undefined;
+    if (connection && !this.#seen.has(connection)) {
+      this.#seen.add(connection);
+      connection.on("error", () => {});
+    }
+    return stream;
   }
 }
 

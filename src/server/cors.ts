@@ -1,10 +1,10 @@
 import { cors } from "@connectrpc/connect";
 import type { NodeRequest, NodeResponse } from "./http.js";
-import { requestIdHeader } from "./interceptors.js";
+import { requestIdHeader, retryAfterHeader } from "./interceptors.js";
 
 const allowMethods = cors.allowedMethods.join(", ");
 const allowHeaders = [...cors.allowedHeaders, "Authorization", requestIdHeader].join(", ");
-const exposeHeaders = [...cors.exposedHeaders, requestIdHeader].join(", ");
+const exposeHeaders = [...cors.exposedHeaders, requestIdHeader, retryAfterHeader].join(", ");
 // Two hours: the longest that Chromium keeps a preflight.
 const maxAge = "7200";
 

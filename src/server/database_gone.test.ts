@@ -53,6 +53,7 @@ async function start(databaseUrl: string, migrates: boolean) {
     maxMessageSize: 64 * 1024 * 1024,
     compression: false,
     callTimeoutMs: 60_000,
+    slowCallMs: 1000,
     sessionAgeMs: 600_000,
     drainTimeoutMs: 5_000,
     retention: [],
@@ -83,11 +84,13 @@ async function expectEachServed({ clients }: Started) {
   for (const call of calls) await make(clients.connect, call);
 }
 
-async function expectHealth({ health, probe }: Started, ready: boolean) {
+async function expectHealth({ server, health, probe }: Started, ready: boolean) {
   const wanted = ready ? ServingStatus.SERVING : ServingStatus.NOT_SERVING;
   while ((await health.check({})).status !== wanted) await sleep(20);
   expect((await health.check({ service: "checkpointd.v1.CheckpointService" })).status).toBe(wanted);
-  expect(await probe("/readyz")).toBe(ready ? 200 : 503);
+  const { status, headers } = await fetch(`${server.url}/readyz`);
+  expect(status).toBe(ready ? 200 : 503);
+  expect(headers.get("retry-after")).toBe(ready ? null : "1");
   expect(await probe("/healthz")).toBe(200);
 }
 

@@ -1,7 +1,10 @@
 /** What clients are told of real trouble with the database: the mapping of errors. */
+
+import { setTimeout as sleep } from "node:timers/promises";
+import { durationMs } from "@bufbuild/protobuf/wkt";
 import { Code, type ConnectError } from "@connectrpc/connect";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
-import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import { type ErrorDetail, ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { ErrorReason } from "../errors.js";
 import { block, untilBlocked } from "../testing/blocking.js";
 import {
@@ -18,6 +21,9 @@ import {
 
 const seed = { threadId: `${secret}-seed`, checkpointId: "1" };
 const putSeed = { ...seed, checkpointJson: `{"v":4,"changed":true}` };
+
+/** What the detail says about a retry, in milliseconds. */
+const retryMsOf = ({ retryDelay }: ErrorDetail) => retryDelay && durationMs(retryDelay);
 
 describe("errors of Postgres", () => {
   let edge: Awaited<ReturnType<typeof startEdge>>;
@@ -57,26 +63,42 @@ describe("errors of Postgres", () => {
     Number((await edge.sql.query("select last_value from tries")).rows[0].last_value);
 
   const unavailable = "DATABASE_UNAVAILABLE";
-  const mapping: [string, string, Code, ErrorReason?][] = [
-    ["serialization_failure", "40001", Code.Aborted],
-    ["deadlock_detected", "40P01", Code.Aborted],
-    ["connection_exception", "08000", Code.Unavailable, unavailable],
-    ["connection_failure", "08006", Code.Unavailable, unavailable],
-    ["disk_full", "53100", Code.Unavailable, unavailable],
-    ["out_of_memory", "53200", Code.Unavailable, unavailable],
-    ["too_many_connections", "53300", Code.Unavailable, unavailable],
-    ["admin_shutdown", "57P01", Code.Unavailable, unavailable],
-    ["crash_shutdown", "57P02", Code.Unavailable, unavailable],
-    ["cannot_connect_now", "57P03", Code.Unavailable, unavailable],
-    ["read_only_sql_transaction", "25006", Code.Unavailable, unavailable],
-    ["query_canceled", "57014", Code.DeadlineExceeded],
-    ["insufficient_privilege", "42501", Code.Internal],
-    ["undefined_table", "42P01", Code.Internal],
+  // Code, reason, milliseconds to wait before a retry.
+  const mapping: [string, string, Code, ErrorReason?, number?][] = [
+    ["serialization_failure", "40001", Code.Aborted, "CONFLICT", 50],
+    ["deadlock_detected", "40P01", Code.Aborted, "CONFLICT", 50],
+    ["connection_exception", "08000", Code.Unavailable, unavailable, 500],
+    ["connection_failure", "08006", Code.Unavailable, unavailable, 500],
+    ["protocol_violation", "08P01", Code.Unavailable, unavailable, 500],
+    ["disk_full", "53100", Code.Unavailable, "DISK_FULL", 5000],
+    ["out_of_memory", "53200", Code.Unavailable, "OUT_OF_RESOURCES", 1000],
+    ["configuration_limit_exceeded", "53400", Code.Unavailable, "OUT_OF_RESOURCES", 1000],
+    ["too_many_connections", "53300", Code.Unavailable, "TOO_MANY_CONNECTIONS", 1000],
+    ["admin_shutdown", "57P01", Code.Unavailable, "SHUTTING_DOWN", 100],
+    ["crash_shutdown", "57P02", Code.Unavailable, "SHUTTING_DOWN", 100],
+    ["cannot_connect_now", "57P03", Code.Unavailable, "STARTING_UP", 500],
+    ["database_dropped", "57P04", Code.Unavailable, unavailable, 500],
+    ["idle_session_timeout", "57P05", Code.Unavailable, unavailable, 500],
+    ["invalid_catalog_name", "3D000", Code.Unavailable, unavailable, 500],
+    ["read_only_sql_transaction", "25006", Code.Unavailable, "READ_ONLY", 500],
+    ["query_canceled", "57014", Code.DeadlineExceeded, "STATEMENT_TIMEOUT", 1000],
+    ["transaction_timeout", "25P04", Code.DeadlineExceeded, "STATEMENT_TIMEOUT", 1000],
+    ["lock_not_available", "55P03", Code.Aborted, "LOCK_TIMEOUT", 500],
+    ["invalid_password", "28P01", Code.Unavailable, "ACCESS_DENIED", 5000],
+    ["invalid_authorization_specification", "28000", Code.Unavailable, "ACCESS_DENIED", 5000],
+    ["insufficient_privilege", "42501", Code.Internal, "PRIVILEGE_MISSING"],
+    ["undefined_table", "42P01", Code.Unavailable, "SCHEMA_OLD", 1000],
+    ["undefined_column", "42703", Code.Unavailable, "SCHEMA_OLD", 1000],
+    ["invalid_schema_name", "3F000", Code.Unavailable, "SCHEMA_OLD", 1000],
+    ["invalid_column_reference", "42P10", Code.Unavailable, "SCHEMA_OLD", 1000],
+    ["invalid_sql_statement_name", "26000", Code.Unavailable, "POOLER", 250],
+    ["duplicate_prepared_statement", "42P05", Code.Unavailable, "POOLER", 250],
     ["check_violation", "23514", Code.Internal],
     ["internal_error", "XX000", Code.Internal],
-    ["data_corrupted", "XX001", Code.Internal],
+    ["data_corrupted", "XX001", Code.DataLoss, "DATA_CORRUPTED"],
+    ["index_corrupted", "XX002", Code.DataLoss, "DATA_CORRUPTED"],
   ];
-  for (const [name, errcode, code, reason] of mapping) {
+  for (const [name, errcode, code, reason, delayMs] of mapping) {
     test(`${errcode} ${name} is ${Code[code]} on every way`, async () => {
       await raise(errcode, 1_000_000);
       const before = await edge.rowCounts();
@@ -85,8 +107,12 @@ describe("errors of Postgres", () => {
         const error = await failureOf(edge.clients[way].put(putSeed));
         expect(Code[error.code]).toBe(Code[code]);
         expectHarmless(error.rawMessage);
-        const reasons = error.findDetails(ErrorDetailSchema).map((detail) => detail.reason);
-        expect(reasons).toEqual(reason === undefined ? [] : [reason]);
+        const details = error.findDetails(ErrorDetailSchema);
+        expect(details.map((detail) => detail.reason)).toEqual(
+          reason === undefined ? [] : [reason],
+        );
+        expect(details.map((detail) => retryMsOf(detail))).toEqual(reason ? [delayMs] : []);
+        if (reason !== unavailable) expect(error.rawMessage).not.toMatch(/cannot be reached/);
         errors.push(error);
       }
       expectSameWords(errors);
@@ -151,6 +177,23 @@ describe("other sessions", () => {
     await lock.release();
     await put;
     expect(await changed()).toBe(true);
+  });
+
+  test("a query that someone else cancels again and again is given up", async () => {
+    const lock = await lockSeed();
+    let told: ConnectError | undefined;
+    void failureOf(edge.clients.connect.put(putSeed)).then((error) => {
+      told = error;
+    });
+    const cancel = `select pg_cancel_backend(pid) from pg_stat_activity
+      where datname = current_database() and application_name = 'checkpointd'
+        and state = 'active' and wait_event_type = 'Lock'`;
+    while (told === undefined) {
+      await edge.sql.query(cancel);
+      await sleep(10);
+    }
+    expectTold(told, { code: Code.Aborted, reason: "STATEMENT_CANCELLED" });
+    await lock.release();
   });
 
   test("a connection that is terminated is UNAVAILABLE, and the next call gets a new one", async () => {
@@ -237,7 +280,8 @@ describe("other sessions", () => {
     const error = await failureOf(reader.clients.connect.put(putSeed));
     expect({ code: error.code, message: error.rawMessage }).toEqual({
       code: Code.Internal,
-      message: "the server's database role lacks a privilege",
+      message:
+        "the server's database role lacks a privilege; grant it what the documentation names",
     });
     expect(reader.captured.lines({ code: "Internal" })).toMatchObject([
       { error: { code: "42501" } },

@@ -6,7 +6,7 @@ import { fromBinary } from "@bufbuild/protobuf";
 import { BinaryReader } from "@bufbuild/protobuf/wire";
 import { AnySchema, anyUnpack } from "@bufbuild/protobuf/wkt";
 import * as grpc from "@grpc/grpc-js";
-import { loadSync, type PackageDefinition } from "@grpc/proto-loader";
+import { fromJSON, loadSync, type PackageDefinition } from "@grpc/proto-loader";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { block, untilBlocked } from "../testing/blocking.js";
@@ -62,15 +62,36 @@ async function refusedWith(call: Promise<unknown>): Promise<grpc.ServiceError> {
   return error;
 }
 
-/** The detail in google.rpc.Status, whose third field holds them, as grpc-js delivers it. */
-function detailOf(error: grpc.ServiceError) {
+/** The details in google.rpc.Status, whose third field holds them, as grpc-js delivers it. */
+function detailsOf(error: grpc.ServiceError) {
   const reader = new BinaryReader(error.metadata.get("grpc-status-details-bin")[0] as Buffer);
+  const details = [];
   while (reader.pos < reader.len) {
     const [field, wireType] = reader.tag();
-    if (field === 3) return anyUnpack(fromBinary(AnySchema, reader.bytes()), ErrorDetailSchema);
-    reader.skip(wireType);
+    if (field === 3) details.push(fromBinary(AnySchema, reader.bytes()));
+    else reader.skip(wireType);
   }
-  return undefined;
+  return details;
+}
+
+/** The first of them, which is ours. */
+function detailOf(error: grpc.ServiceError) {
+  const [detail] = detailsOf(error);
+  return detail && anyUnpack(detail, ErrorDetailSchema);
+}
+
+/** The delay in a google.rpc.RetryInfo, as the protobuf library of grpc-js reads it. */
+function toDelay(bytes: Uint8Array) {
+  const duration = { seconds: { type: "int64", id: 1 }, nanos: { type: "int32", id: 2 } };
+  const types = {
+    Duration: { fields: duration },
+    RetryInfo: { fields: { retryDelay: { type: "Duration", id: 1 } } },
+    Any: {
+      methods: { Call: { requestType: "RetryInfo", responseType: "RetryInfo", comment: "" } },
+    },
+  };
+  const { Any } = fromJSON({ nested: types }, options) as Record<string, grpc.ServiceDefinition>;
+  return Any?.Call?.responseDeserialize(Buffer.from(bytes)).retryDelay;
 }
 
 const big = "9007199254740993";
@@ -159,6 +180,36 @@ describe("@grpc/grpc-js with the .proto files", () => {
       });
       expect(error.metadata.get("x-request-id")).not.toEqual([]);
     }
+  });
+
+  test("when to try again is in the detail, in RetryInfo and in retry-after", async () => {
+    await edge.sql.query("alter table checkpoints rename to elsewhere");
+    const errors = [
+      await refusedWith(unary(client, "GetTuple", key)),
+      await refusedWith(list({ threadId: "x" })),
+    ];
+    const { headers, error } = await post(
+      edge.server.url,
+      "GetTuple",
+      JSON.stringify({ threadId: "x" }),
+      { "content-type": "application/json" },
+    );
+    await edge.sql.query("alter table elsewhere rename to checkpoints");
+    for (const error of errors) {
+      expect(error.code).toBe(grpc.status.UNAVAILABLE);
+      expect(detailOf(error)).toMatchObject({ reason: "SCHEMA_OLD", retryDelay: { seconds: 1n } });
+      const [, info] = detailsOf(error);
+      expect(info?.typeUrl).toBe("type.googleapis.com/google.rpc.RetryInfo");
+      expect(toDelay(info?.value as Uint8Array)).toEqual({ seconds: "1", nanos: 0 });
+      expect(error.metadata.get("retry-after")).toEqual(["1"]);
+    }
+    expect(headers.get("retry-after")).toBe("1");
+    expect(error?.details).toMatchObject([
+      { type: "checkpointd.v1.ErrorDetail", debug: { reason: "SCHEMA_OLD", retryDelay: "1s" } },
+      { type: "google.rpc.RetryInfo" },
+    ]);
+    const info = error?.details?.[1] as { value?: string } | undefined;
+    expect(toDelay(Buffer.from(info?.value ?? "", "base64"))).toEqual({ seconds: "1", nanos: 0 });
   });
 
   test("64 MiB and more: RESOURCE_EXHAUSTED", async () => {

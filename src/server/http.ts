@@ -182,7 +182,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     };
     connections.set(socket, connection);
     const age = limits.ageMs && limits.ageMs * (0.9 + Math.random() * 0.2);
-    const timer = age ? setTimeout(() => retire(connection), age).unref() : undefined;
+    const timer = age ? setTimeout(() => retire(connection, true), age).unref() : undefined;
     // An HTTP/2 session's errors arrive here too. grpc-go's client causes one whenever it
     // leaves: nghttp2 takes the stream id in its GOAWAY for a protocol error. Hence debug.
     socket.on("error", (error) => log.debug({ err: error }, "a connection failed"));
@@ -298,18 +298,22 @@ function trackResponse(connection: Connection, response: http.ServerResponse): v
   });
 }
 
-/** Asks the client to go, and closes the connection when nothing is under way on it. */
-function retire(connection: Connection): void {
-  if (connection.retiring) return;
-  connection.retiring = true;
+/**
+ * Asks the client to go, and closes the connection when nothing is under way on it. `gently` one of
+ * HTTP/1.1 that rests is kept until its next response, which says that it is the last: a request
+ * may be on its way.
+ */
+function retire(connection: Connection, gently = false): void {
   const { socket, session, responses, upgraded } = connection;
-  if (upgraded) return;
+  if (upgraded || (connection.retiring && (session || gently))) return;
+  connection.retiring = true;
   if (session) {
     // One GOAWAY that names the last stream taken; a client knows that later ones may be
     // retried. Not gRPC's two: with no stream open Node stops reading after the first, so
     // that a request on its way is lost without the client being told.
     session.close();
   } else if (responses.size === 0) {
+    if (gently) return;
     // Not http.Server's closeIdleConnections: it also closes a connection whose response
     // has been ended but not yet sent.
     socket.destroySoon();

@@ -1,5 +1,4 @@
 import { setMaxListeners } from "node:events";
-import { Code, ConnectError } from "@connectrpc/connect";
 import { compressionGzip } from "@connectrpc/connect-node";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { SessionService } from "../../gen/checkpointd/v1/session_service_pb.js";
@@ -7,11 +6,12 @@ import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { Health } from "../../gen/health/v1/health_pb.js";
 import type { Log } from "../log.js";
 import { type DbOptions, openDb } from "../store/db.js";
+import { createCallLog } from "./call_log.js";
 import { createCheckpointService } from "./checkpoint_service.js";
 import { createHandler, type NodeHandler } from "./handler.js";
 import { createHealth, ServingStatus } from "./health.js";
 import { startListener } from "./http.js";
-import { createInterceptor } from "./interceptors.js";
+import { createInterceptor, retryAfterHeader, shuttingDown } from "./interceptors.js";
 import { createOperations } from "./operations.js";
 import { startReadiness } from "./readiness.js";
 import { createReflection } from "./reflection.js";
@@ -37,6 +37,8 @@ export interface ServerOptions extends DbOptions {
   compression: boolean;
   /** The limit of a unary call whose client sets no deadline. */
   callTimeoutMs: number;
+  /** A call whose client waited so long has a line in the log; 0: none. */
+  slowCallMs: number;
   /** After which a session's client is asked to open another, so that balancers can move it. */
   sessionAgeMs: number;
   /** How long running calls may go on once the server drains. */
@@ -80,11 +82,12 @@ export async function startServer(options: ServerOptions): Promise<Server> {
   // Every running call listens to it.
   setMaxListeners(0, shutdown.signal);
 
+  const logCall = createCallLog(log, options.slowCallMs);
   const operations = createOperations(db, options.maxMessageSize);
   const sessions = createSessions({
     operations,
     isReady: readiness.wasReady,
-    log,
+    logCall,
     callTimeoutMs: options.callTimeoutMs,
     maxInFlight: 256,
     maxAgeMs: options.sessionAgeMs,
@@ -102,7 +105,7 @@ export async function startServer(options: ServerOptions): Promise<Server> {
       createReflection([CheckpointService, ThreadService, SessionService, Health])(router);
     },
     {
-      interceptors: [createInterceptor(log, readiness.wasReady)],
+      interceptors: [createInterceptor(logCall, readiness.wasReady)],
       readMaxBytes: options.maxMessageSize,
       // Not replaced by U+FFFD: a name that is not UTF-8 must not be stored as another.
       // (Documented by connect for its JSON serialization, missing in the router's type.)
@@ -127,6 +130,7 @@ export async function startServer(options: ServerOptions): Promise<Server> {
       upgrade: (request, socket) =>
         carryUpgraded(sessions, options.maxMessageSize, request, socket),
       corsOrigins: options.corsOrigins,
+      limits: { ageMs: options.sessionAgeMs },
       log,
     });
   } catch (error) {
@@ -154,7 +158,7 @@ export async function startServer(options: ServerOptions): Promise<Server> {
     const { drainTimeoutMs } = options;
     const notice = setTimeout(
       () => {
-        const error = new ConnectError("the server is shutting down", Code.Unavailable);
+        const error = shuttingDown();
         sessions.abort(error);
         shutdown.abort(error);
       },
@@ -193,6 +197,7 @@ function answerProbe(
     "content-type": "text/plain; charset=utf-8",
     "cache-control": "no-store",
     ...(status === 405 ? { allow: "GET, HEAD" } : {}),
+    ...(status === 503 ? { [retryAfterHeader]: "1" } : {}),
   });
   if (request.method === "HEAD") response.end();
   else response.end(body);

@@ -1,7 +1,7 @@
 import { CheckpointdError } from "../errors.js";
 import type { Log } from "../log.js";
 import type { Db, DbOptions } from "../store/db.js";
-import { describeCause } from "./interceptors.js";
+import { describeCause } from "./call_log.js";
 
 const retryMs = 500;
 const recheckMs = 5000;

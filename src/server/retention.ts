@@ -7,7 +7,7 @@ import type { Log } from "../log.js";
 import { type Db, type DbOptions, openDb } from "../store/db.js";
 import { pruneThreads } from "../store/prune.js";
 import { add } from "../store/remove.js";
-import { describeCause } from "./interceptors.js";
+import { describeCause } from "./call_log.js";
 import type { RetentionRule } from "./retention_rules.js";
 
 /** How much longer than it worked it rests: it takes a fifth of one connection at the most. */

@@ -134,7 +134,11 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
       id: 1,
       result: {
         case: "error",
-        value: { code: Code.Unavailable, message: "the server is shutting down" },
+        value: {
+          code: Code.Unavailable,
+          message: "the server is shutting down",
+          detail: { reason: "DRAINING", retryDelay: { nanos: 100_000_000 } },
+        },
       },
     });
     session.half();

@@ -5,9 +5,9 @@ import type {
   OpenSessionRequest,
   OpenSessionResponseSchema,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
-import type { Log } from "../log.js";
 import type { Signal } from "../store/db.js";
-import { limitPassed, logCall, notReady, toConnectError } from "./interceptors.js";
+import type { CallLog } from "./call_log.js";
+import { limitPassed, notReady, toConnectError } from "./interceptors.js";
 import type { Operations } from "./operations.js";
 
 type Response = MessageInitShape<typeof OpenSessionResponseSchema>;
@@ -16,7 +16,7 @@ type Response = MessageInitShape<typeof OpenSessionResponseSchema>;
 export interface SessionOptions {
   operations: Operations;
   isReady: () => boolean;
-  log: Log;
+  logCall: CallLog;
   /** The limit of an operation whose client sets none. */
   callTimeoutMs: number;
   /** Operations of one session that may run at a time. */
@@ -177,10 +177,11 @@ class OpenSession implements Session {
       result = { case: "error", value: toOperationError(answer) };
     }
     this.#running.delete(id);
-    const { log } = this.options;
     const rpc = `checkpointd.v1.SessionService/${operation.case}`;
     const requestId = `${this.requestId}/${id}`;
-    logCall(log, { requestId, rpc, started: running.started, answer, error: cause });
+    const { started } = running;
+    const waitMs = performance.now() - started;
+    this.options.logCall({ requestId, rpc, started, waitMs, answer, error: cause });
     if (!this.#closed) this.send({ id, result });
   }
 

@@ -54,7 +54,7 @@ export function createSessionService(sessions: Sessions): ServiceImpl<typeof Ses
       const read = async () => {
         for await (const request of requests) {
           session.receive(request);
-          while (session.inFlight() >= sessions.options.maxInFlight && !context.signal.aborted) {
+          while (session.inFlight() > sessions.options.maxInFlight && !context.signal.aborted) {
             await new Promise<void>((resolve) => {
               wakeReader = resolve;
             });
@@ -239,7 +239,8 @@ function carry(
       finish(ConnectError.from(error, Code.InvalidArgument));
       return;
     }
-    if (begun.inFlight() >= sessions.options.maxInFlight) pause();
+    // A client that keeps to the limit is always read: its pings and cancellations come through.
+    if (begun.inFlight() > sessions.options.maxInFlight) pause();
   });
   stream.on("end", () => {
     ended = true;

@@ -68,7 +68,7 @@ export interface Db {
   run: Run;
   /**
    * Runs a statement as `run` does, for lists and other reads that may take long: all of them
-   * together hold at most half of the connections, so that they leave room for the short ones.
+   * together hold at most a quarter of the connections, so that they leave room for the short ones.
    */
   runLong: Run;
   /**
@@ -108,7 +108,7 @@ export function openDb(options: DbOptions): Db {
   checkSchemaName(options.schema);
   const pool = createPool(parseDatabaseUrl(options.databaseUrl, options.prepare));
   const turns = createTurns(options.poolSize);
-  const longTurns = createTurns(Math.max(1, Math.floor(options.poolSize / 2)));
+  const longTurns = createTurns(Math.max(1, Math.floor(options.poolSize / 4)));
   let waiting = 0;
 
   function takePlace(signal: Signal | undefined, giveUp: (reason: unknown) => void) {

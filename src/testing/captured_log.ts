@@ -1,4 +1,4 @@
-import { pino } from "pino";
+import { type DestinationStream, pino } from "pino";
 import type { Log } from "../log.js";
 
 /** A log whose lines a test can read. */
@@ -10,11 +10,14 @@ export interface CapturedLog {
   lines(having?: Record<string, unknown>): Record<string, unknown>[];
 }
 
-/** Creates a log of every level that keeps its lines in memory. */
-export function captureLog(): CapturedLog {
+/** Creates a log of every level, none of it sampled, that keeps its lines in memory. */
+export function captureLog(
+  create = (destination: DestinationStream): Log =>
+    pino({ level: "debug", base: null }, destination),
+): CapturedLog {
   const written: string[] = [];
   return {
-    log: pino({ level: "debug", base: null }, { write: (line: string) => void written.push(line) }),
+    log: create({ write: (line) => void written.push(line) }),
     text: () => written.join(""),
     lines: (having = {}) =>
       written

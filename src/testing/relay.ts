@@ -20,6 +20,8 @@ export interface Relay {
   sentBytes(): number;
   /** Ends all connections. */
   cut(): void;
+  /** From now on nothing passes on the connections there are, and neither side is told. */
+  freeze(): void;
   /** Ends one connection as a client that vanishes does: with a reset, or just so. */
   cutOne(): void;
   close(): void;
@@ -91,6 +93,12 @@ export async function startRelay(
     http2: () => http2,
     sentBytes: () => sentBytes,
     cut,
+    freeze() {
+      for (const [client, server] of clients) {
+        client.unpipe().pause();
+        server?.unpipe().pause();
+      }
+    },
     cutOne() {
       const servers = [...clients.values()].filter((server) => server !== undefined);
       const server = servers[Math.floor(Math.random() * servers.length)];

@@ -22,6 +22,7 @@ export async function startTestServer(
     maxMessageSize: 64 * 1024 * 1024,
     compression: false,
     callTimeoutMs: 60_000,
+    slowCallMs: 1000,
     sessionAgeMs: 600_000,
     drainTimeoutMs: 5_000,
     retention: [],

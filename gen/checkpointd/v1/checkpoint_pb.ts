@@ -4,13 +4,15 @@
 
 import type { GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
+import type { Duration } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_duration } from "@bufbuild/protobuf/wkt";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file checkpointd/v1/checkpoint.proto.
  */
 export const file_checkpointd_v1_checkpoint: GenFile = /*@__PURE__*/
-  fileDesc("Ch9jaGVja3BvaW50ZC92MS9jaGVja3BvaW50LnByb3RvEg5jaGVja3BvaW50ZC52MSIjCgVWYWx1ZRIMCgR0eXBlGAEgASgJEgwKBGRhdGEYAiABKAwiVQoLQ2hhbm5lbEJsb2ISDwoHY2hhbm5lbBgBIAEoCRIPCgd2ZXJzaW9uGAIgASgJEiQKBXZhbHVlGAMgASgLMhUuY2hlY2twb2ludGQudjEuVmFsdWUidgoMUGVuZGluZ1dyaXRlEg8KB3Rhc2tfaWQYASABKAkSCwoDaWR4GAIgASgFEg8KB2NoYW5uZWwYAyABKAkSJAoFdmFsdWUYBCABKAsyFS5jaGVja3BvaW50ZC52MS5WYWx1ZRIRCgl0YXNrX3BhdGgYBSABKAkiUAoNQ2hlY2twb2ludEtleRIRCgl0aHJlYWRfaWQYASABKAkSFQoNY2hlY2twb2ludF9ucxgCIAEoCRIVCg1jaGVja3BvaW50X2lkGAMgASgJItUCCg9DaGVja3BvaW50VHVwbGUSKgoDa2V5GAEgASgLMh0uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludEtleRIhChRwYXJlbnRfY2hlY2twb2ludF9pZBgCIAEoCUgAiAEBEhcKD2NoZWNrcG9pbnRfanNvbhgDIAEoCRIVCg1tZXRhZGF0YV9qc29uGAQgASgJEioKBWJsb2JzGAUgAygLMhsuY2hlY2twb2ludGQudjEuQ2hhbm5lbEJsb2ISNAoOcGVuZGluZ193cml0ZXMYBiADKAsyHC5jaGVja3BvaW50ZC52MS5QZW5kaW5nV3JpdGUSLAoNcGVuZGluZ19zZW5kcxgHIAMoCzIVLmNoZWNrcG9pbnRkLnYxLlZhbHVlEhoKEnVuY2hhbmdlZF9jaGFubmVscxgIIAMoCUIXChVfcGFyZW50X2NoZWNrcG9pbnRfaWQiOwoLRXJyb3JEZXRhaWwSDgoGcmVhc29uGAEgASgJEg0KBWZpZWxkGAIgASgJEg0KBWxpbWl0GAMgASgDYgZwcm90bzM");
+  fileDesc("Ch9jaGVja3BvaW50ZC92MS9jaGVja3BvaW50LnByb3RvEg5jaGVja3BvaW50ZC52MSIjCgVWYWx1ZRIMCgR0eXBlGAEgASgJEgwKBGRhdGEYAiABKAwiVQoLQ2hhbm5lbEJsb2ISDwoHY2hhbm5lbBgBIAEoCRIPCgd2ZXJzaW9uGAIgASgJEiQKBXZhbHVlGAMgASgLMhUuY2hlY2twb2ludGQudjEuVmFsdWUidgoMUGVuZGluZ1dyaXRlEg8KB3Rhc2tfaWQYASABKAkSCwoDaWR4GAIgASgFEg8KB2NoYW5uZWwYAyABKAkSJAoFdmFsdWUYBCABKAsyFS5jaGVja3BvaW50ZC52MS5WYWx1ZRIRCgl0YXNrX3BhdGgYBSABKAkiUAoNQ2hlY2twb2ludEtleRIRCgl0aHJlYWRfaWQYASABKAkSFQoNY2hlY2twb2ludF9ucxgCIAEoCRIVCg1jaGVja3BvaW50X2lkGAMgASgJItUCCg9DaGVja3BvaW50VHVwbGUSKgoDa2V5GAEgASgLMh0uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludEtleRIhChRwYXJlbnRfY2hlY2twb2ludF9pZBgCIAEoCUgAiAEBEhcKD2NoZWNrcG9pbnRfanNvbhgDIAEoCRIVCg1tZXRhZGF0YV9qc29uGAQgASgJEioKBWJsb2JzGAUgAygLMhsuY2hlY2twb2ludGQudjEuQ2hhbm5lbEJsb2ISNAoOcGVuZGluZ193cml0ZXMYBiADKAsyHC5jaGVja3BvaW50ZC52MS5QZW5kaW5nV3JpdGUSLAoNcGVuZGluZ19zZW5kcxgHIAMoCzIVLmNoZWNrcG9pbnRkLnYxLlZhbHVlEhoKEnVuY2hhbmdlZF9jaGFubmVscxgIIAMoCUIXChVfcGFyZW50X2NoZWNrcG9pbnRfaWQiawoLRXJyb3JEZXRhaWwSDgoGcmVhc29uGAEgASgJEg0KBWZpZWxkGAIgASgJEg0KBWxpbWl0GAMgASgDEi4KC3JldHJ5X2RlbGF5GAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uYgZwcm90bzM", [file_google_protobuf_duration]);
 
 /**
  * A value as LangGraph's serializer wrote it. The service stores and returns it and
@@ -248,17 +250,51 @@ export const CheckpointTupleSchema: GenMessage<CheckpointTuple> = /*@__PURE__*/
   messageDesc(file_checkpointd_v1_checkpoint, 4);
 
 /**
- * Carried as a detail by errors that concern one field of the request or one limit.
+ * Carried as a detail by errors that concern one field of the request, one limit, or a state of
+ * the service or its database.
  *
  * @generated from message checkpointd.v1.ErrorDetail
  */
 export type ErrorDetail = Message<"checkpointd.v1.ErrorDetail"> & {
   /**
-   * A stable, upper-case word for programs: REQUIRED, TOO_LONG, TOO_MANY, OUT_OF_RANGE,
-   * NUL_CHARACTER, LONE_SURROGATE, INVALID_JSON, NOT_A_JSON_OBJECT, DUPLICATE, RESERVED,
-   * QUEUE_FULL, QUEUE_TIMEOUT, NOT_READY, DATABASE_UNAVAILABLE, LEASE_LOST, TARGET_NOT_EMPTY,
-   * STILL_NEEDED, NOT_STORED. A message above the size limit is refused before it is read and has
-   * no detail; the error's text names the limit.
+   * A stable, upper-case word for programs. A message above the size limit is refused before it is
+   * read and has no detail; the error's text names the limit.
+   *
+   * The request is wrong (INVALID_ARGUMENT, but for a TOO_LONG of put_extending): REQUIRED,
+   * TOO_LONG, TOO_MANY, OUT_OF_RANGE, NUL_CHARACTER, LONE_SURROGATE, INVALID_JSON,
+   * NOT_A_JSON_OBJECT, DUPLICATE, RESERVED.
+   *
+   * The request does not fit what is stored (FAILED_PRECONDITION): LEASE_LOST, TARGET_NOT_EMPTY,
+   * STILL_NEEDED, NOT_STORED.
+   *
+   * The service takes no more now:
+   * - QUEUE_FULL (RESOURCE_EXHAUSTED): too many calls wait for a connection to the database.
+   * - QUEUE_TIMEOUT (UNAVAILABLE): none became free in time.
+   * - NOT_READY (UNAVAILABLE): the server has not been able to use its database yet.
+   * - DRAINING (UNAVAILABLE): this server is shutting down; another one may answer.
+   *
+   * The database cannot be used (UNAVAILABLE), until it passes or an operator acts:
+   * - DATABASE_UNAVAILABLE: it cannot be reached, or the connection ended before it had answered.
+   *   A write may or may not have been stored.
+   * - STARTING_UP: it starts, recovers, or takes no connections for another reason of its own.
+   * - SHUTTING_DOWN: it or an administrator ended the connection. A write was most likely not
+   *   stored.
+   * - TOO_MANY_CONNECTIONS: it, the role or the pooler has no connection left.
+   * - OUT_OF_RESOURCES: it ran out of memory or of another resource.
+   * - DISK_FULL: it cannot write because its disk is full. Reads may still succeed.
+   * - READ_ONLY: it is a standby or was made read-only. Reads may still succeed.
+   * - ACCESS_DENIED: it refuses the server's user name or password.
+   * - SCHEMA_OLD: its tables are missing or older than the server; they wait for a migration.
+   * - SCHEMA_NEW: its tables are newer than the server, which does not know whether it may use them.
+   * - POOLER: a connection pooler in between does not do what the server's settings need.
+   *
+   * One statement failed:
+   * - CONFLICT (ABORTED): it lost against other writes, again and again.
+   * - LOCK_TIMEOUT (ABORTED): it waited for a lock longer than the database's lock_timeout.
+   * - STATEMENT_CANCELLED (ABORTED): someone cancelled it in the database, again and again.
+   * - STATEMENT_TIMEOUT (DEADLINE_EXCEEDED): it took longer than the database's statement_timeout.
+   * - PRIVILEGE_MISSING (INTERNAL): the server's role may not do it; an operator must grant that.
+   * - DATA_CORRUPTED (DATA_LOSS): the database found its files damaged.
    *
    * @generated from field: string reason = 1;
    */
@@ -279,6 +315,15 @@ export type ErrorDetail = Message<"checkpointd.v1.ErrorDetail"> & {
    * @generated from field: int64 limit = 3;
    */
   limit: bigint;
+
+  /**
+   * How long to wait before the same call is worth another try; all calls of CheckpointService may
+   * be repeated. Absent: a retry does not help by itself. Unary calls say the same in the detail
+   * google.rpc.RetryInfo and, in whole seconds rounded up, in the header retry-after.
+   *
+   * @generated from field: google.protobuf.Duration retry_delay = 4;
+   */
+  retryDelay?: Duration | undefined;
 };
 
 /**

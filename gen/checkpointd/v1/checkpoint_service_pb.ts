@@ -457,10 +457,11 @@ export const ListViewSchema: GenEnum<ListView> = /*@__PURE__*/
  * honours the client's deadline down to the SQL statement. All calls can fail with
  * INVALID_ARGUMENT (an ErrorDetail names the field), RESOURCE_EXHAUSTED (a message above
  * the server's limit, 64 MiB unless configured, or too many calls waiting),
- * UNAVAILABLE (the database cannot be reached, or the server is draining: retry),
+ * UNAVAILABLE (the database cannot be used now, or the server is draining: retry),
  * ABORTED (lost a conflict between transactions several times: retry),
  * FAILED_PRECONDITION (a lease that was sent along is lost),
- * DEADLINE_EXCEEDED, CANCELLED and INTERNAL.
+ * DEADLINE_EXCEEDED, CANCELLED, DATA_LOSS and INTERNAL. ErrorDetail lists the reasons, and
+ * says when a retry is worth it.
  *
  * @generated from service checkpointd.v1.CheckpointService
  */

@@ -445,7 +445,8 @@ export type OperationError = Message<"checkpointd.v1.OperationError"> & {
   message: string;
 
   /**
-   * Reason, field and limit, where the error concerns one field or one limit.
+   * The reason, with the field or limit it concerns and when a retry is worth it, where there is
+   * one.
    *
    * @generated from field: checkpointd.v1.ErrorDetail detail = 3;
    */

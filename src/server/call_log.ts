@@ -1,0 +1,75 @@
+import { Code, type ConnectError } from "@connectrpc/connect";
+import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import type { Log } from "../log.js";
+
+/** A call, or an operation of a session, that is over. */
+export interface FinishedCall {
+  requestId: string;
+  rpc: string;
+  /** As performance.now() counts. */
+  started: number;
+  /** The longest time that the client waited for the server, of a stream for one message. */
+  waitMs: number;
+  /** What the client gets to see, and why; undefined when the call succeeded. */
+  answer: ConnectError | undefined;
+  error: unknown;
+}
+
+/** Writes what the log has of one call. */
+export type CallLog = (call: FinishedCall) => void;
+
+/**
+ * One line a call: "call failed" at error level when the fault is ours; else "slow call" at warn
+ * level when the client waited for `slowMs` or longer, whatever the outcome (0: never); else "call
+ * refused" at info level when it was the client's fault, and "call" at debug level. A call that
+ * failed and was slow says so in its line.
+ */
+export function createCallLog(log: Log, slowMs: number): CallLog {
+  return ({ requestId, rpc, started, waitMs, answer, error }) => {
+    const isSlow = slowMs > 0 && waitMs >= slowMs;
+    if (!answer && !isSlow && !log.isLevelEnabled("debug")) return;
+    const reason = answer?.findDetails(ErrorDetailSchema)[0]?.reason;
+    const ms = toTenths(performance.now() - started);
+    const line = {
+      requestId,
+      rpc,
+      code: answer ? Code[answer.code] : "Ok",
+      ...(reason === undefined ? {} : { reason }),
+      ms,
+      ...(isSlow ? { waitMs: toTenths(waitMs) } : {}),
+    };
+    if (answer && isOurFault(answer.code)) {
+      const slow = isSlow ? { slow: true } : {};
+      log.error({ ...line, ...slow, error: describeCause(error) }, "call failed");
+    } else if (isSlow) {
+      log.warn(line, "slow call");
+    } else if (answer) {
+      log.info(line, "call refused");
+    } else {
+      log.debug(line, "call");
+    }
+  };
+}
+
+function toTenths(ms: number): number {
+  return Math.round(ms * 10) / 10;
+}
+
+function isOurFault(code: Code): boolean {
+  return (
+    code === Code.Internal ||
+    code === Code.Unknown ||
+    code === Code.Unavailable ||
+    code === Code.DataLoss
+  );
+}
+
+/** What the log may know of an error: never parameters, details or rows, which hold payloads. */
+export function describeCause(error: unknown): Record<string, unknown> {
+  const { name, message, code, routine, table_name, constraint_name, stack } = error as Record<
+    string,
+    unknown
+  >;
+  const known = code === undefined ? { stack } : {};
+  return { name, message, code, routine, table_name, constraint_name, ...known };
+}
