@@ -216,6 +216,7 @@ test("a breaking migration of a newer version: calls are refused until it is und
   // An older dump was restored.
   await sql("delete from checkpointd_migrations where name >= '0010'");
   await untilReady(false);
+  while (!said("run checkpointd migrate")) await sleep(50);
   await expectRefused("SCHEMA_OLD");
   expect(said("without 0010_compress_writes, 9998")).toBe(false);
   expect(said("(without 0010_compress_writes): run checkpointd migrate")).toBe(true);

@@ -41,6 +41,7 @@ export function startReadiness(
   let everReady = false;
   let refusal: (() => CheckpointdError) | undefined;
   let lastProblem = "";
+  let lastMissing = 0;
   let locksSeen = new Map<string, number>();
   const told = new Set<string>();
   let resolveFirstTime: () => void;
@@ -101,12 +102,17 @@ export function startReadiness(
         "a pooler before the database dropped the session's setting plan_cache_mode: unless it keeps prepared statements, start with --no-prepare",
       );
     }
-    refusal = newer.length > 0 ? schemaNew : missing.length > 0 ? schemaOld : undefined;
+    // Fewer at each look: somebody is migrating.
+    const isOld = missing.length > 0 && missing.length === lastMissing;
+    lastMissing = missing.length;
+    refusal = newer.length > 0 ? schemaNew : isOld ? schemaOld : undefined;
     if (newer.length > 0) {
       notReady(
         `a newer version has changed the tables in a way that this one cannot serve (${newer.join()}): start the newer version; calls are refused`,
       );
-    } else if (missing.length > 0) {
+    } else if (missing.length > 0 && !isOld) {
+      set(false);
+    } else if (isOld) {
       notReady(
         `the tables are older than this version (without ${missing.join()}): run checkpointd migrate; calls are refused until then`,
       );
