@@ -50,8 +50,8 @@ export function createReport(print: (line: string) => void) {
         print(`  VIOLATION ${rule} ${thread}: ${explanation} [${ops.join(" ")}]`);
       }
     },
-    /** What is left when all is over, and the table. */
-    async close(world: World) {
+    /** What is left of a world's processes when all is over. */
+    look(world: World) {
       for (const death of world.deaths) blame(death);
       for (const { number, child, log } of world.servers) {
         const lines = readFileSync(log, "utf8").split("\n");
@@ -62,6 +62,9 @@ export function createReport(print: (line: string) => void) {
         // A pool of 8, the listener, the log, and what Node itself has.
         if (descriptors > 80) blame(`server ${number} holds ${descriptors} file descriptors`);
       }
+    },
+    /** The table. */
+    close() {
       for (const [name, { times, worstStallMs, failed }] of Object.entries(totals.faults).sort()) {
         print(
           `${name.padEnd(42)} ${String(times).padStart(4)} times, worst stall ${String(worstStallMs).padStart(6)} ms, ${failed} failed`,
