@@ -212,7 +212,7 @@ export const settings = {
     duration,
     "CHECKPOINTD_SESSION_AGE",
     "10m",
-    "after which an agent is asked to open a new session, so that load balancers can move it",
+    "after which a client is asked to open a new connection, so that load balancers can move it",
   ),
   "drain-timeout": define(
     duration,

@@ -13,3 +13,19 @@ it("delivers all rows and nothing else after a statement that failed half way", 
   await db.close(1000);
   await database.drop();
 });
+
+it("leaves room for short statements beside any number of long reads", async () => {
+  const database = await createDatabase();
+  const db = openPool(database.url, { poolSize: 8 });
+  const long = Promise.all(
+    Array.from({ length: 20 }, () => db.runLong("select pg_sleep(0.2)", [])),
+  );
+  await expect.poll(() => db.load()).toEqual({ running: 2, waiting: 18 });
+  // The others are free.
+  await Promise.all(Array.from({ length: 6 }, () => db.run("select 1", [])));
+  expect(db.load().waiting).toBeGreaterThan(0);
+  await long;
+  expect(db.load()).toEqual({ running: 0, waiting: 0 });
+  await db.close(1000);
+  await database.drop();
+});
