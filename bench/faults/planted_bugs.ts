@@ -9,7 +9,7 @@ export interface Patch {
 }
 
 /** What a bug needs to show itself besides the usual trouble. */
-export type Fault = "frozen server" | "statements that are skipped";
+export type Fault = "frozen server" | "skipped statements";
 
 export interface Bug {
   name: string;
@@ -175,6 +175,7 @@ export const bugs: Bug[] = [
       patch(
         putWrites,
         "`($1, $2, $3, $4, $5, $${at}::int,",
+        // biome-ignore lint/suspicious/noTemplateCurlyInString: it is of the compiled code.
         "`($1, $2, $3, $4, $5, $${at}::int + 7 * (select count(*)::int from ${schema}.checkpoint_writes where thread_id = $1 and checkpoint_id = $3 and task_id = $4),",
       ),
     ],
@@ -329,7 +330,7 @@ export const bugs: Bug[] = [
   },
   {
     name: "an answer without CommandComplete counts as success",
-    fault: "statements that are skipped",
+    fault: "skipped statements",
     patches: [
       patch("store/connection.js", 'if (typeof result.command !== "string")', "if (false)"),
       noCount,

@@ -11,6 +11,7 @@ import { startPostgresRelay } from "../../src/testing/postgres_relay.js";
 import { startRelay } from "../../src/testing/relay.js";
 import type { Rows } from "./history.js";
 import type { Bug, Fault, Patch } from "./planted_bugs.js";
+import { readRows } from "./rows.js";
 
 const root = fileURLToPath(new URL("../../../", import.meta.url));
 
@@ -63,7 +64,7 @@ export async function startWorld(
   sql.on("error", () => {});
   await sql.connect();
   await sql.query(trouble);
-  if (fault === "statements that are skipped") toPostgres.decide = createSkipper();
+  if (fault === "skipped statements") toPostgres.decide = createSkipper();
   const relay = await startRelay(() => server.port);
   let isOver = false;
   const troubled = (async () => {
@@ -84,13 +85,15 @@ export async function startWorld(
       }
     }
   })();
+  // It is waited for in the end.
+  troubled.catch(() => {});
   return {
     url: relay.url,
     client: await import(pathToFileURL(path.join(folder, "dist/src/index.js")).href),
     async rows(prefix) {
       // What was given up ends by itself.
       await sleep(400);
-      return withClient(databaseUrl.href, (client) => readRows(client, prefix));
+      return readRows(databaseUrl.href, prefix);
     },
     async stop() {
       isOver = true;
@@ -165,27 +168,6 @@ async function startServer(
     if (tries > 300) throw new Error(`the server is not ready: ${said}`);
     await sleep(100);
   }
-}
-
-async function readRows(client: pg.Client, prefix: string): Promise<Rows> {
-  await client.query("begin isolation level repeatable read read only");
-  const read = async (what: string) =>
-    (
-      await client.query(
-        `select thread_id as thread, checkpoint_ns as ns, ${what} where thread_id like $1`,
-        [`${prefix}%`],
-      )
-    ).rows;
-  const rows = {
-    checkpoints: await read(`checkpoint_id as id, parent_checkpoint_id as parent,
-      checkpoint -> 'channel_versions' as channel_versions from checkpoints`),
-    blobs: await read("channel, version, md5(blob) as sum from checkpoint_blobs"),
-    writes: await read(
-      "checkpoint_id as checkpoint, task_id as task, idx, md5(blob) as sum from checkpoint_writes",
-    ),
-  };
-  await client.query("commit");
-  return rows;
 }
 
 async function withClient<T>(url: string, use: (client: pg.Client) => Promise<T>): Promise<T> {
