@@ -5,6 +5,7 @@
 import { parseArgs } from "node:util";
 import { logLevels } from "./log.js";
 import { parseRetention, type RetentionRule, retentionAllowed } from "./server/retention_rules.js";
+import { eachHost } from "./store/hosts.js";
 import { checkSchemaName } from "./store/schema_name.js";
 
 interface Kind<T> {
@@ -85,7 +86,17 @@ const size = withUnit(
 
 const databaseUrl: Kind<string> = {
   allowed: "a URL such as postgres://user:password@host:5432/database",
-  parse: (value) => (/^postgres(ql)?:\/\//.test(value) && URL.canParse(value) ? value : undefined),
+  parse: (value) => {
+    if (!/^postgres(ql)?:\/\//.test(value)) return undefined;
+    if (!eachHost(value).every((url) => URL.canParse(url))) return undefined;
+    try {
+      // "%" must be followed by two digits; a password with one is written %25.
+      decodeURIComponent(value);
+      return value;
+    } catch {
+      return undefined;
+    }
+  },
 };
 
 const schema: Kind<string> = {

@@ -75,7 +75,8 @@ export function createReport(print: (line: string) => void) {
 }
 
 function addFault(totals: Totals, { name, worstStallMs, failed }: Injected): void {
-  const fault = (totals.faults[name] ??= { times: 0, worstStallMs: 0, failed: 0 });
+  totals.faults[name] ??= { times: 0, worstStallMs: 0, failed: 0 };
+  const fault = totals.faults[name];
   fault.times++;
   fault.failed += failed;
   fault.worstStallMs = Math.max(fault.worstStallMs, worstStallMs);

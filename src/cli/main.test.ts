@@ -38,6 +38,8 @@ describe("the command line", () => {
     [["serve", "--cors-origins", "example.com"], {}, "--cors-origins must be origins such as"],
     [["serve"], { CHECKPOINTD_LOG_LEVEL: "loud" }, "CHECKPOINTD_LOG_LEVEL must be one of silent,"],
     [["serve"], { DATABASE_URL: "mysql://secret@x" }, "DATABASE_URL must be a URL such as"],
+    [["serve"], { DATABASE_URL: "postgres://u:secret%zz@x/y" }, "DATABASE_URL must be a URL such"],
+    [["serve"], { DATABASE_URL: "postgres://u:secret@x:y/z" }, "DATABASE_URL must be a URL such"],
     [["migrate"], {}, "migrate needs a database: give --database-url or set DATABASE_URL."],
     [["migrate", "--dry-run=1"], {}, "--dry-run takes no value."],
   ])("%j with %j is refused with exit code 2 and a sentence", async (args, env, sentence) => {
@@ -66,6 +68,26 @@ describe("the command line", () => {
     });
     expect(code).toBe(1);
     expect(stderr).toContain("ECONNREFUSED");
+    expect(stderr).toMatch(/^checkpointd: the database cannot be reached: see that it runs .*\n$/);
+  });
+
+  it("migrate exits 1 with a sentence when the password or the name is wrong", async () => {
+    const database = await createDatabase({ template: false });
+    const wrong = new URL(database.url);
+    wrong.password = "s3cr3t";
+    for (const args of [["migrate"], ["migrate", "--dry-run"]]) {
+      const refused = await runCommand(args, { DATABASE_URL: wrong.href });
+      expect(refused).toMatchObject({ code: 1, stdout: "" });
+      expect(refused.stderr).toMatch(/^checkpointd: the database refuses the user or .*\n$/);
+      expect(refused.stderr).not.toContain("s3cr3t");
+    }
+    const nobody = new URL(database.url);
+    nobody.pathname = "/nobody";
+    expect(await runCommand(["migrate"], { DATABASE_URL: nobody.href })).toMatchObject({
+      code: 1,
+      stderr: expect.stringMatching(/^checkpointd: the database that .* does not exist: .*\n$/),
+    });
+    await database.drop();
   });
 });
 
@@ -76,6 +98,16 @@ describe("settings", () => {
     expect(read(["--port", "1"], { CHECKPOINTD_PORT: "2" })).toBe(1);
     expect(read([], { CHECKPOINTD_PORT: "2" })).toBe(2);
     expect(read([], { CHECKPOINTD_PORT: "" })).toBe(8080);
+  });
+
+  it("have a database URL of one host or several", () => {
+    const read = (url: string) => () => readConfig(["database-url"], ["--database-url", url], {});
+    for (const hosts of ["h", "h:1,h:2", "u:p@h,[::1]:3", "u:p%25,@h:1,h"]) {
+      expect(read(`postgres://${hosts}/x?target_session_attrs=any`)).not.toThrow();
+    }
+    for (const hosts of ["h:1,h:x", "h:99999", "u:p%@h"]) {
+      expect(read(`postgres://${hosts}/x`)).toThrow("must be a URL such as");
+    }
   });
 
   it("have units and lists", () => {

@@ -45,3 +45,5 @@ try {
   if (usage) process.stderr.write("Run checkpointd --help for all flags.\n");
   process.exitCode = usage ? 2 : 1;
 }
+// All is done. What still keeps the process, a socket to a database that is frozen, does not.
+setTimeout(() => process.exit(), 1000).unref();

@@ -1,29 +1,47 @@
 import { readConfig, UsageError } from "../config.js";
 import { dryRun, migrate } from "../store/migrate.js";
+import { explainTrouble } from "../store/trouble.js";
 
 /** The settings `checkpointd migrate` takes. */
 export const migrateSettings = ["database-url", "schema"] as const;
 
-/** Brings the tables up to date, or prints the SQL that would. Exits 0 when nothing is left to do. */
+/**
+ * Brings the tables up to date, or prints the SQL that would. Exits 0 when nothing is left to do. A
+ * signal ends the running statement and undoes its migration; then it exits 1.
+ */
 export async function runMigrate(args: string[]): Promise<number> {
   const config = readConfig(migrateSettings, args, process.env, ["dry-run"]);
   const databaseUrl = config["database-url"];
   if (databaseUrl === undefined) {
     throw new UsageError("migrate needs a database: give --database-url or set DATABASE_URL.");
   }
-  if (config["dry-run"]) {
-    process.stdout.write(await dryRun({ databaseUrl, schema: config.schema }));
-    return 0;
+  const { schema } = config;
+  const stop = new AbortController();
+  for (const name of ["SIGTERM", "SIGINT"] as const) {
+    process.once(name, () => stop.abort(new Error(`stopped by ${name}`)));
   }
-  const { applied } = await migrate({
-    databaseUrl,
-    schema: config.schema,
-    onProgress: (line) => process.stderr.write(`${line}\n`),
-  });
-  process.stdout.write(
-    applied.length === 0
-      ? "Nothing to do: the tables are up to date.\n"
-      : `Applied ${applied.join(", ")}.\n`,
-  );
-  return 0;
+  try {
+    if (config["dry-run"]) {
+      process.stdout.write(await dryRun({ databaseUrl, schema, signal: stop.signal }));
+      return 0;
+    }
+    const { applied } = await migrate({
+      databaseUrl,
+      schema,
+      onProgress: (line) => process.stderr.write(`${line}\n`),
+      signal: stop.signal,
+    });
+    process.stdout.write(
+      applied.length === 0
+        ? "Nothing to do: the tables are up to date.\n"
+        : `Applied ${applied.join(", ")}.\n`,
+    );
+    return 0;
+  } catch (error) {
+    const sentence = explainTrouble(error);
+    if (sentence === undefined) throw error;
+    // An AggregateError, of a name with several addresses, has no message.
+    const { message, code } = error as { message: string; code?: string };
+    throw new Error(`${sentence} (${message || code})`);
+  }
 }

@@ -10,7 +10,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { Health, HealthCheckResponse_ServingStatus } from "../../gen/health/v1/health_pb.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
-import { startServe } from "../testing/serve.js";
+import { runCommand, startServe } from "../testing/serve.js";
 
 const transport = (url: string) => createConnectTransport({ baseUrl: url, httpVersion: "2" });
 const checkpoints = (url: string) => createClient(CheckpointService, transport(url));
@@ -45,6 +45,16 @@ describe("serve without a database", () => {
     const end = await second.stop("SIGINT");
     expect(end).toMatchObject({ code: 0, signal: null });
     expect(end.stderr).not.toContain('"level":"error"');
+  });
+
+  it("exits 1 with a sentence when its password is lost", async () => {
+    const dataDir = path.join(folder, "lost");
+    const first = await startServe(["--data-dir", dataDir]);
+    expect(await first.stop()).toMatchObject({ code: 0 });
+    await rm(path.join(dataDir, "password"));
+    const { code, stderr } = await runCommand(["serve", "--port", "0", "--data-dir", dataDir]);
+    expect(code).toBe(1);
+    expect(stderr).toMatch(/^checkpointd: the password of the database in .* is lost \(.*\n$/);
   });
 
   it("exits 1 with a sentence when the port is taken", async () => {

@@ -1,9 +1,11 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { setFlagsFromString } from "node:v8";
 import { readConfig, UsageError } from "../config.js";
-import { createLog } from "../log.js";
+import { createLog, type Log } from "../log.js";
 import { type Server, startServer } from "../server/main.js";
-import { startEmbedded } from "../store/embedded.js";
-import { isWorker, runWorker, startWorkers, type Workers } from "./workers.js";
+import { type Embedded, startEmbedded } from "../store/embedded.js";
+import { logUnhandled } from "./unhandled.js";
+import { aborted, isWorker, runWorker, startWorkers, type Workers } from "./workers.js";
 
 /** The settings `checkpointd serve` takes. */
 export const serveSettings = [
@@ -31,8 +33,9 @@ export const serveSettings = [
 ] as const;
 
 /**
- * Serves until SIGTERM or SIGINT, then drains and exits 0. Another signal half a second later or
- * more exits at once with 1. Without a database URL an embedded Postgres is started first and
+ * Serves until SIGTERM or SIGINT, then drains and exits 0, also when it had not started yet:
+ * within the drain timeout and some seconds, and what the embedded Postgres takes. Another signal
+ * half a second later or more exits at once with 1. Without a database URL an embedded Postgres is started first and
  * stopped last. With more than one worker this process only keeps them.
  */
 export async function runServe(args: string[]): Promise<number> {
@@ -50,15 +53,18 @@ export async function runServe(args: string[]): Promise<number> {
   }
   const log = createLog(config["log-level"]);
   const stop = onStopSignal();
-
-  const embedded = config["database-url"]
-    ? undefined
-    : await startEmbedded({
-        dataDir: config["data-dir"],
-        onProgress: (line) => process.stdout.write(`${line}\n`),
-      });
+  logUnhandled(log);
+  const drainMs = config["drain-timeout"];
+  let embedded: Embedded | undefined;
   let server: (Server & Partial<Workers>) | undefined;
   try {
+    if (config["database-url"] === undefined) {
+      embedded = await startEmbedded({
+        dataDir: config["data-dir"],
+        onProgress: (line) => process.stdout.write(`${line}\n`),
+        signal: stop,
+      });
+    }
     const options = {
       databaseUrl: config["database-url"] ?? (embedded?.databaseUrl as string),
       schema: config.schema,
@@ -74,40 +80,58 @@ export async function runServe(args: string[]): Promise<number> {
       callTimeoutMs: config["call-timeout"],
       slowCallMs: config["slow-call"],
       sessionAgeMs: config["session-age"],
-      drainTimeoutMs: config["drain-timeout"],
+      drainTimeoutMs: drainMs,
       retention: config.retention ?? [],
       retentionIntervalMs: config["retention-interval"],
       corsOrigins: config["cors-origins"] ?? [],
       log,
     };
-    server = workers === 1 ? await startServer(options) : await startWorkers(workers, options);
+    server =
+      workers === 1 ? await startServer(options) : await startWorkers(workers, options, stop);
     process.stdout.write(`checkpointd listens on ${server.url}\n`);
     void server.ready.then(() => process.stdout.write("checkpointd is ready\n"));
     const end = await Promise.race([
-      stop.then(() => "stop"),
+      aborted(stop).then(() => "stop"),
       ...(embedded ? [embedded.exited.then(() => "embedded")] : []),
       ...(server.failed ? [server.failed.then(() => "workers")] : []),
     ]);
     if (end === "embedded") log.error("the embedded Postgres ended by itself");
     return end === "stop" ? 0 : 1;
+  } catch (error) {
+    // Told to stop before it had started.
+    if (stop.aborted && error === stop.reason) return 0;
+    throw error;
   } finally {
-    await server?.drain();
+    if (server) await drainWithin(server, drainMs + drainGraceMs, log);
     await embedded?.stop();
   }
 }
 
-/** Resolves at the first SIGTERM or SIGINT; a later one ends the process. */
-function onStopSignal(): Promise<void> {
-  return new Promise((resolve) => {
-    let first: number | undefined;
-    for (const signal of ["SIGTERM", "SIGINT"] as const) {
-      process.on(signal, () => {
-        const now = performance.now();
-        first ??= now;
-        // Under `npm start` one Ctrl-C arrives twice: from the terminal and passed on by npm.
-        if (now - first > 500) process.exit(1);
-        resolve();
-      });
-    }
-  });
+/** How much longer than its timeout a drain may take; more than a worker gets before it is killed. */
+const drainGraceMs = 8_000;
+
+/** Whatever a drain still waits for, a frozen Postgres for one, it keeps nobody from ending. */
+async function drainWithin(server: Server, ms: number, log: Log): Promise<void> {
+  const late = new AbortController();
+  const bound = sleep(ms, "late", { signal: late.signal }).catch(() => undefined);
+  if ((await Promise.race([server.drain(), bound])) === "late") {
+    log.error({ ms }, "the drain did not end in time: ending without it");
+  }
+  late.abort();
+}
+
+/** Aborts at the first SIGTERM or SIGINT; a later one ends the process. */
+function onStopSignal(): AbortSignal {
+  const stopping = new AbortController();
+  let first: number | undefined;
+  for (const name of ["SIGTERM", "SIGINT"] as const) {
+    process.on(name, () => {
+      const now = performance.now();
+      first ??= now;
+      // Under `npm start` one Ctrl-C arrives twice: from the terminal and passed on by npm.
+      if (now - first > 500) process.exit(1);
+      stopping.abort(new Error(`stopped by ${name}`));
+    });
+  }
+  return stopping.signal;
 }

@@ -235,13 +235,14 @@ describe("workers", () => {
   it("drain at a signal, and not at one of a terminal that reaches them first", async () => {
     const server = await serve();
     const locker = await lockCheckpoints();
-    const calls = Array.from({ length: 4 }, (_, n) =>
-      createClient(
-        CheckpointService,
-        createConnectTransport({ baseUrl: server.url, httpVersion: "2" }),
-      ).put({ threadId: "drain", checkpointId: `${n}`, checkpointJson: '{"v": 4}' }),
-    );
-    await waitForLockWaiters(4);
+    const calls: Promise<unknown>[] = [];
+    for (let n = 0; n < 4; n++) {
+      const transport = createConnectTransport({ baseUrl: server.url, httpVersion: "2" });
+      const { put } = createClient(CheckpointService, transport);
+      calls.push(put({ threadId: "drain", checkpointId: `${n}`, checkpointJson: '{"v": 4}' }));
+      // One after the other: those that wait for the same connection become one statement.
+      await waitForLockWaiters(n + 1);
+    }
     for (const pid of workersOf(server)) process.kill(pid, "SIGINT");
     expect((await fetch(`${server.url}/healthz`)).status).toBe(200);
     const stopped = server.stop("SIGINT");

@@ -6,6 +6,7 @@ import { listen } from "../server/http.js";
 import { type Server, type ServerOptions, startServer } from "../server/main.js";
 import { startReadiness } from "../server/readiness.js";
 import { openDb } from "../store/db.js";
+import { logUnhandled } from "./unhandled.js";
 
 /** Several processes that serve one port as if they were one server. */
 export interface Workers extends Server {
@@ -45,9 +46,14 @@ export const isWorker = cluster.isWorker && process.env[workerMark] !== undefine
  *
  * Workers end by `drain`, and by themselves when this process is gone.
  *
- * @throws when the address cannot be listened on, or a worker fails again and again
+ * @throws when the address cannot be listened on, or a worker fails again and again; the
+ *   signal's reason when it aborts before all of them listen
  */
-export async function startWorkers(count: number, options: WorkersOptions): Promise<Workers> {
+export async function startWorkers(
+  count: number,
+  options: WorkersOptions,
+  signal: AbortSignal,
+): Promise<Workers> {
   const { log, ...forWorkers } = options;
   // The port is chosen and tried here, for all of them and with one error; the workers' listener
   // takes it over when the first of them is about to listen. (Told port 0, Node would give them
@@ -150,9 +156,11 @@ export async function startWorkers(count: number, options: WorkersOptions): Prom
   const start = await Promise.race([
     Promise.all(slots.map(({ listens }) => listens)),
     failed.promise,
+    aborted(signal),
   ]);
   if (start === undefined) {
     await drain();
+    signal.throwIfAborted();
     throw new Error("a worker ended soon after each start; its own message stands above");
   }
   return {
@@ -178,10 +186,12 @@ export async function runWorker(): Promise<number> {
     const order = await Promise.race([stop, start]);
     if (!order) return 0;
     const { options, logLevel } = order;
+    const log = createLog(logLevel as Parameters<typeof createLog>[0]).child({ pid: process.pid });
+    logUnhandled(log);
     const server = await startServer({
       ...options,
       migrate: options.migrate && migrated,
-      log: createLog(logLevel as Parameters<typeof createLog>[0]).child({ pid: process.pid }),
+      log,
     });
     report({ kind: "listens", url: server.url });
     void server.ready.then(() => report({ kind: "ready" }));
@@ -238,7 +248,7 @@ function startMigration(options: WorkersOptions) {
     await db.close(500);
   });
   // Its connection is given back before the workers, which share the whole pool, take theirs.
-  return { done: readiness.firstTime.then(stop), stop };
+  return { done: readiness.migrated.then(stop), stop };
 }
 
 function once<T>(use: () => Promise<T>): () => Promise<T> {
@@ -252,4 +262,12 @@ function withResolve<T>() {
     resolve = r;
   });
   return { promise, resolve };
+}
+
+/** Resolves when the signal aborts, at once if it has. */
+export function aborted(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    else signal.addEventListener("abort", () => resolve(), { once: true });
+  });
 }

@@ -270,11 +270,15 @@ describe("other sessions", () => {
   test("a role that may not write is told so, without names", async () => {
     const role = `reader_${process.pid}`;
     await edge.sql.query(`create role ${role} login password 'x';
-      grant select on all tables in schema public to ${role}`);
+      grant select, insert, update, delete on all tables in schema public to ${role}`);
     const url = new URL(edge.database.url);
     url.username = role;
     url.password = "x";
     const reader = await startEdge({ databaseUrl: url.href, migrate: false });
+    // Later: a server whose role could never write would not have become ready.
+    await edge.sql.query(
+      `revoke insert, update, delete on all tables in schema public from ${role}`,
+    );
     const { tuple } = await reader.clients.connect.getTuple(seed);
     expect(tuple).toBeDefined();
     const error = await failureOf(reader.clients.connect.put(putSeed));

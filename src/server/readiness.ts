@@ -1,6 +1,8 @@
 import { CheckpointdError } from "../errors.js";
 import type { Log } from "../log.js";
 import type { Db, DbOptions } from "../store/db.js";
+import { type Look, lookAtTables, TableTrouble } from "../store/look.js";
+import { explainTrouble } from "../store/trouble.js";
 import { describeCause } from "./call_log.js";
 
 const retryMs = 500;
@@ -8,10 +10,15 @@ const recheckMs = 5000;
 
 /** Watches whether the database can be used. */
 export interface Readiness {
-  /** Whether it could be used when last looked at. */
+  /** Whether it could be used, for writes too, when last looked at. */
   isReady(): boolean;
-  /** Whether it could ever be used; from then on each call finds out for itself. */
+  /**
+   * Whether it could ever be used; from then on each call finds out for itself. Throws the
+   * refusal of every call while the schema is older or newer than this version can serve.
+   */
   wasReady(): boolean;
+  /** Resolves when the tables were brought up to date, at once when that is not asked for. */
+  readonly migrated: Promise<void>;
   /** Resolves when it can be used for the first time. */
   readonly firstTime: Promise<void>;
   /** Ends the watch; the database counts as not ready from then on. */
@@ -20,8 +27,8 @@ export interface Readiness {
 
 /**
  * Migrates if asked to, or waits for whoever does, then looks at the tables again and again:
- * every half second until the database answers, every five seconds while it does. Failures are
- * logged once a change.
+ * every half second until the database can be used, every five seconds while it can. What is
+ * wrong is logged as a sentence, once a change.
  */
 export function startReadiness(
   db: Db,
@@ -32,11 +39,20 @@ export function startReadiness(
   const stopping = new AbortController();
   let ready = false;
   let everReady = false;
-  let migrated = !options.migrate;
+  let refusal: (() => CheckpointdError) | undefined;
   let lastProblem = "";
+  let lastMissing = 0;
+  let locksSeen = new Map<string, number>();
+  const told = new Set<string>();
   let resolveFirstTime: () => void;
   const firstTime = new Promise<void>((resolve) => {
     resolveFirstTime = resolve;
+  });
+  let isMigrated = !options.migrate;
+  let resolveMigrated: () => void;
+  const migrated = new Promise<void>((resolve) => {
+    resolveMigrated = resolve;
+    if (isMigrated) resolve();
   });
 
   const set = (now: boolean) => {
@@ -45,48 +61,88 @@ export function startReadiness(
     onChange(now);
   };
 
-  const look = async () => {
-    try {
-      if (!migrated && typeof options.migrate === "object") {
-        await options.migrate;
-        migrated = true;
-      } else if (!migrated) {
-        // Only now: node-pg-migrate and what it needs are half of what a server loads.
-        const { migrate } = await import("../store/migrate.js");
-        await migrate({
-          databaseUrl: options.databaseUrl,
-          schema: options.schema,
-          onProgress: (line) => log.info(line),
-          signal: stopping.signal,
-        });
-        migrated = true;
-      }
-      await db.run(
-        probe(db.schema),
-        [],
-        AbortSignal.any([stopping.signal, AbortSignal.timeout(recheckMs)]),
+  const notReady = (problem: string, fields: object = {}) => {
+    set(false);
+    if (problem === lastProblem) return;
+    lastProblem = problem;
+    log.warn(fields, `not ready: ${problem}`);
+  };
+
+  const bringUpToDate = async () => {
+    if (typeof options.migrate === "object") {
+      await options.migrate;
+    } else {
+      // Only now: node-pg-migrate and what it needs are half of what a server loads.
+      const { migrate } = await import("../store/migrate.js");
+      await migrate({
+        databaseUrl: options.databaseUrl,
+        schema: options.schema,
+        onProgress: (line) => log.info(line),
+        signal: stopping.signal,
+      });
+    }
+    isMigrated = true;
+    resolveMigrated();
+  };
+
+  const warnOnce = (sentence: string) => {
+    if (!told.has(sentence)) log.warn(sentence);
+    told.add(sentence);
+  };
+
+  const judge = ({ trouble, newer, missing, mayReadMigrations, hasSettings, locks }: Look) => {
+    if (!mayReadMigrations) {
+      warnOnce(
+        "the role may not read checkpointd_migrations: whether the schema fits this version is not checked; grant SELECT on it",
       );
+    }
+    // PgBouncer's ignore_startup_parameters. With max_prepared_statements it does no harm.
+    if (options.prepare && !hasSettings) {
+      warnOnce(
+        "a pooler before the database dropped the session's setting plan_cache_mode: unless it keeps prepared statements, start with --no-prepare",
+      );
+    }
+    // Fewer at each look: somebody is migrating.
+    const isOld = missing.length > 0 && missing.length === lastMissing;
+    lastMissing = missing.length;
+    refusal = newer.length > 0 ? schemaNew : isOld ? schemaOld : undefined;
+    if (newer.length > 0) {
+      notReady(
+        `a newer version has changed the tables in a way that this one cannot serve (${newer.join()}): start the newer version; calls are refused`,
+      );
+    } else if (missing.length > 0 && !isOld) {
+      set(false);
+    } else if (isOld) {
+      notReady(
+        `the tables are older than this version (without ${missing.join()}): run checkpointd migrate; calls are refused until then`,
+      );
+    } else if (trouble) {
+      notReady(explain(trouble), { error: describeCause(trouble) });
+    } else {
       lastProblem = "";
-      if (stopping.signal.aborted) return;
       if (!everReady) log.info({ schema: options.schema }, "database ready");
       else if (!ready) log.info("database ready again");
       everReady = true;
       set(true);
       resolveFirstTime();
+    }
+    // One that is there at two looks was held for seconds; it is told once.
+    locksSeen = new Map(locks.map((lock) => [lock, (locksSeen.get(lock) ?? 0) + 1]));
+    const held = locks.filter((lock) => locksSeen.get(lock) === 2);
+    if (held.length > 0) {
+      log.warn({ locks: held }, "somebody holds a lock in Postgres that makes calls wait");
+    }
+  };
+
+  const look = async () => {
+    try {
+      if (!isMigrated) await bringUpToDate();
+      const signal = AbortSignal.any([stopping.signal, AbortSignal.timeout(recheckMs)]);
+      const found = await lookAtTables(db, options.schema, signal);
+      if (!stopping.signal.aborted) judge(found);
     } catch (error) {
-      // A busy pool says nothing about the database.
-      if (stopping.signal.aborted || error instanceof CheckpointdError) return;
-      set(false);
-      const problem = String((error as { code?: string }).code ?? error);
-      if (problem === lastProblem) return;
-      lastProblem = problem;
-      const missing = problem === "42P01" || problem === "42703" || problem === "3F000";
-      log.warn(
-        { error: describeCause(error) },
-        missing
-          ? "not ready: LangGraph's tables are missing or old; run checkpointd migrate"
-          : "not ready: the database cannot be used; trying again every half second",
-      );
+      if (stopping.signal.aborted || isBusy(error)) return;
+      notReady(explain(error), { error: describeCause(error) });
     }
   };
 
@@ -100,7 +156,11 @@ export function startReadiness(
 
   return {
     isReady: () => ready,
-    wasReady: () => everReady,
+    wasReady() {
+      if (refusal) throw refusal();
+      return everReady;
+    },
+    migrated,
     firstTime,
     stop() {
       stopping.abort();
@@ -109,11 +169,33 @@ export function startReadiness(
   };
 }
 
-/** Reads no row; fails when a table or a column that we rely on is missing. */
-const probe = (schema: string) => `
-select from (select created_at from ${schema}.checkpoints) as c, ${schema}.checkpoint_blobs,
-  (select task_path from ${schema}.checkpoint_writes) as w, ${schema}.checkpointd_claims
-limit 0`;
+/** A busy pool says nothing about the database. */
+function isBusy(error: unknown): boolean {
+  const reason = error instanceof CheckpointdError && error.detail?.reason;
+  return reason === "QUEUE_FULL" || reason === "QUEUE_TIMEOUT";
+}
+
+function explain(error: unknown): string {
+  const { message } = error as Error;
+  let sentence = explainTrouble(error) ?? `the database cannot be used: ${message}`;
+  if (error instanceof TableTrouble) sentence += ` (${message})`;
+  return `${sentence}; trying again every half second`;
+}
+
+// UNAVAILABLE and not FAILED_PRECONDITION: while replicas are replaced one by one the next try
+// may reach one of the other version.
+const schemaNew = () =>
+  new CheckpointdError(
+    "unavailable",
+    "a newer version has changed the database's tables; this server is too old for them",
+    { reason: "SCHEMA_NEW" },
+  );
+const schemaOld = () =>
+  new CheckpointdError(
+    "unavailable",
+    "the database's tables are older than this server; run checkpointd migrate",
+    { reason: "SCHEMA_OLD" },
+  );
 
 function sleep(ms: number, signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {

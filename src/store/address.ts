@@ -1,5 +1,6 @@
 import postgres from "postgres";
 import type { Address, ParsedOptions } from "./connection.js";
+import { eachHost } from "./hosts.js";
 
 /** Where a database is and how to open connections to it. */
 export interface Target {
@@ -10,7 +11,7 @@ export interface Target {
   options: ParsedOptions;
 }
 
-const sessionAttributes = /([?&])target_session_attrs=([^&]*)(&|$)/;
+const sessionAttributes = /[?&]target_session_attrs=([^&]*)/;
 
 /**
  * Reads a postgres:// URL. As with libpq it may name several hosts, `host1:5432,host2:5432`, of
@@ -21,16 +22,24 @@ const sessionAttributes = /([?&])target_session_attrs=([^&]*)(&|$)/;
  * @throws Error with a sentence when the URL asks for a server that takes no writes
  */
 export function parseDatabaseUrl(databaseUrl: string, prepare: boolean): Target {
-  const attributes = sessionAttributes.exec(databaseUrl)?.[2];
+  const attributes = sessionAttributes.exec(databaseUrl)?.[1];
   if (attributes !== undefined && !["any", "read-write", "primary"].includes(attributes)) {
     throw new Error(
       `target_session_attrs of the database URL must be read-write, primary or any, not ${attributes}: the service writes`,
     );
   }
-  // postgres.js would look for itself, with a query whose failure ends the process.
-  const url = databaseUrl.replace(sessionAttributes, (_, before, __, after) =>
-    after === "&" ? before : "",
-  );
+  // Without the attributes: postgres.js would look for itself, with a query whose failure ends the
+  // process.
+  const [options, ...others] = eachHost(databaseUrl).map((url) => parse(url, prepare));
+  const addresses = [options!, ...others].map(toAddress);
+  return {
+    addresses,
+    mustWrite: attributes === undefined ? addresses.length > 1 : attributes !== "any",
+    options: options!,
+  };
+}
+
+function parse(url: string, prepare: boolean): ParsedOptions {
   const { options } = postgres(url, {
     max: 1,
     prepare,
@@ -51,18 +60,16 @@ export function parseDatabaseUrl(databaseUrl: string, prepare: boolean): Target 
     },
     onnotice: () => {},
   });
+  // PGTARGETSESSIONATTRS of the environment would do the same.
+  return { ...options, target_session_attrs: undefined } as unknown as ParsedOptions;
+}
+
+function toAddress(options: ParsedOptions): Address {
   // Of these postgres.js has its own types wrong: they are arrays, and the path may be false.
   const { host, port, path } = options as unknown as {
     host: string[];
     port: number[];
     path: string | false;
   };
-  const addresses = path
-    ? [{ path }]
-    : host.map((name, i) => ({ host: name, port: port[i] ?? 5432 }));
-  return {
-    addresses,
-    mustWrite: attributes === undefined ? addresses.length > 1 : attributes !== "any",
-    options: { ...options, target_session_attrs: undefined } as unknown as ParsedOptions,
-  };
+  return path ? { path } : { host: host[0]!, port: port[0]! };
 }

@@ -1,5 +1,16 @@
+import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { chmod, mkdir, mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
+import {
+  chmod,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  writeFile,
+} from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -177,3 +188,91 @@ test("a start that fails says why, with the end of the log, and frees the folder
   const embedded = await startEmbedded({ dataDir, onProgress: () => {}, settings: quick });
   await embedded.stop();
 });
+
+const failureOf = async (dataDir: string) => {
+  const started = startEmbedded({ dataDir, onProgress: () => {}, settings: quick });
+  const error = await started.then(
+    () => undefined,
+    (reason: Error) => reason,
+  );
+  if (!error) throw new Error("it started");
+  return error.message;
+};
+
+/** Starts it once, for the folder to be a database, and stops it. */
+async function makeDatabase(): Promise<string> {
+  const dataDir = freshDir();
+  const embedded = await startEmbedded({ dataDir, onProgress: () => {}, settings: quick });
+  await embedded.stop();
+  return dataDir;
+}
+
+test("a password that is lost or wrong is said, with a command that sets a new one", async () => {
+  const dataDir = await makeDatabase();
+  const file = path.join(dataDir, "password");
+  const old = await readFile(file, "utf8");
+  await rm(file);
+  const lost = `the password of the database in ${dataDir} is lost (`;
+  expect(await failureOf(dataDir)).toContain(
+    `${lost}ENOENT: no such file or directory, open '${file}'): put`,
+  );
+  await writeFile(file, "");
+  expect(await failureOf(dataDir)).toContain(`${lost}${file} holds none)`);
+  await mkdir(`${file}.d`);
+  await rm(file);
+  await rename(`${file}.d`, file);
+  expect(await failureOf(dataDir)).toContain(`${lost}EISDIR`);
+  await rm(file, { recursive: true });
+  await writeFile(file, "a new one/with:signs@in#it?\n".replaceAll(" ", "-"));
+  const message = await failureOf(dataDir);
+  expect(message).toContain(`${lost}password authentication failed for user "postgres")`);
+  expect(await readdir(dataDir)).not.toContain("owner.lock");
+  expect(await postmasterOf(dataDir).catch(() => 0)).toBe(0);
+
+  const [, cwd = "", statement = "", postgres = "", pgdata = ""] =
+    /owns (\S+) and in that folder: echo "(.*)" \| (\S+) --single -D (\S+)/.exec(message) ?? [];
+  const { uid, gid } = await stat(cwd);
+  const runAs = process.getuid?.() === 0 ? { uid, gid } : {};
+  const single = spawn(postgres, ["--single", "-D", pgdata, "postgres"], { cwd, ...runAs });
+  single.stdin.end(`${statement.replace("the new one", "a-new-one/with:signs@in#it?")}\n`);
+  single.stdout.resume();
+  single.stderr.resume();
+  await once(single, "exit");
+  const again = await startEmbedded({ dataDir, onProgress: () => {}, settings: quick });
+  expect(await query(again.databaseUrl, "SELECT 1")).toEqual([1]);
+  await again.stop();
+  await writeFile(file, old);
+  expect(await failureOf(dataDir)).toContain(lost);
+});
+
+test("a folder of another version, or that is no database, is said to be", async () => {
+  const dataDir = await makeDatabase();
+  const version = path.join(dataDir, "postgres/PG_VERSION");
+  const current = (await readFile(version, "utf8")).trim();
+  await writeFile(version, "15\n");
+  expect(await failureOf(dataDir)).toContain(
+    `is of Postgres 15 and this checkpointd brings Postgres ${current}: start it with a Postgres 15`,
+  );
+  await rm(version);
+  expect(await failureOf(dataDir)).toContain("is not the folder of a Postgres (PG_VERSION cannot");
+});
+
+test("a folder that cannot be used is said to be", async () => {
+  const file = path.join(folder, "a-file");
+  await writeFile(file, "");
+  expect(await failureOf(file)).toContain(`cannot create the data folder ${file}: EEXIST`);
+  const dataDir = freshDir();
+  // What permissions do to others, root meets where a folder stands in a file's place.
+  await mkdir(path.join(dataDir, "owner.lock"), { recursive: true });
+  expect(await failureOf(dataDir)).toContain(`cannot use the data folder ${dataDir} (EISDIR`);
+});
+
+test.each(["", "junk\n", "-1\n"])(
+  "a pid file that holds %j does not stop the start",
+  async (text) => {
+    const dataDir = await makeDatabase();
+    await writeFile(path.join(dataDir, "postgres/postmaster.pid"), text);
+    const embedded = await startEmbedded({ dataDir, onProgress: () => {}, settings: quick });
+    await embedded.stop();
+  },
+);

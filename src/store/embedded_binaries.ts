@@ -14,6 +14,8 @@ const COPIES = "/var/lib/checkpointd";
 export interface PostgresBinaries {
   initdb: string;
   postgres: string;
+  /** The major version: a cluster belongs to one. */
+  major: number;
 }
 
 /** The OS user the server runs as; both absent means the current user. */
@@ -39,7 +41,8 @@ export async function findBinaries(
   onProgress: (line: string) => void,
 ): Promise<PostgresBinaries> {
   const { folder, version } = await locate();
-  const installed = binariesOf(folder);
+  const major = Number.parseInt(version, 10);
+  const installed = binariesOf(folder, major);
   let trouble = await tryBinaries(installed, runAs);
   if (trouble === undefined) return installed;
 
@@ -49,14 +52,14 @@ export async function findBinaries(
 
   if (runAs.uid !== undefined && process.platform === "linux") {
     const copy = path.join(COPIES, `postgres-${version}`);
-    if ((await tryBinaries(binariesOf(copy), runAs)) !== undefined) {
+    if ((await tryBinaries(binariesOf(copy, major), runAs)) !== undefined) {
       onProgress(
         `copying the Postgres programs to ${copy}, where OS user ${runAs.uid} can run them`,
       );
       await copyInstallation(folder, copy);
     }
-    trouble = await tryBinaries(binariesOf(copy), runAs);
-    if (trouble === undefined) return binariesOf(copy);
+    trouble = await tryBinaries(binariesOf(copy, major), runAs);
+    if (trouble === undefined) return binariesOf(copy, major);
   }
   throw new Error(
     `the embedded Postgres at ${folder} does not run (${trouble}); install it again with its install scripts allowed, or give a --database-url`,
@@ -128,8 +131,9 @@ async function locate(): Promise<{ folder: string; version: string }> {
   return { folder, version: (JSON.parse(manifest) as { version: string }).version };
 }
 
-function binariesOf(folder: string): PostgresBinaries {
+function binariesOf(folder: string, major: number): PostgresBinaries {
   return {
+    major,
     initdb: path.join(folder, "bin", "initdb"),
     postgres: path.join(folder, "bin", "postgres"),
   };
@@ -150,7 +154,8 @@ async function tryBinaries(binaries: PostgresBinaries, runAs: RunAs): Promise<st
 async function restoreInstallation(folder: string): Promise<void> {
   const root = path.dirname(folder);
   try {
-    for (const file of Object.values(binariesOf(folder))) await chmod(file, 0o755);
+    const { initdb, postgres } = binariesOf(folder, 0);
+    for (const file of [initdb, postgres]) await chmod(file, 0o755);
     const links = JSON.parse(await readFile(path.join(folder, "pg-symlinks.json"), "utf8")) as {
       source: string;
       target: string;

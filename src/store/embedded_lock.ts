@@ -42,7 +42,11 @@ export async function takeOwnerLock(dataDir: string): Promise<() => Promise<void
       } catch (error) {
         if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
       }
-      const seen = await readFile(lock, "utf8").catch(() => undefined);
+      const seen = await readFile(lock, "utf8").catch((error: NodeJS.ErrnoException) => {
+        // Given back a moment ago. One that cannot be read will not be readable the next time.
+        if (error.code !== "ENOENT") throw error;
+        return undefined;
+      });
       if (seen === undefined) continue;
       const owner = toOwner(seen);
       if (owner !== undefined && startOf(owner.pid) === owner.started) {
@@ -64,20 +68,24 @@ export async function takeOwnerLock(dataDir: string): Promise<() => Promise<void
 
 /**
  * Ends a Postgres that a killed owner left behind in `clusterDir` and returns when it is gone.
- * Call it only while holding the owner lock. A pid file left by a process that is no longer
+ * Call it only while holding the owner lock. The wait ends when `signal` aborts. A pid file left by a process that is no longer
  * that cluster's postmaster is not acted upon, except that it is removed when it would keep
  * Postgres from starting and no process works in the folder.
  */
 export async function stopOrphan(
   clusterDir: string,
   onProgress: (line: string) => void,
+  signal?: AbortSignal,
 ): Promise<void> {
   const pidFile = path.join(clusterDir, "postmaster.pid");
-  const text = await readFile(pidFile, "utf8").catch(() => "");
+  const text = await readFile(pidFile, "utf8").catch(() => undefined);
+  if (text === undefined) return;
   const pid = Number.parseInt(text, 10);
-  if (!Number.isInteger(pid) || pid <= 0 || startOf(pid) === undefined) return;
+  const isPid = Number.isInteger(pid) && pid > 0;
+  // Postgres itself removes the file of a process that is gone, and refuses one without a number.
+  if (isPid && startOf(pid) === undefined) return;
   const started = startOf(pid);
-  if (!(await isPostmasterOf(pid, clusterDir))) {
+  if (!isPid || !(await isPostmasterOf(pid, clusterDir))) {
     if (process.platform === "linux" && !(await anyProcessIn(clusterDir))) {
       await rm(pidFile, { force: true });
     }
@@ -85,16 +93,17 @@ export async function stopOrphan(
   }
   onProgress(`stopping Postgres (process ${pid}) left behind by an owner that was killed`);
   // Fast shutdown, and after 20 s the immediate one (recovered from the log at the next start).
-  for (const [signal, seconds] of [
+  for (const [name, seconds] of [
     ["SIGINT", 20],
     ["SIGQUIT", 10],
   ] as const) {
     try {
-      process.kill(pid, signal);
+      process.kill(pid, name);
     } catch {
       return;
     }
     for (let waited = 0; waited < seconds * 20; waited += 1) {
+      signal?.throwIfAborted();
       if (startOf(pid) !== started) return;
       await sleep(50);
     }

@@ -7,6 +7,7 @@ import { startScript } from "../testing/child.js";
 import { pythonSaverTables } from "../testing/langgraph_tables.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { dryRun, migrate } from "./migrate.js";
+import { readMigrationFiles } from "./migration_files.js";
 
 const all = [
   "0001_create_checkpoint_tables",
@@ -153,6 +154,7 @@ test("an empty database gets LangGraph's tables, keys in byte order; again does 
       "checkpointd_migrations.id integer not null",
       "checkpointd_migrations.name character varying(255) default not null",
       "checkpointd_migrations.run_on timestamp without time zone not null",
+      "checkpointd_migrations.safe boolean not null",
       "checkpoints.thread_id text C not null",
       "checkpoints.checkpoint_ns text C not null",
       "checkpoints.checkpoint_id text C not null",
@@ -534,4 +536,29 @@ test("values are compressed with lz4 where the server has it and nobody chose ot
     ["checkpoint_blobs", isWanted ? "l" : ""],
     ["checkpoint_writes", "p"],
   ]);
+});
+
+test("of several hosts the one is migrated that can be reached and takes writes", async () => {
+  const { url, sql } = await setUp();
+  await sql(`DO $$ BEGIN EXECUTE format(
+    'ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$`);
+  const other = await setUp();
+  const { host, pathname } = new URL(url);
+  const readOnly = url.replace(host, `127.0.0.1:1,${host}`);
+  await expect(migrate({ databaseUrl: readOnly, schema: "public" })).rejects.toMatchObject({
+    code: "25006",
+  });
+  const both = `${other.url.replace(host, `127.0.0.1:1,${host}`)}?target_session_attrs=read-write`;
+  expect(new URL(other.url).pathname).not.toBe(pathname);
+  expect((await migrate({ databaseUrl: both, schema: "public" })).applied).toEqual(all);
+});
+
+test("each migration says whether earlier servers can go on, and it is recorded with it", async () => {
+  const { url, sql } = await setUp();
+  const files = await readMigrationFiles();
+  for (const { text } of files) expect(text).toMatch(/^-- (safe|breaking): /);
+  await migrate({ databaseUrl: url, schema: "public" });
+  expect(await sql("SELECT name, safe FROM checkpointd_migrations ORDER BY id")).toEqual(
+    files.map(({ name, safe }) => [name, safe]),
+  );
 });

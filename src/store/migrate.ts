@@ -1,16 +1,26 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { type MigrationBuilder, type RunnerOption, runner } from "node-pg-migrate";
-import pg from "pg";
-import { findMigrationsDir, readMigrationFile, readMigrationFiles } from "./migration_files.js";
+import type pg from "pg";
+import { newClient, withClient } from "./client.js";
+import {
+  BOOKKEEPING,
+  findMigrationsDir,
+  type MigrationFile,
+  readMigrationFile,
+  readMigrationFiles,
+} from "./migration_files.js";
+import { sharesSessions } from "./pooler.js";
 import { checkSchemaName, quoteSchema } from "./schema_name.js";
 
-/** The table that records which of our migrations have run; it lies in the same schema. */
-const BOOKKEEPING = "checkpointd_migrations";
-/** node-pg-migrate's table as it would make it; made here because its errors lose their code. */
+/**
+ * node-pg-migrate's table as it would make it, made here because its errors lose their code, and
+ * with a column that tells an older server whether it can go on beside the migration.
+ */
 const createBookkeeping = (schema: string) =>
-  `CREATE TABLE IF NOT EXISTS ${quoteSchema(schema)}.${BOOKKEEPING} (id serial PRIMARY KEY, name varchar(255) NOT NULL, run_on timestamp NOT NULL)`;
+  `CREATE TABLE IF NOT EXISTS ${quoteSchema(schema)}.${BOOKKEEPING} (id serial PRIMARY KEY, name varchar(255) NOT NULL, run_on timestamp NOT NULL, safe boolean NOT NULL DEFAULT false)`;
+const addSafe = (schema: string) =>
+  `ALTER TABLE ${quoteSchema(schema)}.${BOOKKEEPING} ADD COLUMN IF NOT EXISTS safe boolean NOT NULL DEFAULT false`;
 const LOCK_WAIT_MS = 600_000;
-const CONNECT_MS = 10_000;
 const TRIES = 10;
 /**
  * What a direct saver's setup() or its traffic can make us run into, gone at the next try: two
@@ -21,18 +31,21 @@ const PASSING = new Set(["23505", "42P06", "42P07", "42710", "XX000", "40P01", "
 
 /** Where to migrate. */
 export interface Target {
-  /** A postgres:// URL of a direct connection: a transaction pooler cannot hold the lock. */
+  /**
+   * A postgres:// URL, of one host or several, of a direct connection: a transaction pooler cannot hold the lock. Through
+   * one, all that works is to find that there is nothing to do.
+   */
   databaseUrl: string;
   /** The schema of LangGraph's tables, created when it does not exist. */
   schema: string;
+  /** Gives up when it aborts: the running statement is cancelled, its migration undone. */
+  signal?: AbortSignal;
 }
 
 /** What `migrate` takes besides. */
 export interface MigrateOptions extends Target {
   /** Receives one line for each step. */
   onProgress?: (line: string) => void;
-  /** Gives up when it aborts: the running statement is cancelled, its migration undone. */
-  signal?: AbortSignal;
   /** How long to wait for another process that is migrating, in ms; 10 minutes by default. */
   lockWaitMs?: number;
 }
@@ -58,7 +71,9 @@ export async function migrate(options: MigrateOptions): Promise<{ applied: strin
   const applied: string[] = [];
   for (let tries = 1; ; tries += 1) {
     try {
-      await withClient(options, (client) => migrateOnce(client, options, applied, onProgress));
+      await withClient(options, (client, url) =>
+        migrateOnce(client, url, options, applied, onProgress),
+      );
       return { applied };
     } catch (error) {
       signal?.throwIfAborted();
@@ -81,15 +96,20 @@ export async function dryRun(target: Target): Promise<string> {
   return withClient(target, async (client) => {
     await client.query("BEGIN READ ONLY");
     const pending = await findPending(client, target.schema);
-    if (pending.files.length === 0) return "";
+    if (pending.files.length === 0 && pending.unmarked.length === 0) return "";
     const schema = quoteSchema(target.schema);
     const script: string[] = [];
     if (!pending.hasSchema) script.push(`CREATE SCHEMA IF NOT EXISTS ${schema};`);
     script.push(`SET search_path TO ${schema};`);
     if (!pending.hasBookkeeping) script.push(`${createBookkeeping(target.schema)};`);
+    else if (!pending.hasSafe) script.push(`${addSafe(target.schema)};`);
+    if (pending.unmarked.length > 0) {
+      const names = pending.unmarked.map((name) => `'${name}'`).join(", ");
+      script.push(`UPDATE ${BOOKKEEPING} SET safe = true WHERE name IN (${names});`);
+    }
     await client.query(`SET LOCAL search_path TO ${schema}`);
-    for (const { name, text, inTransaction } of pending.files) {
-      const record = `INSERT INTO ${BOOKKEEPING} (name, run_on) VALUES ('${name}', now());`;
+    for (const { name, text, inTransaction, safe } of pending.files) {
+      const record = `INSERT INTO ${BOOKKEEPING} (name, run_on, safe) VALUES ('${name}', now(), ${safe});`;
       script.push(`\n-- ${name}`);
       if (inTransaction) {
         script.push("BEGIN;", text.trim(), record, "COMMIT;");
@@ -105,20 +125,29 @@ export async function dryRun(target: Target): Promise<string> {
 
 async function migrateOnce(
   client: pg.Client,
+  url: string,
   { schema, lockWaitMs = LOCK_WAIT_MS, signal }: MigrateOptions,
   applied: string[],
   onProgress: (line: string) => void,
 ): Promise<void> {
   // The usual start: nothing to do, no lock taken, no privilege needed but to read.
-  if ((await findPending(client, schema)).files.length === 0) return;
+  const before = await findPending(client, schema);
+  if (before.files.length === 0) return markSafe(client, schema, before);
+  if (await sharesSessions(client, () => newClient(url))) {
+    throw new Error(
+      `schema ${schema} needs ${before.files.map(({ name }) => name).join(", ")}, and migrations do not work through a transaction pooler such as PgBouncer: give checkpointd migrate the URL of Postgres itself, then serve through the pooler with --no-prepare`,
+    );
+  }
   await client.query("SET statement_timeout = 0");
   await takeLock(client, schema, lockWaitMs, onProgress, signal);
-  const { files, hasSchema, hasBookkeeping } = await findPending(client, schema);
+  const pending = await findPending(client, schema);
+  const { files, hasSchema, hasBookkeeping } = pending;
   if (files.length === 0) return;
   // Not the runner's createSchema: it issues the statement for a schema that exists, too, which
   // Postgres refuses to a role that may not create schemas.
   if (!hasSchema) await client.query(`CREATE SCHEMA IF NOT EXISTS ${quoteSchema(schema)}`);
   if (!hasBookkeeping) await client.query(createBookkeeping(schema));
+  else await markSafe(client, schema, pending);
   const silent = () => {};
   const options: RunnerOption = {
     dbClient: client,
@@ -137,11 +166,54 @@ async function migrateOnce(
     count: 1,
   };
   // One at a time: the runner does not tell what it had applied when a later one fails.
-  for (;;) {
+  for (const file of files) {
+    await recordAs(client, schema, file);
     const [done] = await runner(options);
     if (done === undefined) return;
     applied.push(done.name);
   }
+}
+
+/**
+ * Makes the runner's own INSERT say whether the migration is safe, by the column's default:
+ * marked afterwards, an older server that looks in between would take it for a breaking one.
+ */
+async function recordAs(client: pg.Client, schema: string, { safe }: MigrationFile) {
+  const { rows } = await client.query<{ now: string }>(
+    `SELECT pg_get_expr(adbin, adrelid) AS now FROM pg_attrdef
+     JOIN pg_attribute ON attrelid = adrelid AND attnum = adnum AND attname = 'safe'
+     WHERE adrelid = $1::regclass`,
+    [`${quoteSchema(schema)}.${BOOKKEEPING}`],
+  );
+  if (rows[0]?.now === `${safe}`) return;
+  await withLockTimeout(client, [
+    `ALTER TABLE ${quoteSchema(schema)}.${BOOKKEEPING} ALTER COLUMN safe SET DEFAULT ${safe}`,
+  ]);
+}
+
+/** Tells servers of other versions which migrations of ours are safe, where we may. */
+async function markSafe(client: pg.Client, schema: string, pending: Pending): Promise<void> {
+  const { hasSafe, unmarked, files, ownsBookkeeping } = pending;
+  // Where others serve or migrate, a role that may only read has nothing to do here.
+  if (unmarked.length === 0 || (!ownsBookkeeping && files.length === 0)) return;
+  const names = unmarked.map((name) => `'${name}'`).join(", ");
+  try {
+    await withLockTimeout(client, [
+      ...(hasSafe ? [] : [addSafe(schema)]),
+      `UPDATE ${quoteSchema(schema)}.${BOOKKEEPING} SET safe = true WHERE name IN (${names})`,
+    ]);
+  } catch (error) {
+    // Read-only, or a dump holds the table: the next start does it.
+    if (files.length > 0) throw error;
+    await client.query("ROLLBACK");
+  }
+}
+
+/** Who reads the table, servers that look whether they are ready too, waits behind our wait. */
+async function withLockTimeout(client: pg.Client, statements: string[]): Promise<void> {
+  await client.query("BEGIN; SET LOCAL lock_timeout = '2s'");
+  for (const statement of statements) await client.query(statement);
+  await client.query("COMMIT");
 }
 
 /**
@@ -191,70 +263,37 @@ async function loadMigrations(paths: readonly string[], onProgress: (line: strin
   });
 }
 
-async function findPending(client: pg.Client, schema: string) {
-  const { rows } = await client.query<{ has_schema: boolean; has_table: boolean }>(
-    `SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1) AS has_schema,
-       EXISTS (
-         SELECT FROM pg_class WHERE relname = $2 AND relnamespace = to_regnamespace($3)
-       ) AS has_table`,
-    [schema, BOOKKEEPING, quoteSchema(schema)],
+/** What is left to do. */
+interface Pending {
+  files: MigrationFile[];
+  hasSchema: boolean;
+  hasBookkeeping: boolean;
+  hasSafe: boolean;
+  ownsBookkeeping: boolean;
+  /** Applied migrations that are safe and not marked so. */
+  unmarked: string[];
+}
+
+async function findPending(client: pg.Client, schema: string): Promise<Pending> {
+  const { rows } = await client.query<Omit<Pending, "files" | "unmarked">>(
+    `SELECT n.oid IS NOT NULL AS "hasSchema", c.oid IS NOT NULL AS "hasBookkeeping",
+       EXISTS (SELECT FROM pg_attribute WHERE attrelid = c.oid AND attname = 'safe') AS "hasSafe",
+       coalesce(pg_has_role(c.relowner, 'USAGE'), false) AS "ownsBookkeeping"
+     FROM (VALUES (1)) AS one
+     LEFT JOIN pg_namespace n ON nspname = $1
+     LEFT JOIN pg_class c ON relname = $2 AND relnamespace = n.oid`,
+    [schema, BOOKKEEPING],
   );
-  const { has_schema: hasSchema = false, has_table: hasBookkeeping = false } = rows[0] ?? {};
-  const done = new Set<string>();
-  if (hasBookkeeping) {
-    const names = await client.query<{ name: string }>(
-      `SELECT name FROM ${quoteSchema(schema)}.${BOOKKEEPING}`,
+  const found = rows[0] as Omit<Pending, "files" | "unmarked">;
+  const done = new Map<string, boolean>();
+  if (found.hasBookkeeping) {
+    const names = await client.query<{ name: string; safe: boolean }>(
+      `SELECT name, ${found.hasSafe ? "safe" : "false AS safe"} FROM ${quoteSchema(schema)}.${BOOKKEEPING}`,
     );
-    for (const { name } of names.rows) done.add(name);
+    for (const { name, safe } of names.rows) done.set(name, safe);
   }
-  const files = (await readMigrationFiles()).filter(({ name }) => !done.has(name));
-  return { files, hasSchema, hasBookkeeping };
-}
-
-async function withClient<T>(
-  { databaseUrl, signal }: Target & { signal?: AbortSignal },
-  use: (client: pg.Client) => Promise<T>,
-): Promise<T> {
-  signal?.throwIfAborted();
-  const client = new pg.Client({
-    connectionString: asLibpq(databaseUrl),
-    connectionTimeoutMillis: CONNECT_MS,
-  });
-  // A connection lost between two statements must reject the next one, not end the process.
-  client.on("error", () => {});
-  await client.connect();
-  const onAbort = () => void terminate(databaseUrl, client);
-  signal?.addEventListener("abort", onAbort, { once: true });
-  try {
-    return await use(client);
-  } catch (error) {
-    signal?.throwIfAborted();
-    throw error;
-  } finally {
-    signal?.removeEventListener("abort", onAbort);
-    // Ends an open transaction and gives the lock back, whatever happened.
-    await client.end().catch(() => {});
-  }
-}
-
-/** Ends the session from outside: its running statement would go on after a closed socket. */
-async function terminate(databaseUrl: string, client: pg.Client): Promise<void> {
-  const pid = (client as unknown as { processID: number }).processID;
-  const other = new pg.Client({ connectionString: asLibpq(databaseUrl) });
-  other.on("error", () => {});
-  try {
-    await other.connect();
-    await other.query("SELECT pg_terminate_backend($1)", [pid]);
-  } catch {
-    // The server is out of reach: the session ends with the connection.
-  }
-  await other.end().catch(() => {});
-}
-
-/** `sslmode=require` shall mean to pg what it means to libpq and postgres.js: no certificate. */
-function asLibpq(databaseUrl: string): string {
-  if (!/[?&]sslmode=/.test(databaseUrl) || /[?&]uselibpqcompat=/.test(databaseUrl)) {
-    return databaseUrl;
-  }
-  return `${databaseUrl}&uselibpqcompat=true`;
+  const all = await readMigrationFiles();
+  const files = all.filter(({ name }) => !done.has(name));
+  const unmarked = all.filter(({ name, safe }) => safe && done.get(name) === false);
+  return { ...found, files, unmarked: unmarked.map(({ name }) => name) };
 }

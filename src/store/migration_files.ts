@@ -3,6 +3,9 @@ import { readdir, readFile } from "node:fs/promises";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 
+/** The table that records which of our migrations have run; it lies in the same schema. */
+export const BOOKKEEPING = "checkpointd_migrations";
+
 /** One file of `migrations/`. */
 export interface MigrationFile {
   /** The file's name without `.sql`, as the bookkeeping table records it. */
@@ -15,6 +18,11 @@ export interface MigrationFile {
    * is refused inside a transaction, and a DO block, which could decide what to run, is one.
    */
   inTransaction: boolean;
+  /**
+   * Whether servers of earlier versions can go on: the first line begins with `-- safe:` and not
+   * with `-- breaking:`. Recorded with the name, for servers that do not have the file.
+   */
+  safe: boolean;
 }
 
 /** Reads a migration file. */
@@ -25,6 +33,7 @@ export async function readMigrationFile(file: string): Promise<MigrationFile> {
     name: path.basename(file, ".sql"),
     text,
     inTransaction: !second.startsWith("-- outside a transaction"),
+    safe: text.startsWith("-- safe:"),
   };
 }
 

@@ -24,7 +24,7 @@ export interface Pool {
 const openMs = 10_000;
 const openOneOfManyMs = 3_000;
 /** The pauses between tries that fail. */
-const leastPauseMs = 50;
+const leastPauseMs = 10;
 const mostPauseMs = 1_000;
 const renewMs = 1_000;
 /** The age at which a connection is replaced, so that a pooler or a name may lead elsewhere. */

@@ -34,7 +34,7 @@ export async function runCommand(
   env: Record<string, string> = {},
   cwd?: string,
 ): Promise<Finished> {
-  return start(args, env, cwd).finished;
+  return spawnCommand(args, env, cwd).finished;
 }
 
 /** Starts `checkpointd serve` on a free port and waits until it listens (not until it is ready). */
@@ -43,13 +43,18 @@ export async function startServe(
   env: Record<string, string> = {},
   cwd?: string,
 ): Promise<ServeProcess> {
-  const started = start(["serve", "--port", "0", ...args], env, cwd);
+  const started = spawnCommand(["serve", "--port", "0", ...args], env, cwd);
   await started.printed("listens on");
   const url = /listens on (\S+)/.exec(started.output().stdout)?.[1] as string;
   return { ...started, url };
 }
 
-function start(args: readonly string[], env: Record<string, string>, cwd: string | undefined) {
+/** Starts a command and waits for nothing. */
+export function spawnCommand(
+  args: readonly string[],
+  env: Record<string, string> = {},
+  cwd?: string,
+): Omit<ServeProcess, "url"> {
   const child = spawn(process.execPath, [main, ...args], {
     env: { PATH: process.env.PATH ?? "", ...env },
     stdio: ["ignore", "pipe", "pipe"],

@@ -1,0 +1,167 @@
+import type { Db, Signal } from "./db.js";
+import { BOOKKEEPING, readMigrationFiles } from "./migration_files.js";
+
+/** Something that keeps the tables from being used, as Postgres would say it. */
+export class TableTrouble extends Error {
+  override readonly name = "TableTrouble";
+
+  constructor(
+    /** The SQLSTATE a statement that needs it would fail with. */
+    readonly code: string,
+    message: string,
+  ) {
+    super(message);
+  }
+}
+
+/** What a look at the tables found. */
+export interface Look {
+  /** What keeps them from being used, if something does. */
+  trouble: TableTrouble | undefined;
+  /** Migrations of a newer version that were applied and are not safe for this one. */
+  newer: string[];
+  /** Migrations of this version that were not applied, where some were. */
+  missing: string[];
+  /** Whether the role may read which migrations were applied, where there is the table. */
+  mayReadMigrations: boolean;
+  /** Whether Postgres has the settings that the pool asks for in sessions that prepare. */
+  hasSettings: boolean;
+  /** Locks that make writes wait: "AccessExclusiveLock on checkpoints (process 123)". */
+  locks: string[];
+}
+
+/** The columns that our statements name. */
+const needed: Record<string, string[]> = {
+  checkpoints: [
+    "thread_id",
+    "checkpoint_ns",
+    "checkpoint_id",
+    "parent_checkpoint_id",
+    "checkpoint",
+    "metadata",
+    "created_at",
+  ],
+  checkpoint_blobs: ["thread_id", "checkpoint_ns", "channel", "version", "type", "blob"],
+  checkpoint_writes: [
+    "thread_id",
+    "checkpoint_ns",
+    "checkpoint_id",
+    "task_id",
+    "task_path",
+    "idx",
+    "channel",
+    "type",
+    "blob",
+  ],
+  checkpointd_claims: ["thread_id", "token", "owner", "expires_at"],
+};
+
+/** The migrations of this version, read once. */
+let known: ReadonlySet<string> | undefined;
+
+/**
+ * Looks whether the tables can be read and written: they and their columns are there, the role
+ * has the privileges, the session is not read-only, every migration is known. Reads catalogs
+ * only and waits for no lock of a table: who holds one delays calls, which does not make the
+ * other replicas better. (An insert of no rows, which would check the same, waits with them.)
+ * Throws what the connection does.
+ */
+export async function lookAtTables(db: Db, schema: string, signal: Signal): Promise<Look> {
+  const rows = (await db.run(statement, [schema], signal)).map((row) => row.map(String));
+  const of = (kind: string) => rows.filter(([found]) => found === kind);
+  if (of("trouble").some(([, , code]) => code === "25006")) {
+    // Fails as every write does, and with that makes the pool look where the address leads now.
+    await db.run(`delete from ${db.schema}.checkpoints where false`, [], signal);
+  }
+  const trouble = of("trouble").map(([, , code = "", message = ""]) => ({ code, message }));
+  const bookkeeping = of("bookkeeping")[0]?.[2];
+  const look: Look = {
+    // A database that nobody has set up lacks all of them; one sentence names them all.
+    trouble: trouble[0]
+      ? new TableTrouble(
+          trouble[0].code,
+          trouble
+            .filter(({ code }) => code === trouble[0]?.code)
+            .map(({ message }) => message)
+            .join(", "),
+        )
+      : undefined,
+    newer: [],
+    missing: [],
+    mayReadMigrations: bookkeeping !== "unreadable",
+    hasSettings: of("setting")[0]?.[2] === "force_generic_plan",
+    locks: of("lock").map(([, , , text = ""]) => text),
+  };
+  if (bookkeeping !== "with safe" && bookkeeping !== "without safe") return look;
+  const safe = bookkeeping === "with safe" ? "safe" : "false";
+  const applied = await db.run(
+    `select name, ${safe} from ${db.schema}.${BOOKKEEPING} order by id`,
+    [],
+    signal,
+  );
+  const names = new Set(applied.map(([name]) => String(name)));
+  known ??= new Set((await readMigrationFiles()).map(({ name }) => name));
+  const ours = known;
+  look.newer = applied
+    .filter(([name, isSafe]) => !ours.has(String(name)) && String(isSafe) !== "t")
+    .map(([name]) => String(name));
+  look.missing = [...ours].filter((name) => !names.has(name));
+  return look;
+}
+
+const neededRows = Object.entries(needed)
+  .map(([table, columns]) => `('${table}', '{${columns.join()}}'::text[])`)
+  .join(", ");
+
+/** Catalogs only. Kinds: trouble (the gravest first), bookkeeping, setting, lock. */
+const statement = `
+with home as (
+  select oid, has_schema_privilege(oid, 'usage') as may_use
+  from pg_catalog.pg_namespace where nspname = $1
+), needed (name, columns) as (values ${neededRows}),
+found as (
+  select needed.name, columns, c.oid
+  from needed
+  left join home on true
+  left join pg_catalog.pg_class c on c.relnamespace = home.oid and c.relname = needed.name
+)
+select 'trouble' as kind, 1 as rank, '25006' as code,
+  case when pg_is_in_recovery() then 'the database is a standby' else 'the database is read-only' end
+  as text
+where current_setting('transaction_read_only') = 'on'
+union all
+select 'trouble', 2, '3F000', 'the schema does not exist' where not exists (select from home)
+union all
+select 'trouble', 2, '42501', 'no USAGE on the schema' from home where not may_use
+union all
+select 'trouble', 3, '42P01', 'no table ' || name from found where oid is null
+union all
+select 'trouble', 4, '42703', 'no column ' || name || '.' || needed_column
+from found, unnest(columns) as needed_column
+where oid is not null and not exists (
+  select from pg_catalog.pg_attribute
+  where attrelid = oid and attname = needed_column and not attisdropped
+)
+union all
+select 'trouble', 5, '42501', 'no ' || privilege || ' on ' || name
+from found, unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) as privilege
+where oid is not null and not case privilege
+  when 'DELETE' then has_table_privilege(oid, privilege)
+  else has_any_column_privilege(oid, privilege) end
+union all
+select 'bookkeeping', 6,
+  case when not (may_use and has_any_column_privilege(c.oid, 'SELECT')) then 'unreadable'
+    when exists (select from pg_catalog.pg_attribute
+      where attrelid = c.oid and attname = 'safe' and not attisdropped) then 'with safe'
+    else 'without safe' end,
+  ''
+from home join pg_catalog.pg_class c on c.relnamespace = home.oid and c.relname = '${BOOKKEEPING}'
+union all
+select 'setting', 6, current_setting('plan_cache_mode', true), ''
+union all
+select 'lock', 7, '', mode || ' on ' || name || ' (process ' || pid || ')'
+from found join pg_catalog.pg_locks l on l.relation = found.oid
+where granted and pid <> pg_backend_pid()
+  and database = (select oid from pg_catalog.pg_database where datname = current_database())
+  and mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+order by rank, text`;
