@@ -29,13 +29,16 @@ export async function plant({ name, patches }: Bug): Promise<string> {
   return folder;
 }
 
-async function apply(folder: string, name: string, { file, text, instead }: Patch): Promise<void> {
-  const place = path.join(folder, "dist/src", file);
-  const parts = (await readFile(place, "utf8")).split(text);
-  if (parts.length !== 2) {
-    throw new Error(`"${name}" cannot be planted: ${file} has ${parts.length - 1} times: ${text}`);
-  }
-  await writeFile(place, parts.join(instead));
+async function apply(folder: string, name: string, patch: Patch): Promise<void> {
+  const place = path.join(folder, "dist/src", patch.file);
+  await writeFile(place, patched(await readFile(place, "utf8"), name, patch));
+}
+
+/** The compiled file with the patch in it. Throws if its text does not stand there exactly once. */
+export function patched(compiled: string, name: string, { file, text, instead }: Patch): string {
+  const parts = compiled.split(text);
+  if (parts.length === 2) return parts.join(instead);
+  throw new Error(`"${name}" cannot be planted: ${file} has ${parts.length - 1} times: ${text}`);
 }
 
 /** What runs of one bug. */
