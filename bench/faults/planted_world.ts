@@ -115,7 +115,7 @@ export async function startWorld(
 
 const aBackend = `from (
   select pid from pg_stat_activity
-  where datname = current_database() and pid <> pg_backend_pid() order by random() limit 1
+  where datname = current_database() and application_name = 'checkpointd' order by random() limit 1
 ) as backend`;
 
 /** Lost conflicts, and threads that nothing can be stored of. */
