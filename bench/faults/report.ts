@@ -8,6 +8,7 @@ export interface Totals {
   rounds: number;
   acknowledged: number;
   failed: number;
+  failures: Record<string, number>;
   injected: number;
   violations: (Violation & { round: number; faults: string[] })[];
   faults: Record<string, { times: number; worstStallMs: number; failed: number }>;
@@ -19,6 +20,7 @@ export function createReport(print: (line: string) => void) {
     rounds: 0,
     acknowledged: 0,
     failed: 0,
+    failures: {},
     injected: 0,
     violations: [],
     faults: {},
@@ -31,7 +33,10 @@ export function createReport(print: (line: string) => void) {
   return {
     totals: () => totals,
     violations: () => totals.violations.length,
-    add({ number, injected, acknowledged, failed, violations }: RoundResult) {
+    add({ number, injected, acknowledged, failed, failures, violations }: RoundResult) {
+      for (const [what, count] of Object.entries(failures)) {
+        totals.failures[what] = (totals.failures[what] ?? 0) + count;
+      }
       totals.rounds++;
       totals.acknowledged += acknowledged;
       totals.failed += failed;
@@ -50,8 +55,8 @@ export function createReport(print: (line: string) => void) {
         print(`  VIOLATION ${rule} ${thread}: ${explanation} [${ops.join(" ")}]`);
       }
     },
-    /** What is left when all is over, and the table. */
-    async close(world: World) {
+    /** What is left of a world's processes when all is over. */
+    look(world: World) {
       for (const death of world.deaths) blame(death);
       for (const { number, child, log } of world.servers) {
         const lines = readFileSync(log, "utf8").split("\n");
@@ -62,10 +67,16 @@ export function createReport(print: (line: string) => void) {
         // A pool of 8, the listener, the log, and what Node itself has.
         if (descriptors > 80) blame(`server ${number} holds ${descriptors} file descriptors`);
       }
+    },
+    /** The table. */
+    close() {
       for (const [name, { times, worstStallMs, failed }] of Object.entries(totals.faults).sort()) {
         print(
           `${name.padEnd(42)} ${String(times).padStart(4)} times, worst stall ${String(worstStallMs).padStart(6)} ms, ${failed} failed`,
         );
+      }
+      for (const [what, count] of Object.entries(totals.failures)) {
+        print(`failed with ${what}: ${count}`);
       }
       print(
         `${totals.acknowledged} operations acknowledged through ${totals.injected} faults in ${totals.rounds} rounds, ${totals.failed} failed: ${totals.violations.length} violations`,

@@ -35,6 +35,8 @@ export interface RoundResult {
   injected: Injected[];
   acknowledged: number;
   failed: number;
+  /** How many of each code and reason. */
+  failures: Record<string, number>;
   violations: Violation[];
 }
 
@@ -98,11 +100,16 @@ export async function runRound(world: World, plan: RoundPlan): Promise<RoundResu
   };
   const rows = await readRows(world.databaseUrl, prefix);
   violations.push(...checkHistories(events(), rows));
-  const answers = [...events()]
-    .flatMap((event) =>
-      event.e === "answer" ? [{ at: event.at, ok: event.outcome === "ok" }] : [],
-    )
-    .sort((a, b) => a.at - b.at);
+  const answers: { at: number; ok: boolean }[] = [];
+  const failures: Record<string, number> = {};
+  for (const event of events()) {
+    if (event.e !== "answer") continue;
+    const ok = event.outcome === "ok";
+    answers.push({ at: event.at, ok });
+    const what = `${event.code} ${event.reason ?? ""}`.trim();
+    if (!ok) failures[what] = (failures[what] ?? 0) + 1;
+  }
+  answers.sort((a, b) => a.at - b.at);
   if (violations.length === 0) for (const file of files) rmSync(file);
   await world.sql("truncate checkpoints, checkpoint_blobs, checkpoint_writes, checkpointd_claims");
   return {
@@ -121,6 +128,7 @@ export async function runRound(world: World, plan: RoundPlan): Promise<RoundResu
     }),
     acknowledged: answers.filter(({ ok }) => ok).length,
     failed: answers.filter(({ ok }) => !ok).length,
+    failures,
     violations,
   };
 }

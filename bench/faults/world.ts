@@ -19,9 +19,27 @@ export interface WorldPlan {
   dist: string;
   /** Further flags of `serve`. */
   flags: readonly string[];
-  /** Where servers look for Postgres, given the relay's URL; the relay itself by default. */
-  before?: (databaseUrl: string) => Promise<{ url: string; stop: () => Promise<void> }>;
+  /** What is made of Postgres before servers start, and what stands before it. */
+  prepare?: (prepared: Prepared) => Promise<void>;
 }
+
+/** What a kind of world is prepared with. */
+export interface Prepared {
+  folder: string;
+  /** Postgres itself. */
+  databaseUrl: string;
+  /** Where servers look for it, which is a relay. */
+  serversUrl: string;
+  /** Called when all is over. */
+  onStop: (stop: () => Promise<void>) => void;
+  sql: Sql;
+}
+
+/** Runs a statement and returns its rows. */
+export type Sql = <Row extends pg.QueryResultRow>(
+  text: string,
+  values?: unknown[],
+) => Promise<Row[]>;
 
 /** A server process. */
 export interface ServerProcess {
@@ -43,7 +61,7 @@ const readyMs = 60_000;
 /** Starts Postgres, servers and the relays between. */
 export async function startWorld(plan: WorldPlan) {
   const folder = await mkdtemp(path.join(tmpdir(), "checkpointd-faults-"));
-  const dataDir = path.join(folder, "data");
+  let dataDir = path.join(folder, "data");
   let postgres: Embedded = await startEmbedded({ dataDir, onProgress: () => {}, settings });
   const direct = new URL(postgres.databaseUrl);
   let databasePort = Number(direct.port);
@@ -52,7 +70,6 @@ export async function startWorld(plan: WorldPlan) {
   outer.port = String(toPostgres.port);
   // Message by message, before the one that knows only bytes.
   const messages: PostgresRelay = await startPostgresRelay(outer.href);
-  const before = await plan.before?.(messages.url);
   const servers: ServerProcess[] = [];
   const agents = new Set<ChildProcess>();
   /** Processes that ended though nobody ended them. */
@@ -69,25 +86,34 @@ export async function startWorld(plan: WorldPlan) {
     return servers[0]?.port || 1;
   });
 
-  const sql = async <Row extends pg.QueryResultRow>(text: string, values: unknown[] = []) => {
+  /** Calls `use` with a session of its own, past what is turned against the servers. */
+  const session = async <T>(use: (query: Sql) => Promise<T>): Promise<T> => {
     const client = new pg.Client({ connectionString: direct.href });
     client.on("error", () => {});
     await client.connect();
     try {
-      // What is turned against the servers is not to stop us.
       await client.query("set default_transaction_read_only = off; set statement_timeout = 0");
-      return (await client.query<Row>(text, values)).rows;
+      return await use(async (text, values = []) => (await client.query(text, values)).rows);
     } finally {
       await client.end();
     }
+  };
+  const sql: Sql = (text, values) => session((query) => query(text, values));
+
+  const stops: (() => Promise<void>)[] = [];
+  const prepared: Prepared = {
+    folder,
+    databaseUrl: direct.href,
+    serversUrl: messages.url,
+    onStop: (stop) => stops.push(stop),
+    sql,
   };
 
   function start(server: ServerProcess): Promise<void> {
     const main = path.join(plan.dist, "src/cli/main.js");
     const args = ["serve", "--port", String(server.port), "--drain-timeout", "5s"];
-    const url = before?.url ?? messages.url;
     const child = spawn(process.execPath, [main, ...args, ...plan.flags], {
-      env: { PATH: process.env.PATH ?? "", DATABASE_URL: url },
+      env: { PATH: process.env.PATH ?? "", DATABASE_URL: prepared.serversUrl },
       stdio: ["ignore", "pipe", openSync(server.log, "a")],
     });
     server.child = child;
@@ -121,13 +147,25 @@ export async function startWorld(plan: WorldPlan) {
     toPostgres,
     messages,
     sql,
-    databaseUrl: direct.href,
-    url: () => `http://127.0.0.1:${toServers.port}`,
-    /** Leads the servers' next connections to another Postgres of the same password. */
-    lead(databaseUrl: string) {
-      databasePort = Number(new URL(databaseUrl).port);
-      direct.port = String(databasePort);
+    session,
+    get databaseUrl() {
+      return direct.href;
     },
+    url: () => `http://127.0.0.1:${toServers.port}`,
+    /**
+     * Another Postgres of the same password takes over: new connections lead there. Returns how
+     * the one before is ended.
+     */
+    takeOver(next: Embedded, nextDataDir: string) {
+      const before = postgres;
+      postgres = next;
+      dataDir = nextDataDir;
+      databasePort = Number(new URL(next.databaseUrl).port);
+      direct.port = String(databasePort);
+      return () => before.stop();
+    },
+    /** The folder of the Postgres that serves now. */
+    dataDir: () => dataDir,
     async untilReady() {
       const until = Date.now() + readyMs;
       for (const server of servers) {
@@ -181,9 +219,9 @@ export async function startWorld(plan: WorldPlan) {
         server.child.kill("SIGKILL");
       }
       for (const relay of [toServers, toPostgres, messages]) relay.close();
-      await before?.stop();
       for (const pid of world.postgresPids()) killQuietly(pid, "SIGCONT");
       await postgres.stop();
+      for (const stop of stops) await stop();
       if (!keep) await rm(folder, { recursive: true, force: true });
     },
   };
@@ -195,6 +233,7 @@ export async function startWorld(plan: WorldPlan) {
   }
 
   try {
+    await plan.prepare?.(prepared);
     for (let number = 0; number < plan.servers; number++) {
       const log = path.join(folder, `server-${number}.log`);
       const server = { number, port: 0, log, isMeantToEnd: false } as ServerProcess;

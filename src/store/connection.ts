@@ -65,6 +65,8 @@ export class Connection {
   isPooled = false;
   /** Whether it refuses writes, as a standby does. */
   isReadOnly = false;
+  /** Which Postgres it leads to, as long as that one runs. */
+  server = "";
   /** Statements that were carried out on it. */
   completed = 0;
   readonly openedAt = performance.now();
@@ -131,11 +133,12 @@ export class Connection {
     );
     try {
       const [row] = await connection.send(lookAround, []);
-      const [pid, readOnly] = row?.map(String) ?? [];
+      const [pid, readOnly, server = ""] = row?.map(String) ?? [];
       connection.completed = 0;
       connection.backendPid = Number(pid);
       connection.isPooled = connection.#keyPid !== connection.backendPid;
       connection.isReadOnly = readOnly === "on";
+      connection.server = server;
       return connection;
     } catch (error) {
       connection.end(error as Error);
@@ -279,7 +282,8 @@ interface Cancellable {
 }
 
 /** Reading it also tells that the connection carries statements. */
-const lookAround = "select pg_backend_pid(), current_setting('transaction_read_only')";
+const lookAround =
+  "select pg_backend_pid(), current_setting('transaction_read_only'), pg_postmaster_start_time()";
 
 const lost = (message: string, cause?: Error) =>
   new ConnectionError("CONNECTION_LOST", message, cause && { cause });

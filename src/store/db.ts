@@ -212,7 +212,7 @@ export function openDb(options: DbOptions): Db {
       return await connection.send(text, parameters, signal);
     } catch (error) {
       // The server became a standby, or another one took over: look where the address leads now.
-      if ((error as { code?: string }).code === "25006") pool.renew();
+      if ((error as { code?: string }).code === "25006") pool.renewAfter(connection);
       throw error;
     }
   }

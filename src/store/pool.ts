@@ -14,8 +14,11 @@ export interface Pool {
    */
   borrow(): Promise<Connection>;
   giveBack(connection: Connection): void;
-  /** Replaces all connections: those in use when they are given back. At most once a second. */
-  renew(): void;
+  /**
+   * Replaces all connections, those in use when they are given back, because this one turned out
+   * to be no good; unless that was done since it was opened, or within the last second.
+   */
+  renewAfter(connection: Connection): void;
   /** Closes all, after at most `timeoutMs` also those in use. */
   close(timeoutMs: number): Promise<void>;
 }
@@ -26,6 +29,7 @@ const openOneOfManyMs = 3_000;
 /** The pauses between tries that fail. */
 const leastPauseMs = 10;
 const mostPauseMs = 1_000;
+/** A server that stays read-only must not have its connections replaced with each write. */
 const renewMs = 1_000;
 /** The age at which a connection is replaced, so that a pooler or a name may lead elsewhere. */
 const lifeMs = 45 * 60_000;
@@ -42,6 +46,8 @@ export function createPool(target: Target): Pool {
   const lent = new Set<Connection>();
   /** Where the last connection was opened. */
   let preferred = 0;
+  /** Which Postgres it led to. */
+  let server = "";
   let failures = 0;
   let failedAt = Number.NEGATIVE_INFINITY;
   let pauseMs = 0;
@@ -77,6 +83,10 @@ export function createPool(target: Target): Pool {
           continue;
         }
         preferred = at;
+        // The address leads elsewhere now. Those that still lead to the old one would read there
+        // what is written here.
+        if (server !== "" && server !== connection.server) renew(connection.openedAt);
+        server = connection.server;
         connection.onEnd = forget;
         return connection;
       } catch (error) {
@@ -139,11 +149,14 @@ export function createPool(target: Target): Pool {
     if (lent.size === 0) onAllBack();
   }
 
-  function renew(): void {
-    const now = performance.now();
-    if (now < renewedAt + renewMs) return;
-    renewedAt = now;
+  function renew(at: number): void {
+    renewedAt = at;
     for (const connection of [...idle]) void connection.close();
+  }
+
+  function renewAfter({ openedAt }: Connection): void {
+    const now = performance.now();
+    if (openedAt >= renewedAt && now >= renewedAt + renewMs) renew(now);
   }
 
   /**
@@ -170,7 +183,7 @@ export function createPool(target: Target): Pool {
       new ConnectionError("CONNECTION_DEAD", "Postgres does not know of a statement it was sent"),
     );
     // What happened to it has happened to those that rest beside it.
-    renew();
+    renewAfter(connection);
   }
 
   async function isWorkingOn({ address, backendPid }: Connection): Promise<boolean> {
@@ -192,7 +205,7 @@ export function createPool(target: Target): Pool {
     borrowIdle,
     borrow,
     giveBack,
-    renew,
+    renewAfter,
     async close(timeoutMs) {
       closing = true;
       clearInterval(watch);
