@@ -1,7 +1,10 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { checkHistories, type Rule } from "./check.js";
 import { errors, simulate } from "./check_simulation.js";
-import type { Answer, Call, Event, Rows } from "./history.js";
+import { type Answer, type Call, type Event, type Rows, readEvents } from "./history.js";
 
 describe("of runs in memory", () => {
   it("finds nothing if the store makes no mistake", () => {
@@ -338,6 +341,16 @@ it("judges each thread by itself, and a million operations in a minute", () => {
   expect(checkHistories(load(), undefined)).toEqual([]);
   expect(performance.now() - started).toBeLessThan(60_000);
 }, 120_000);
+
+it("reads what a killed agent left of its history", () => {
+  const folder = mkdtempSync(path.join(tmpdir(), "history-"));
+  const file = path.join(folder, "a.jsonl");
+  expect([...readEvents(file)]).toEqual([]);
+  const events = Array.from({ length: 20_000 }, (_, n) => done(n, n + 1, getTuple(`ü${n}`))).flat();
+  writeFileSync(file, `${events.map((event) => JSON.stringify(event)).join("\n")}\n{"e":"inv`);
+  expect([...readEvents(file)]).toEqual(events);
+  rmSync(folder, { recursive: true });
+});
 
 /** What is wrong, each rule once. */
 function expectRules(operations: Event[][], rows: Rows | undefined, rules: Rule[]): void {

@@ -4,7 +4,7 @@
  * A line is written with writeSync, that of a call before it is made: what waits in a stream's buffer
  * dies with a process that is killed, and then something is stored that nobody seems to have put.
  */
-import { closeSync, openSync, readSync } from "node:fs";
+import { closeSync, existsSync, openSync, readSync } from "node:fs";
 import { StringDecoder } from "node:string_decoder";
 
 /** A value that was written: the version of its channel, and a checksum of what it holds. */
@@ -234,8 +234,12 @@ export function isLeaseLost({ outcome, reason }: Answer): boolean {
   return outcome === "failed" && reason === "LEASE_LOST";
 }
 
-/** The events of a file, read piece by piece. A last line that was cut off is left out. */
+/**
+ * The events of a file, read piece by piece. A last line that was cut off is left out; an agent that
+ * was killed before it began has no file.
+ */
 export function* readEvents(path: string): Generator<Event> {
+  if (!existsSync(path)) return;
   const file = openSync(path, "r");
   try {
     const decoder = new StringDecoder("utf8");

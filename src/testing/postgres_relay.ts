@@ -14,8 +14,19 @@ export interface Message {
   connection: number;
 }
 
-/** What becomes of a message. "lose" keeps the connection and passes nothing on any more. */
-export type Fate = "pass" | "reset" | "end" | "pass and reset" | "pass and end" | "fatal" | "lose";
+/**
+ * What becomes of a message. "skip" leaves out this one, "lose" keeps the connection and passes
+ * nothing on any more.
+ */
+export type Fate =
+  | "pass"
+  | "skip"
+  | "reset"
+  | "end"
+  | "pass and reset"
+  | "pass and end"
+  | "fatal"
+  | "lose";
 
 /** Passes the protocol of Postgres on. */
 export interface PostgresRelay {
@@ -55,6 +66,7 @@ export async function startPostgresRelay(databaseUrl: string): Promise<PostgresR
         for (const { type, bytes } of split(chunk)) {
           if (isOver || isLost) return;
           const fate = relay.decide({ from, type, connection: number });
+          if (fate === "skip") continue;
           if (fate.startsWith("pass")) sink.write(bytes);
           if (fate === "lose") isLost = true;
           else if (fate === "fatal") {
