@@ -178,7 +178,12 @@ export function createPool(target: Target): Pool {
     const { bytesRead } = connection;
     if (connection.isSending || (await isWorkingOn(connection))) return;
     await sleep(arrivalMs, undefined, { ref: false });
-    if (connection.runningSince !== since || connection.bytesRead !== bytesRead) return;
+    const isSilent = () => connection.runningSince === since && connection.bytesRead === bytesRead;
+    if (!isSilent()) return;
+    // The statement may still be on its way. It must not arrive after it was repeated elsewhere,
+    // and after what was done then: a write would come back that was deleted.
+    await endBackend(connection);
+    if (!isSilent()) return;
     connection.end(
       new ConnectionError("CONNECTION_DEAD", "Postgres does not know of a statement it was sent"),
     );
@@ -186,15 +191,29 @@ export function createPool(target: Target): Pool {
     renewAfter(connection);
   }
 
-  async function isWorkingOn({ address, backendPid }: Connection): Promise<boolean> {
+  async function isWorkingOn(connection: Connection): Promise<boolean> {
+    const [row] = await askBeside(
+      connection,
+      `select state from pg_stat_activity where pid = ${connection.backendPid}`,
+    );
+    return row !== undefined && !String(row[0]).startsWith("idle");
+  }
+
+  /** Ends the process of Postgres that serves it, if it is still that one and rests. */
+  function endBackend(connection: Connection) {
+    return askBeside(
+      connection,
+      `select pg_terminate_backend(pid) from pg_stat_activity
+       where pid = ${connection.backendPid} and state like 'idle%'`,
+    );
+  }
+
+  async function askBeside({ address, server }: Connection, text: string) {
     const asking = await Connection.open(address, options, openOneOfManyMs);
     try {
-      const [row] = await asking.send(
-        `select state from pg_stat_activity where pid = ${backendPid}`,
-        [],
-        AbortSignal.timeout(openOneOfManyMs),
-      );
-      return row !== undefined && !String(row[0]).startsWith("idle");
+      // The address may lead elsewhere by now, where the number is somebody else's.
+      if (asking.server !== server) return [];
+      return await asking.send(text, [], AbortSignal.timeout(openOneOfManyMs));
     } finally {
       void asking.close();
     }

@@ -150,10 +150,14 @@ function onePerIdx(writes: readonly Write[], lastWins: boolean): readonly Write[
   return [...byIdx.values()].sort((a, b) => a.idx - b.idx);
 }
 
+/**
+ * Those that are kept are locked (`do nothing` would not lock them): a deleteThread beside a call
+ * that is repeated takes all of them or none.
+ */
 const ifStored = (replace: boolean) =>
   replace
     ? "do update set channel = excluded.channel, type = excluded.type, blob = excluded.blob"
-    : "do nothing";
+    : "do update set type = stored.type where false";
 
 const oneStatement = (
   schema: string,
@@ -165,7 +169,7 @@ const oneStatement = (
     const at = 6 + 4 * i;
     return `($1, $2, $3, $4, $5, $${at}::int, $${at + 1}, $${at + 2}, ${bytesOf(at + 3)})`;
   });
-  return `insert into ${schema}.checkpoint_writes
+  return `insert into ${schema}.checkpoint_writes as stored
   (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
 values ${rows.join()}
 on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) ${ifStored(replace)}`;
@@ -173,7 +177,7 @@ on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) ${ifStored(r
 
 const statement = (schema: string, replace: boolean, underLease: boolean) => `
 ${underLease ? `with ${heldLeases(schema, "$1", "$13")}, stored as (` : ""}
-insert into ${schema}.checkpoint_writes
+insert into ${schema}.checkpoint_writes as stored
   (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
 select w.thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type,
   ${unpacked}
