@@ -30,6 +30,8 @@ export interface Prepared {
   databaseUrl: string;
   /** Where servers look for it, which is a relay. */
   serversUrl: string;
+  /** What servers have in their environment besides. */
+  serversEnv: Record<string, string>;
   /** Called when all is over. */
   onStop: (stop: () => Promise<void>) => void;
   sql: Sql;
@@ -105,6 +107,7 @@ export async function startWorld(plan: WorldPlan) {
     folder,
     databaseUrl: direct.href,
     serversUrl: messages.url,
+    serversEnv: {},
     onStop: (stop) => stops.push(stop),
     sql,
   };
@@ -113,7 +116,11 @@ export async function startWorld(plan: WorldPlan) {
     const main = path.join(plan.dist, "src/cli/main.js");
     const args = ["serve", "--port", String(server.port), "--drain-timeout", "5s"];
     const child = spawn(process.execPath, [main, ...args, ...plan.flags], {
-      env: { PATH: process.env.PATH ?? "", DATABASE_URL: prepared.serversUrl },
+      env: {
+        PATH: process.env.PATH ?? "",
+        DATABASE_URL: prepared.serversUrl,
+        ...prepared.serversEnv,
+      },
       stdio: ["ignore", "pipe", openSync(server.log, "a")],
     });
     server.child = child;

@@ -3,6 +3,7 @@ import { execFileSync } from "node:child_process";
 import {
   chownSync,
   closeSync,
+  existsSync,
   mkdirSync,
   openSync,
   rmSync,
@@ -46,6 +47,7 @@ export function kindsOf(isShort: boolean): Kind[] {
       faults: [failover, ...some(/resets|^server killed/)],
     },
     smallDisk(),
+    steppedClocks(),
   ];
 }
 
@@ -130,6 +132,44 @@ function smallDisk(): Kind {
       },
     },
     faults: [full, ...some(/^database: resets|^Postgres killed/)],
+  };
+}
+
+/** Debian's libfaketime, which makes a process see another time. */
+const fakeTime = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+
+function steppedClocks(): Kind {
+  let file = "";
+  const step: Fault = {
+    name: "servers' clocks stepped",
+    async inject({ random }) {
+      const steps = Array.from({ length: 4 }, () => Math.round((random() - 0.5) * 7_200));
+      for (const seconds of steps) {
+        writeFileSync(file, `${seconds < 0 ? "" : "+"}${seconds}s`);
+        await sleep(500);
+      }
+      writeFileSync(file, "+0s");
+      return `${steps.join(", ")} s`;
+    },
+  };
+  return {
+    name: "stepped clocks",
+    share: 0.05,
+    missing: existsSync(fakeTime) ? undefined : "libfaketime is not installed",
+    plan: {
+      async prepare(prepared) {
+        file = path.join(prepared.folder, "time");
+        writeFileSync(file, "+0s");
+        // What measures durations goes on, as in a machine whose clock is set.
+        prepared.serversEnv = {
+          LD_PRELOAD: fakeTime,
+          FAKETIME_TIMESTAMP_FILE: file,
+          FAKETIME_NO_CACHE: "1",
+          DONT_FAKE_MONOTONIC: "1",
+        };
+      },
+    },
+    faults: [step, ...some(/^database: resets|^agents: resets/)],
   };
 }
 
