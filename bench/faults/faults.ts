@@ -283,17 +283,28 @@ const inTheDatabase: Fault[] = [
     async inject(scene) {
       const { world } = scene;
       let refused = 0;
+      const count = async () => {
+        const [row] = await world.sql<{ deadlocks: string }>(
+          "select deadlocks from pg_stat_database where datname = 'postgres'",
+        );
+        return Number(row?.deadlocks);
+      };
+      const before = await count();
       for (let i = 0; i < 8; i++) {
-        // Newest first, where statements of the service go by thread.
-        const lock = (order: string) =>
-          `select 1 from (select ctid as place from checkpoints order by checkpoint_id ${order} limit 400) as c
-           join checkpoints on checkpoints.ctid = c.place for update of checkpoints`;
-        const steps = ["set deadlock_timeout = '5s'", lock("desc"), lock("")];
+        // A put has the one table when it asks for the other.
+        const steps = [
+          "set deadlock_timeout = '5s'",
+          "lock table checkpoints in share row exclusive mode",
+          "select pg_sleep(0.05)",
+          "lock table checkpoint_blobs in share row exclusive mode",
+        ];
         await hold(world.databaseUrl, steps, 50).catch(() => {
           refused++;
         });
       }
-      return `${refused} lost by the other side`;
+      // Postgres counts with some delay.
+      await sleep(1_000);
+      return `${(await count()) - before} of the service's, ${refused} of the other side`;
     },
   },
   withSetting("serializable", "default_transaction_isolation = 'serializable'", 2_500),
