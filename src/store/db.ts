@@ -1,7 +1,7 @@
-import { CheckpointdError } from "../errors.js";
 import { parseDatabaseUrl } from "./address.js";
 import { type Connection, ConnectionError, type Result } from "./connection.js";
 import { createPool } from "./pool.js";
+import { createQueue, createTurns } from "./queue.js";
 import { checkSchemaName, quoteSchema } from "./schema_name.js";
 
 /** One row of a result, column by column, as Postgres sent it in text form; null for NULL. */
@@ -109,55 +109,7 @@ export function openDb(options: DbOptions): Db {
   const pool = createPool(parseDatabaseUrl(options.databaseUrl, options.prepare));
   const turns = createTurns(options.poolSize);
   const longTurns = createTurns(Math.max(1, Math.floor(options.poolSize / 4)));
-  let waiting = 0;
-
-  function takePlace(signal: Signal | undefined, giveUp: (reason: unknown) => void) {
-    const { queueLimit, queueTimeoutMs } = options;
-    if (waiting >= queueLimit) {
-      throw new CheckpointdError(
-        "resource_exhausted",
-        `too many calls are waiting for a database connection (limit ${queueLimit})`,
-        { reason: "QUEUE_FULL", limit: queueLimit },
-      );
-    }
-    waiting++;
-    const leave = () => {
-      waiting--;
-      clearTimeout(timer);
-      signal?.removeEventListener("abort", onAbort);
-    };
-    const onAbort = () => {
-      leave();
-      giveUp(signal?.reason);
-    };
-    const timer = setTimeout(() => {
-      leave();
-      giveUp(
-        new CheckpointdError(
-          "unavailable",
-          `no database connection became free within ${queueTimeoutMs} ms`,
-          { reason: "QUEUE_TIMEOUT", limit: queueTimeoutMs },
-        ),
-      );
-    }, queueTimeoutMs);
-    signal?.addEventListener("abort", onAbort);
-    return leave;
-  }
-
-  async function takeTurn({ take, waiting }: Turns, signal: Signal | undefined): Promise<void> {
-    if (take()) return;
-    await new Promise<void>((resolve, reject) => {
-      const start = () => {
-        leave();
-        resolve();
-      };
-      const leave = takePlace(signal, (reason) => {
-        waiting.splice(waiting.indexOf(start), 1);
-        reject(reason);
-      });
-      waiting.push(start);
-    });
-  }
+  const { takePlace, takeTurn, waiting } = createQueue(options);
 
   /** A connection and its turn, which end together with `giveBack`. */
   async function borrow(signal: Signal | undefined): Promise<Connection> {
@@ -232,12 +184,13 @@ export function openDb(options: DbOptions): Db {
 
   return {
     schema: quoteSchema(options.schema),
-    load: () => ({ running: turns.taken(), waiting }),
+    load: () => ({ running: turns.taken(), waiting: waiting() }),
     isFree: turns.isFree,
     hasIdle: () => turns.isFree() && pool.hasIdle(),
     takePlace,
     run,
     async runLong(text, parameters, signal) {
+      signal?.throwIfAborted();
       await takeTurn(longTurns, signal);
       try {
         return await run(text, parameters, signal);
@@ -272,37 +225,6 @@ export function openDb(options: DbOptions): Db {
       else turns.waiting.push(start);
     },
     close: pool.close,
-  };
-}
-
-/** A number of turns, and those who wait for one. */
-interface Turns {
-  /** Takes a turn if one is free. */
-  take(): boolean;
-  isFree(): boolean;
-  taken(): number;
-  /** Called one after the other with the turn that became free. */
-  waiting: (() => void)[];
-  release(): void;
-}
-
-function createTurns(most: number): Turns {
-  const waiting: (() => void)[] = [];
-  let taken = 0;
-  return {
-    waiting,
-    isFree: () => taken < most,
-    taken: () => taken,
-    take() {
-      if (taken >= most) return false;
-      taken++;
-      return true;
-    },
-    release() {
-      const next = waiting.shift();
-      if (next) next();
-      else taken--;
-    },
   };
 }
 
