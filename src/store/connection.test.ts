@@ -1,5 +1,6 @@
 /** What a pool does when its connections fail, at every message of the protocol. */
-import { mkdtemp, rm } from "node:fs/promises";
+import { execFileSync } from "node:child_process";
+import { chmod, chown, mkdtemp, rm, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -308,5 +309,53 @@ it("takes the first of several hosts that takes writes", { timeout: 60_000 }, as
     await standby.stop();
     await primary.stop();
     for (const folder of folders) await rm(folder, { recursive: true, force: true });
+  }
+});
+
+it("speaks TLS where the URL says so, and checks whom it speaks to", {
+  timeout: 60_000,
+}, async () => {
+  const folder = await mkdtemp(path.join(tmpdir(), "tls-"));
+  const dataDir = path.join(folder, "data");
+  const cluster = path.join(dataDir, "postgres");
+  const start = (settings: Record<string, string>) =>
+    startEmbedded({ dataDir, onProgress: () => {}, settings: { fsync: "off", ...settings } });
+  await (await start({})).stop();
+  const files = { key: path.join(cluster, "key.pem"), cert: path.join(cluster, "cert.pem") };
+  const request = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost";
+  const made = [...request.split(" "), "-keyout", files.key, "-out", files.cert];
+  execFileSync("openssl", made, { stdio: "ignore" });
+  const { uid, gid } = await stat(cluster);
+  for (const file of Object.values(files)) {
+    await chown(file, uid, gid);
+    await chmod(file, 0o600);
+  }
+  const postgres = await start({ ssl: "on", ssl_cert_file: "cert.pem", ssl_key_file: "key.pem" });
+  try {
+    const isEncrypted = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
+    for (const [mode, expected] of [
+      ["disable", "f"],
+      ["prefer", "t"],
+      ["require", "t"],
+    ]) {
+      const db = openPool(`${postgres.databaseUrl}?sslmode=${mode}`, { poolSize: 1 });
+      pools.push(db);
+      expect(String(await db.run(isEncrypted, []))).toBe(expected);
+      const sleeping = db.run("select $1::int from pg_sleep(60)", [1], AbortSignal.timeout(50));
+      await expect(sleeping).rejects.toThrow("timeout");
+      const ended = db.run("select pg_terminate_backend(pg_backend_pid())", []);
+      await expect(ended).rejects.toMatchObject({ code: "CONNECTION_LOST" });
+      expect(String(await db.run(isEncrypted, []))).toBe(expected);
+    }
+    const strict = openPool(`${postgres.databaseUrl}?sslmode=verify-full`);
+    pools.push(strict);
+    await expect(strict.run(isEncrypted, [])).rejects.toMatchObject({
+      code: "CONNECT_FAILED",
+      message: expect.stringContaining("self-signed certificate"),
+    });
+  } finally {
+    await Promise.all(pools.splice(0).map((db) => db.close(0)));
+    await postgres.stop();
+    await rm(folder, { recursive: true, force: true });
   }
 });

@@ -142,8 +142,9 @@ export class Connection {
       return connection;
     } catch (error) {
       connection.end(error as Error);
-      // Postgres said why, or we know better than a client that saw its socket close.
-      throw connection.ended && !isOfPostgres(error) ? connection.ended : error;
+      if (isOfPostgres(error) || (error as ConnectionError).code === "CONNECT_TIMEOUT") throw error;
+      const { cause = error } = error as Error;
+      throw failed(cause as Error);
     } finally {
       clearTimeout(timer);
     }
@@ -288,6 +289,8 @@ const lookAround =
 const lost = (message: string, cause?: Error) =>
   new ConnectionError("CONNECTION_LOST", message, cause && { cause });
 const dead = (message: string) => new ConnectionError("CONNECTION_DEAD", message);
+const failed = (cause: Error) =>
+  new ConnectionError("CONNECT_FAILED", `no connection to Postgres: ${cause.message}`, { cause });
 const timedOut = (message: string) => new ConnectionError("CONNECT_TIMEOUT", message);
 
 /** Connects, or rejects with a ConnectionError that tells Node's reason. */
@@ -301,11 +304,7 @@ function openSocket(address: Address, timeoutMs: number): Promise<Socket> {
     // It stays: an error between two owners must not end the process.
     socket.on("error", (error) => {
       clearTimeout(timer);
-      reject(
-        new ConnectionError("CONNECT_FAILED", `no connection to Postgres: ${error.message}`, {
-          cause: error,
-        }),
-      );
+      reject(failed(error));
     });
     socket.on("connect", () => {
       clearTimeout(timer);
