@@ -88,10 +88,10 @@ export async function runRound(world: World, plan: RoundPlan): Promise<RoundResu
   await sleep(1_500);
   const left = [...faults];
   while (left.length > 0) {
-    // One after the other, and now and then two at a time.
-    const together = left.splice(0, random(3) === 0 ? 2 : 1);
+    // One by one, and two or three at a time.
+    const together = left.splice(0, 1 + random(3));
     await Promise.all(together.map(inject));
-    await sleep(500 + random(1_000));
+    await sleep(300 + random(700));
   }
   await sleep(afterMs);
   const violations = await end(world, agents);
