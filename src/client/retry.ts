@@ -71,16 +71,17 @@ export function errorDetail(error: unknown): ErrorDetail | undefined {
  */
 export function isRetryable(error: unknown): boolean {
   if (!(error instanceof ConnectError)) return false;
+  // The service says so itself, also of a statement that took too long.
+  if (errorDetail(error)?.retryDelay !== undefined) return true;
   switch (error.code) {
     case Code.Unavailable:
     case Code.Aborted:
     // We did not cancel, so the stream was reset under us, as a server that goes away does.
     case Code.Canceled:
       return true;
-    case Code.ResourceExhausted: {
-      const detail = errorDetail(error);
-      return detail?.reason === "QUEUE_FULL" || detail?.retryDelay !== undefined;
-    }
+    case Code.ResourceExhausted:
+      // Of a server that gives no hint yet.
+      return errorDetail(error)?.reason === "QUEUE_FULL";
     default:
       return isBrokenConnection(error);
   }
