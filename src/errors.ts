@@ -35,6 +35,7 @@ export type ErrorReason =
   | "QUEUE_TIMEOUT"
   | "NOT_READY"
   | "DRAINING"
+  | "SERVER_STALLED"
   | "DATABASE_UNAVAILABLE"
   | "STARTING_UP"
   | "SHUTTING_DOWN"

@@ -138,6 +138,7 @@ export const retryDelayMs: Partial<Record<ErrorReason, number>> = {
   SHUTTING_DOWN: 100,
   POOLER: 250,
   QUEUE_FULL: 250,
+  SERVER_STALLED: 250,
   STATEMENT_CANCELLED: 250,
   DATABASE_UNAVAILABLE: 500,
   LOCK_TIMEOUT: 500,

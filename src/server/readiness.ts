@@ -169,10 +169,10 @@ export function startReadiness(
   };
 }
 
-/** A busy pool says nothing about the database. */
+/** A busy pool, or a process that stood still, says nothing about the database. */
 function isBusy(error: unknown): boolean {
   const reason = error instanceof CheckpointdError && error.detail?.reason;
-  return reason === "QUEUE_FULL" || reason === "QUEUE_TIMEOUT";
+  return reason === "QUEUE_FULL" || reason === "QUEUE_TIMEOUT" || reason === "SERVER_STALLED";
 }
 
 function explain(error: unknown): string {

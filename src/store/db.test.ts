@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { expect, it } from "vitest";
 import { createDatabase, openPool } from "../testing/postgres.js";
 
@@ -26,6 +27,28 @@ it("leaves room for short statements beside any number of long reads", async () 
   expect(db.load().waiting).toBeGreaterThan(0);
   await long;
   expect(db.load()).toEqual({ running: 0, waiting: 0 });
+  await db.close(1000);
+  await database.drop();
+});
+
+it("carries out nothing that it was asked for before it stood still", async () => {
+  const database = await createDatabase();
+  const db = openPool(database.url, { poolSize: 1 });
+  await db.run("create table marks ()", []);
+  const slow = db.run("select pg_sleep(0.3)", []);
+  // It waits for the connection when the process stops.
+  const waiting = db.run("insert into marks default values", []);
+  await sleep(50);
+  const until = performance.now() + 2_500;
+  while (performance.now() < until);
+  const asked = db.run("insert into marks default values", []);
+  asked.catch(() => {});
+  const refusal = { code: "unavailable", detail: { reason: "SERVER_STALLED" } };
+  await expect(waiting).rejects.toMatchObject(refusal);
+  await expect(asked).rejects.toMatchObject(refusal);
+  await slow;
+  const ask = () => db.run("select count(*) from marks", []).then(String, () => "");
+  await expect.poll(ask, { timeout: 10_000 }).toBe("0");
   await db.close(1000);
   await database.drop();
 });

@@ -3,6 +3,7 @@ import { type Connection, ConnectionError, type Result } from "./connection.js";
 import { createPool } from "./pool.js";
 import { createQueue, createTurns } from "./queue.js";
 import { checkSchemaName, quoteSchema } from "./schema_name.js";
+import { startStallWatch } from "./stall.js";
 
 /** One row of a result, column by column, as Postgres sent it in text form; null for NULL. */
 export type Row = readonly (Buffer | null)[];
@@ -110,6 +111,7 @@ export function openDb(options: DbOptions): Db {
   const turns = createTurns(options.poolSize);
   const longTurns = createTurns(Math.max(1, Math.floor(options.poolSize / 4)));
   const { takePlace, takeTurn, waiting } = createQueue(options);
+  const stall = startStallWatch();
 
   /** A connection and its turn, which end together with `giveBack`. */
   async function borrow(signal: Signal | undefined): Promise<Connection> {
@@ -160,6 +162,7 @@ export function openDb(options: DbOptions): Db {
     parameters: readonly Parameter[],
     signal: Signal | undefined,
   ): Promise<Result> {
+    stall.check();
     try {
       return await connection.send(text, parameters, signal);
     } catch (error) {
@@ -224,7 +227,10 @@ export function openDb(options: DbOptions): Db {
       if (turns.take()) start();
       else turns.waiting.push(start);
     },
-    close: pool.close,
+    async close(timeoutMs) {
+      await pool.close(timeoutMs);
+      stall.stop();
+    },
   };
 }
 

@@ -272,6 +272,8 @@ export type ErrorDetail = Message<"checkpointd.v1.ErrorDetail"> & {
    * - QUEUE_TIMEOUT (UNAVAILABLE): none became free in time.
    * - NOT_READY (UNAVAILABLE): the server has not been able to use its database yet.
    * - DRAINING (UNAVAILABLE): this server is shutting down; another one may answer.
+   * - SERVER_STALLED (UNAVAILABLE): this server stood still for seconds, and does not carry out what
+   *   was asked before: its client may have been served elsewhere meanwhile.
    *
    * The database cannot be used (UNAVAILABLE), until it passes or an operator acts:
    * - DATABASE_UNAVAILABLE: it cannot be reached, or the connection ended before it had answered.
