@@ -16,6 +16,8 @@ export interface Scene {
 /** One way in which things go wrong. */
 export interface Fault {
   name: string;
+  /** What it needs for itself: of two faults that hurt the same processes one waits. */
+  hurts?: "servers" | "Postgres";
   /** Tells what it did, where the name does not. */
   inject: (scene: Scene) => Promise<string | undefined>;
 }
@@ -161,6 +163,7 @@ const pick = <T>({ random }: Scene, from: readonly T[]) =>
 const processes: Fault[] = [
   {
     name: "server killed",
+    hurts: "servers",
     async inject(scene) {
       const { world } = scene;
       await world.restartServer(pick(scene, world.servers), "SIGKILL", between(scene, 0, 2_500));
@@ -169,6 +172,7 @@ const processes: Fault[] = [
   },
   {
     name: "servers restarted in turn",
+    hurts: "servers",
     async inject({ world }) {
       for (const server of world.servers) await world.restartServer(server, "SIGTERM", 100);
       return undefined;
@@ -176,6 +180,7 @@ const processes: Fault[] = [
   },
   {
     name: "server frozen",
+    hurts: "servers",
     async inject(scene) {
       const { child } = pick(scene, scene.world.servers);
       const ms = between(scene, 500, 7_000);
@@ -195,6 +200,7 @@ const processes: Fault[] = [
   },
   {
     name: "Postgres killed",
+    hurts: "Postgres",
     async inject(scene) {
       await scene.world.restartPostgres(between(scene, 0, 2_000));
       return undefined;
@@ -202,6 +208,7 @@ const processes: Fault[] = [
   },
   {
     name: "Postgres frozen",
+    hurts: "Postgres",
     async inject(scene) {
       const pids = scene.world.postgresPids();
       const ms = between(scene, 500, 6_000);
@@ -213,6 +220,7 @@ const processes: Fault[] = [
   },
   {
     name: "a backend killed",
+    hurts: "Postgres",
     async inject(scene) {
       // Postgres then ends all others and recovers.
       const rows = await scene.world.sql<{ pid: number }>(`select pid ${backends} limit 1`);
@@ -240,6 +248,7 @@ async function repeatedly(scene: Scene, text: string, ms: number): Promise<numbe
 function withSetting(name: string, setting: string, ms: number): Fault {
   return {
     name,
+    hurts: "Postgres",
     async inject({ world }) {
       const end = `select pg_terminate_backend(pid) ${backends}`;
       await world.sql(`alter database postgres set ${setting}`);
@@ -256,6 +265,7 @@ function withSetting(name: string, setting: string, ms: number): Fault {
 const inTheDatabase: Fault[] = [
   {
     name: "backends terminated",
+    hurts: "Postgres",
     async inject(scene) {
       const ended = await repeatedly(scene, `select pg_terminate_backend(pid) ${backends}`, 2_500);
       return `${ended}`;
@@ -263,6 +273,7 @@ const inTheDatabase: Fault[] = [
   },
   {
     name: "statements cancelled",
+    hurts: "Postgres",
     async inject(scene) {
       const text = `select pg_cancel_backend(pid) ${backends} and state = 'active'`;
       return `${await repeatedly(scene, text, 2_500)}`;
@@ -270,6 +281,7 @@ const inTheDatabase: Fault[] = [
   },
   {
     name: "tables locked",
+    hurts: "Postgres",
     async inject(scene) {
       const table = pick(scene, ["checkpoints", "checkpoint_blobs", "checkpoint_writes"]);
       const mode = pick(scene, ["access exclusive", "share", "exclusive"]);
@@ -280,6 +292,7 @@ const inTheDatabase: Fault[] = [
   },
   {
     name: "deadlocks",
+    hurts: "Postgres",
     async inject(scene) {
       const { world } = scene;
       let refused = 0;

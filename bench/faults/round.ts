@@ -41,6 +41,8 @@ export interface RoundResult {
 }
 
 const timeoutMs = 30_000;
+/** Within which a fault ends. */
+const faultMs = 90_000;
 /** How long a fault is looked at after its end. */
 const afterMs = 2_000;
 const quietMs = 60_000;
@@ -80,21 +82,36 @@ export async function runRound(world: World, plan: RoundPlan): Promise<RoundResu
     },
   };
   const windows: { fault: Fault; note: string | undefined; from: number; to: number }[] = [];
+  const hung: Violation[] = [];
+  const last: Partial<Record<NonNullable<Fault["hurts"]>, Promise<void>>> = {};
   const inject = async (fault: Fault) => {
     const from = now();
-    const note = await fault.inject(scene).catch((error) => `failed: ${error.message}`);
+    const note = await Promise.race([
+      fault.inject(scene).catch((error) => `failed: ${error.message}`),
+      sleep(faultMs, "hung"),
+    ]);
+    if (note === "hung") {
+      const explanation = `the fault ${fault.name} did not end within ${faultMs} ms`;
+      hung.push({ rule: "deadlines", thread: "", ops: [], explanation });
+    }
     windows.push({ fault, note, from, to: now() });
+  };
+  const inTurn = (fault: Fault): Promise<void> => {
+    if (!fault.hurts) return inject(fault);
+    const done = (last[fault.hurts] ?? Promise.resolve()).then(() => inject(fault));
+    last[fault.hurts] = done;
+    return done;
   };
   await sleep(1_500);
   const left = [...faults];
   while (left.length > 0) {
     // One by one, and two or three at a time.
     const together = left.splice(0, 1 + random(3));
-    await Promise.all(together.map(inject));
+    await Promise.all(together.map(inTurn));
     await sleep(300 + random(700));
   }
   await sleep(afterMs);
-  const violations = await end(world, agents);
+  const violations = [...hung, ...(await end(world, agents))];
   const events = function* (): Generator<Event> {
     for (const file of files) yield* readEvents(file);
   };

@@ -93,6 +93,7 @@ function smallDisk(): Kind {
   let disk = "";
   const full: Fault = {
     name: "disk full",
+    hurts: "Postgres",
     async inject({ random }) {
       const filler = path.join(disk, "filler");
       const file = openSync(filler, "w");
@@ -186,21 +187,12 @@ function canMount(): boolean {
 }
 
 let standbys = 0;
-let failingOver: Promise<unknown> = Promise.resolve();
 
 /**
  * A standby that has all that was acknowledged takes over. The address leads to it; the one before
  * stays up for a while and refuses writes.
  */
-const failover: Fault = {
-  name: "failover",
-  inject(scene) {
-    // One after the other.
-    const done = failingOver.then(() => failOver(scene));
-    failingOver = done.catch(() => {});
-    return done;
-  },
-};
+const failover: Fault = { name: "failover", hurts: "Postgres", inject: failOver };
 
 async function failOver({ world, random }: Scene): Promise<string> {
   const { sql } = world;

@@ -8,6 +8,6 @@ import { describeCause } from "../server/call_log.js";
  */
 export function logUnhandled(log: Log): void {
   process.on("unhandledRejection", (error) => {
-    log.error({ error: describeCause(error) }, "an unhandled rejection");
+    log.error({ error: describeCause(Object(error)) }, "an unhandled rejection");
   });
 }

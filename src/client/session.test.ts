@@ -1,4 +1,5 @@
 /** ConnectSaver on sessions, and what breaks between it and the server. */
+import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { connect as connectHttp2, createServer } from "node:http2";
 import {
@@ -134,6 +135,36 @@ it("keeps a session beside which its agent was busy for long", { timeout: 60_000
   await slow;
   await saver.end();
   expect(relay.http1()).toBe(1);
+});
+
+it("takes a server for alive to which a large request is on its way for long", {
+  timeout: 60_000,
+}, async () => {
+  // 1 MB takes 10 s, most of which the system holds for us.
+  const relay = await startRelay(() => Number(edge.server.port), "lets them through", {
+    sentBytesPerMs: 100,
+  });
+  onTestFinished(() => relay.close());
+  const data = new Uint8Array(randomBytes(1_000_000));
+  for (const options of [{}, { session: false }]) {
+    const saver = ConnectSaver.fromUrl(relay.url, options);
+    await write(saver, "upload-0");
+    const checkpoint = {
+      v: 4,
+      id: "1",
+      ts: "",
+      channel_values: { data },
+      channel_versions: { data: 1 },
+      versions_seen: {},
+    };
+    const metadata = { source: "input" as const, step: -1, parents: {} };
+    const config = { configurable: { thread_id: "upload", checkpoint_ns: "" } };
+    const before = relay.http1() + relay.http2();
+    await saver.put(config, checkpoint, metadata, { data: 1 });
+    // Large requests have a session of their own.
+    expect(relay.http1() + relay.http2()).toBeLessThanOrEqual(before + 1);
+    await saver.end();
+  }
 });
 
 it("comes back to sessions soon after a proxy answered 502", { timeout: 60_000 }, async () => {
@@ -392,7 +423,9 @@ describe("lists", () => {
   });
 
   it("may take longer for a page than for a tuple, as long as it arrives", async () => {
-    const relay = await startRelay(() => Number(edge.server.port), "lets them through", 100);
+    const relay = await startRelay(() => Number(edge.server.port), "lets them through", {
+      answeredBytesPerMs: 100,
+    });
     onTestFinished(() => relay.close());
     const saver = ConnectSaver.fromUrl(relay.url, { timeoutMs: 1_000 });
     // The second page has 160 KB.

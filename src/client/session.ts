@@ -23,6 +23,8 @@ interface Pending {
   operation: Operation;
   timeoutMs: number;
   deadline: number;
+  /** What was sent with it and before. */
+  sentBytes: number;
   resolve: (answer: Answer) => void;
   reject: (error: Error) => void;
 }
@@ -33,6 +35,9 @@ interface Pending {
 const pingAfterMs = 2_000;
 const idlePingMs = 20_000;
 const pingTimeoutMs = 3_000;
+// A ping waits behind what was sent before it, most of which the system holds without telling how
+// far it is. The slowest network on which a server is not taken for dead meanwhile, in bytes a ms.
+const leastBytesPerMs = 100;
 const sweepMs = 50;
 // Within which a server that took the stream greets; longer, and something on the way holds
 // streams back until they end.
@@ -83,6 +88,9 @@ export class Session {
   #cancelLimit = () => {};
   #heardAt = performance.now();
   #pingedAt: number | undefined;
+  /** What operations brought so far, and of that what has arrived for sure: it was answered. */
+  #sentBytes = 0;
+  #arrivedBytes = 0;
   #idlePing: NodeJS.Timeout | undefined;
   readonly #maxRequestBytes: number;
 
@@ -124,7 +132,8 @@ export class Session {
       }
       const id = this.#nextId++;
       const deadline = performance.now() + timeoutMs;
-      const pending: Pending = { id, operation, timeoutMs, deadline, resolve, reject };
+      const sentBytes = 0;
+      const pending: Pending = { id, operation, timeoutMs, deadline, sentBytes, resolve, reject };
       if (signal) {
         const onAbort = () => {
           this.#giveUp(pending, signal.reason);
@@ -175,6 +184,8 @@ export class Session {
       this.#restIfIdle();
       return;
     }
+    this.#sentBytes += bytes;
+    pending.sentBytes = this.#sentBytes;
     this.#sent.set(id, pending);
     this.#write(chunks, bytes);
   }
@@ -273,6 +284,7 @@ export class Session {
       const pending = this.#sent.get(id);
       if (pending === undefined) return;
       this.#sent.delete(id);
+      this.#arrivedBytes = Math.max(this.#arrivedBytes, pending.sentBytes);
       if (result.case === "error") {
         const { code, message, detail } = result.value;
         const details = detail ? [{ desc: ErrorDetailSchema, value: detail }] : undefined;
@@ -341,7 +353,7 @@ export class Session {
       this.#pingedAt = undefined;
     } else if (this.#pingedAt === undefined) {
       this.#ping(now);
-    } else if (now - this.#pingedAt > pingTimeoutMs) {
+    } else if (now - this.#pingedAt > this.#pingTimeout()) {
       this.#endUnlessHeard(this.#pingedAt);
     }
   }
@@ -351,7 +363,11 @@ export class Session {
     if (this.#sweep !== undefined || this.#over !== undefined) return;
     const now = performance.now();
     this.#ping(now);
-    setTimeout(() => this.#endUnlessHeard(now), pingTimeoutMs).unref();
+    setTimeout(() => this.#endUnlessHeard(now), this.#pingTimeout()).unref();
+  }
+
+  #pingTimeout(): number {
+    return pingTimeoutMs + (this.#sentBytes - this.#arrivedBytes) / leastBytesPerMs;
   }
 
   #ping(now: number): void {

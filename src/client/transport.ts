@@ -65,9 +65,11 @@ export interface OpenTransport {
 
 // A peer that vanished without a word (a lost node, a dropped NAT entry) answers neither calls
 // nor pings. Without pings each call would wait out its deadline until TCP gives up after some
-// fifteen minutes; with them the session is replaced and the calls are retried, after 5 s.
+// fifteen minutes; with them the session is replaced and the calls are retried, after 12 s. Not
+// sooner, as on our own sessions: a ping waits behind an upload, which connect-node does not count as
+// a sign of life (1 MB at 125 kB/s takes 8 s).
 const PING_INTERVAL_MS = 2_000;
-const PING_TIMEOUT_MS = 3_000;
+const PING_TIMEOUT_MS = 10_000;
 
 // Node counts what a session has yet to send, and from 10 MB on refuses every new stream with
 // ENHANCE_YOUR_CALM: one upload that the service refused and did not read made the session

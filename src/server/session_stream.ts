@@ -207,7 +207,7 @@ function carry(
   const goOn = () => {
     if (ended && session?.inFlight() === 0) {
       process.nextTick(finish);
-    } else if (paused && !blocked && begun.inFlight() < sessions.options.maxInFlight / 2) {
+    } else if (paused && !blocked && begun.inFlight() <= sessions.options.maxInFlight) {
       paused = false;
       stream.resume();
     }

@@ -1,6 +1,7 @@
 import { connect as connectSocket, type Socket } from "node:net";
 import postgres from "postgres";
 import type { Parameter, Row, Signal } from "./db.js";
+import type { StallWatch } from "./stall.js";
 
 /** What a statement returned: its rows, and how many rows its command says it touched. */
 export type Result = Row[] & { command: string; count: number };
@@ -43,6 +44,7 @@ export class ConnectionError extends Error {
 
 /** A statement on its way. */
 interface Running {
+  bytes: number;
   /** By performance.now(). */
   since: number;
   fail: (error: Error) => void;
@@ -90,8 +92,18 @@ export class Connection {
     readonly address: Address,
     socket: Socket,
     options: ParsedOptions,
+    stall: Pick<StallWatch, "hasStoodStillSince">,
   ) {
     this.#socket = socket;
+    // postgres.js writes a statement some moments after it has it, and the first time in two steps.
+    // What it still has when the process stood still must not go out (see stall.ts). Below TLS this
+    // is not seen: Node encrypts past it.
+    const write = socket.write.bind(socket) as (...parameters: unknown[]) => boolean;
+    socket.write = (...parameters: unknown[]) => {
+      if (!stall.hasStoodStillSince(this.openedAt)) return write(...parameters);
+      this.end(lost("the server stood still, and with it the connection to Postgres"));
+      return false;
+    };
     this.#prepare = options.prepare;
     let used = false;
     this.#sql = postgres({
@@ -123,10 +135,11 @@ export class Connection {
     address: Address,
     options: ParsedOptions,
     timeoutMs: number,
+    stall: Pick<StallWatch, "hasStoodStillSince">,
   ): Promise<Connection> {
     const deadline = performance.now() + timeoutMs;
     const socket = await openSocket(address, timeoutMs);
-    const connection = new Connection(address, socket, options);
+    const connection = new Connection(address, socket, options, stall);
     const timer = setTimeout(
       () => connection.end(timedOut(`Postgres did not answer within ${timeoutMs} ms`)),
       Math.max(1, deadline - performance.now()),
@@ -155,9 +168,9 @@ export class Connection {
     return this.#running?.since;
   }
 
-  /** Whether a part of its statement has not left yet. */
-  get isSending(): boolean {
-    return this.#socket.writableLength > 0;
+  /** About how much the statement brings that runs. */
+  get sentBytes(): number {
+    return this.#running?.bytes ?? 0;
   }
 
   /** How much Postgres has sent on it. */
@@ -173,13 +186,17 @@ export class Connection {
    */
   send(text: string, parameters: readonly Parameter[], signal?: Signal): Promise<Result> {
     return new Promise((resolve, reject) => {
-      if (this.ended !== undefined) {
-        reject(this.ended);
+      if (this.ended !== undefined || signal?.aborted) {
+        reject(this.ended ?? signal?.reason);
         return;
       }
-      const query = this.#sql
-        .unsafe(text, parameters.map(toWire) as never, { prepare: this.#prepare })
-        .raw();
+      let bytes = 0;
+      const wired = parameters.map((parameter) => {
+        const each = toWire(parameter);
+        if (typeof each === "object" || typeof each === "string") bytes += each?.length ?? 0;
+        return each;
+      });
+      const query = this.#sql.unsafe(text, wired as never, { prepare: this.#prepare }).raw();
       let timer: NodeJS.Timeout | undefined;
       let abandonedAt = 0;
       const cancel = () => {
@@ -205,7 +222,7 @@ export class Connection {
         settle();
         reject(error);
       };
-      this.#running = { since: performance.now(), fail };
+      this.#running = { since: performance.now(), bytes, fail };
       signal?.addEventListener("abort", onAbort);
       query.then(
         (rows) => {

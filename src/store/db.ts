@@ -107,11 +107,12 @@ const conflictTries = 5;
  */
 export function openDb(options: DbOptions): Db {
   checkSchemaName(options.schema);
-  const pool = createPool(parseDatabaseUrl(options.databaseUrl, options.prepare));
+  const target = parseDatabaseUrl(options.databaseUrl, options.prepare);
+  const stall = startStallWatch();
+  const pool = createPool(target, stall);
   const turns = createTurns(options.poolSize);
   const longTurns = createTurns(Math.max(1, Math.floor(options.poolSize / 4)));
   const { takePlace, takeTurn, waiting } = createQueue(options);
-  const stall = startStallWatch();
 
   /** A connection and its turn, which end together with `giveBack`. */
   async function borrow(signal: Signal | undefined): Promise<Connection> {
@@ -166,8 +167,10 @@ export function openDb(options: DbOptions): Db {
     try {
       return await connection.send(text, parameters, signal);
     } catch (error) {
+      const { code } = error as { code?: string };
       // The server became a standby, or another one took over: look where the address leads now.
-      if ((error as { code?: string }).code === "25006") pool.renewAfter(connection);
+      // And what was cut without a word was hardly alone.
+      if (code === "25006" || code === "CONNECTION_DEAD") pool.renewAfter(connection);
       throw error;
     }
   }
@@ -177,13 +180,27 @@ export function openDb(options: DbOptions): Db {
     (text, parameters, signal) =>
       tryAgain(() => send(connection, text, parameters, signal), signal);
 
-  const run: Run = async (text, parameters, signal) => {
-    signal?.throwIfAborted();
-    const connection = await borrow(signal);
+  /** Runs a statement; `onEnd` is called when it has ended, which may be after its caller heard. */
+  async function runAlone(
+    text: string,
+    parameters: readonly Parameter[],
+    signal: Signal | undefined,
+    onEnd: () => void,
+  ): Promise<Result> {
+    let connection: Connection;
+    try {
+      connection = await borrow(signal);
+    } catch (error) {
+      onEnd();
+      throw error;
+    }
     // The caller is told at once; the connection is free when the statement has ended.
-    const rows = runOn(connection)(text, parameters, signal).finally(() => giveBack(connection));
+    const rows = runOn(connection)(text, parameters, signal).finally(() => {
+      giveBack(connection);
+      onEnd();
+    });
     return signal ? orAborted(rows, signal) : rows;
-  };
+  }
 
   return {
     schema: quoteSchema(options.schema),
@@ -191,15 +208,14 @@ export function openDb(options: DbOptions): Db {
     isFree: turns.isFree,
     hasIdle: () => turns.isFree() && pool.hasIdle(),
     takePlace,
-    run,
+    async run(text, parameters, signal) {
+      signal?.throwIfAborted();
+      return runAlone(text, parameters, signal, () => {});
+    },
     async runLong(text, parameters, signal) {
       signal?.throwIfAborted();
       await takeTurn(longTurns, signal);
-      try {
-        return await run(text, parameters, signal);
-      } finally {
-        longTurns.release();
-      }
+      return runAlone(text, parameters, signal, longTurns.release);
     },
     async transaction<T>(use: (run: Run) => Promise<T>, signal?: Signal) {
       signal?.throwIfAborted();
@@ -238,7 +254,7 @@ export function openDb(options: DbOptions): Db {
 async function transact<T>(connection: Connection, use: () => Promise<T>): Promise<T> {
   let result: T;
   try {
-    await connection.send("begin", []);
+    await connection.send("begin", [], AbortSignal.timeout(commitMs));
     result = await use();
   } catch (error) {
     await connection.send("rollback", [], AbortSignal.timeout(rollbackMs)).catch((reason) => {
@@ -255,7 +271,7 @@ async function transact<T>(connection: Connection, use: () => Promise<T>): Promi
   return result;
 }
 
-/** Within which a transaction has to be rolled back, and committed. */
+/** Within which a transaction has to be rolled back, and begun or committed. */
 const rollbackMs = 2_000;
 const commitMs = 30_000;
 

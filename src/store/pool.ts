@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Target } from "./address.js";
 import { Connection, ConnectionError } from "./connection.js";
+import type { StallWatch } from "./stall.js";
 
 /** The connections to one database. Who borrows one gives it back. */
 export interface Pool {
@@ -38,9 +39,11 @@ const quietMs = 5_000;
 /** Within which an answer has to arrive of which Postgres says that it was given. */
 const arrivalMs = 1_000;
 const watchMs = 1_000;
+/** The slowest way to Postgres on which a statement is not taken for lost. */
+const leastBytesPerMs = 250;
 
 /** Opens no connection yet. */
-export function createPool(target: Target): Pool {
+export function createPool(target: Target, stall: StallWatch): Pool {
   const { addresses, mustWrite, options } = target;
   const idle: Connection[] = [];
   const lent = new Set<Connection>();
@@ -76,7 +79,7 @@ export function createPool(target: Target): Pool {
       try {
         const address = addresses[at]!;
         const timeoutMs = addresses.length > 1 ? openOneOfManyMs : openMs;
-        const connection = await Connection.open(address, options, timeoutMs);
+        const connection = await Connection.open(address, options, timeoutMs, stall);
         if (mustWrite && connection.isReadOnly) {
           void connection.close();
           isReadOnly = true;
@@ -115,7 +118,10 @@ export function createPool(target: Target): Pool {
 
   async function tryAfterPause(): Promise<void> {
     await sleep(Math.max(0, failedAt + pauseMs - performance.now()), undefined, { ref: false });
-    if (!closing) idle.push(await open());
+    if (closing) return;
+    const connection = await open();
+    if (closing) void connection.close();
+    else idle.push(connection);
   }
 
   async function borrow(): Promise<Connection> {
@@ -166,8 +172,10 @@ export function createPool(target: Target): Pool {
   function lookForDead(): void {
     const now = performance.now();
     for (const connection of lent) {
-      const { runningSince = now, isPooled, lookedAt } = connection;
-      if (isPooled || now < runningSince + quietMs || now < lookedAt + quietMs) continue;
+      const { runningSince = now, sentBytes, isPooled, lookedAt } = connection;
+      // Postgres knows nothing of a statement until all of it is there.
+      const arrivedBy = runningSince + quietMs + sentBytes / leastBytesPerMs;
+      if (isPooled || now < arrivedBy || now < lookedAt + quietMs) continue;
       connection.lookedAt = now;
       // What cannot be asked tells nothing.
       void endIfDead(connection, runningSince).catch(() => {});
@@ -176,7 +184,7 @@ export function createPool(target: Target): Pool {
 
   async function endIfDead(connection: Connection, since: number): Promise<void> {
     const { bytesRead } = connection;
-    if (connection.isSending || (await isWorkingOn(connection))) return;
+    if (await isWorkingOn(connection)) return;
     await sleep(arrivalMs, undefined, { ref: false });
     const isSilent = () => connection.runningSince === since && connection.bytesRead === bytesRead;
     if (!isSilent()) return;
@@ -187,8 +195,6 @@ export function createPool(target: Target): Pool {
     connection.end(
       new ConnectionError("CONNECTION_DEAD", "Postgres does not know of a statement it was sent"),
     );
-    // What happened to it has happened to those that rest beside it.
-    renewAfter(connection);
   }
 
   async function isWorkingOn(connection: Connection): Promise<boolean> {
@@ -209,7 +215,7 @@ export function createPool(target: Target): Pool {
   }
 
   async function askBeside({ address, server }: Connection, text: string) {
-    const asking = await Connection.open(address, options, openOneOfManyMs);
+    const asking = await Connection.open(address, options, openOneOfManyMs, stall);
     try {
       // The address may lead elsewhere by now, where the number is somebody else's.
       if (asking.server !== server) return [];

@@ -16,29 +16,32 @@ export interface StallWatch {
    * waits asks again.
    */
   check(): void;
+  /** Whether it did since then, by performance.now(). */
+  hasStoodStillSince(time: number): boolean;
   stop(): void;
 }
 
 /** Starts the watch, which keeps no process alive. */
 export function startStallWatch(): StallWatch {
   let tickedAt = performance.now();
-  let untilSettled = Number.NEGATIVE_INFINITY;
+  let stalledAt = Number.NEGATIVE_INFINITY;
   const timer = setInterval(() => {
     const now = performance.now();
-    if (now - tickedAt > stallMs) untilSettled = now + settleMs;
+    if (now - tickedAt > stallMs) stalledAt = now;
     tickedAt = now;
   }, tickMs).unref();
   return {
     check() {
       const now = performance.now();
       // Sockets are read before timers run, so the tick may still be to come.
-      if (now - tickedAt <= stallMs && now >= untilSettled) return;
+      if (now - tickedAt <= stallMs && now > stalledAt + settleMs) return;
       throw new CheckpointdError(
         "unavailable",
         "the server stood still for a while and does not know what still holds, try again",
         { reason: "SERVER_STALLED" },
       );
     },
+    hasStoodStillSince: (time) => stalledAt > time || performance.now() - tickedAt > stallMs,
     stop: () => clearInterval(timer),
   };
 }

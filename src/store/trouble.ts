@@ -34,6 +34,10 @@ const kinds: readonly [RegExp, string][] = [
     "the host of the database URL is not known: correct its name, or look at the resolver",
   ],
   [
+    /^CONNECT.*(TLS|SSL|certificate)/,
+    "the TLS connection to the database was not made: look at sslmode in the database URL and at the certificate",
+  ],
+  [
     /^(08|57P0|CONNECT|E(CONN|PIPE|TIMEDOUT|HOST|NET)|.*(timeout expired|terminated))/,
     "the database cannot be reached: see that it runs and that the host and port of the database URL are right",
   ],

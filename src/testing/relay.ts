@@ -28,13 +28,13 @@ export interface Relay {
 }
 
 /**
- * Starts a relay to a port of this machine, which is asked for with each connection. What the
- * server says comes `bytesPerMs` at a time if that is given.
+ * Starts a relay to a port of this machine, which is asked for with each connection. What clients
+ * send and what the server answers passes as slowly as the limits say.
  */
 export async function startRelay(
   port: () => number,
   toHttp1: ToHttp1 = "lets them through",
-  bytesPerMs?: number,
+  limits: { sentBytesPerMs?: number; answeredBytesPerMs?: number } = {},
 ): Promise<Relay> {
   const clients = new Map<Socket, Socket | undefined>();
   let http1 = 0;
@@ -51,9 +51,12 @@ export async function startRelay(
     client.on("data", (chunk: Buffer) => {
       sentBytes += chunk.length;
     });
-    client.pipe(server);
-    if (bytesPerMs) passSlowly(server, client, bytesPerMs).catch(() => client.destroy());
-    else server.pipe(client);
+    const pass = (from: Socket, to: Socket, bytesPerMs: number | undefined) => {
+      if (bytesPerMs) passSlowly(from, to, bytesPerMs).catch(() => client.destroy());
+      else from.pipe(to);
+    };
+    pass(client, server, limits.sentBytesPerMs);
+    pass(server, client, limits.answeredBytesPerMs);
   };
 
   const relay = createServer((client) => {
