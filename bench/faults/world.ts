@@ -189,9 +189,11 @@ export async function startWorld(plan: WorldPlan) {
     async restartServer(server: ServerProcess, signal: NodeJS.Signals, awayMs: number) {
       server.isMeantToEnd = true;
       const { child } = server;
-      const ended = new Promise((resolve) => child.once("exit", resolve));
-      child.kill(signal);
-      await ended;
+      if (child.exitCode === null && child.signalCode === null) {
+        const ended = new Promise((resolve) => child.once("exit", resolve));
+        child.kill(signal);
+        await ended;
+      }
       await sleep(awayMs);
       await start(server);
     },
