@@ -179,6 +179,32 @@ it("finds connections that were cut without a word, while new ones pass", {
   expect(String(await db.run("select 1", []))).toBe("1");
 });
 
+it("ends what Postgres keeps of a connection whose end was kept from it", {
+  timeout: 60_000,
+}, async () => {
+  const db = open({ poolSize: 1 });
+  await db.run("select 1", []);
+  // Half a statement has arrived, and holds a lock.
+  relay.decide = ({ from, type }) => (from === "client" && type === "B" ? "lose" : "pass");
+  const half = db.run(insert, [next++, []]);
+  await expect(half).rejects.toMatchObject({ code: "CONNECTION_DEAD" });
+  relay.decide = () => "pass";
+  // A whole one whose connection and cancel requests are lost.
+  const whole = db.run("select $1::int from pg_sleep(60)", [1], AbortSignal.timeout(300));
+  relay.decide = ({ type }) => (type === "cancel" ? "lose" : "pass");
+  await expect(whole).rejects.toThrow("timeout");
+  await expect.poll(() => db.run("select 1", []).then(String, () => "")).toBe("1");
+  const count = async () => {
+    const { rows } = await sql.query(
+      `select count(*)::int as n from pg_stat_activity
+       where application_name = 'checkpointd' and datname = current_database()
+         and state <> 'idle'`,
+    );
+    return rows[0].n;
+  };
+  await expect.poll(count, { timeout: 20_000 }).toBe(0);
+});
+
 it("leaves a statement alone that waits for long", { timeout: 60_000 }, async () => {
   const db = open();
   await db.run("select $1::int from pg_sleep(9)", [1]);

@@ -39,6 +39,8 @@ const quietMs = 5_000;
 /** Within which an answer has to arrive of which Postgres says that it was given. */
 const arrivalMs = 1_000;
 const watchMs = 1_000;
+const sweepMs = 500;
+const mostLeft = 100;
 /** The slowest way to Postgres on which a statement is not taken for lost. */
 const leastBytesPerMs = 250;
 
@@ -56,6 +58,9 @@ export function createPool(target: Target, stall: StallWatch): Pool {
   let pauseMs = 0;
   let attempt: Promise<void> | undefined;
   let renewedAt = Number.NEGATIVE_INFINITY;
+  /** Ended connections whose process in Postgres may not have. */
+  const left: Connection[] = [];
+  let sweep: NodeJS.Timeout | undefined;
   let closing = false;
   let onAllBack = () => {};
 
@@ -90,6 +95,7 @@ export function createPool(target: Target, stall: StallWatch): Pool {
         // what is written here.
         if (server !== "" && server !== connection.server) renew(connection.openedAt);
         server = connection.server;
+        if (left.length > 0) sweepLeft();
         connection.onEnd = forget;
         return connection;
       } catch (error) {
@@ -107,6 +113,10 @@ export function createPool(target: Target, stall: StallWatch): Pool {
     const { code } = connection.ended as Partial<ConnectionError>;
     if (connection.completed === 0 && code !== "CONNECTION_CLOSED") {
       noteFailure(connection.openedAt);
+    }
+    if (code !== "CONNECTION_CLOSED" && !connection.isPooled) {
+      left.push(connection);
+      sweepLeft();
     }
   }
 
@@ -190,7 +200,7 @@ export function createPool(target: Target, stall: StallWatch): Pool {
     if (!isSilent()) return;
     // The statement may still be on its way. It must not arrive after it was repeated elsewhere,
     // and after what was done then: a write would come back that was deleted.
-    await endBackend(connection);
+    await endBackends(connection, [connection.backendPid]);
     if (!isSilent()) return;
     connection.end(
       new ConnectionError("CONNECTION_DEAD", "Postgres does not know of a statement it was sent"),
@@ -200,18 +210,38 @@ export function createPool(target: Target, stall: StallWatch): Pool {
   async function isWorkingOn(connection: Connection): Promise<boolean> {
     const [row] = await askBeside(
       connection,
-      `select state from pg_stat_activity where pid = ${connection.backendPid}`,
+      `select state like 'idle%' or wait_event is not distinct from 'ClientRead'
+       from pg_stat_activity where pid = ${connection.backendPid}`,
     );
-    return row !== undefined && !String(row[0]).startsWith("idle");
+    return row !== undefined && String(row[0]) !== "t";
   }
 
-  /** Ends the process of Postgres that serves it, if it is still that one and rests. */
-  function endBackend(connection: Connection) {
+  /** Ends processes of the Postgres that the connection leads to. */
+  function endBackends(connection: Connection, pids: readonly number[]) {
     return askBeside(
       connection,
       `select pg_terminate_backend(pid) from pg_stat_activity
-       where pid = ${connection.backendPid} and state like 'idle%'`,
+       where pid in (${pids.join()}) and application_name = 'checkpointd'`,
     );
+  }
+
+  /**
+   * Postgres may not know that a connection has ended, whose end a firewall or a proxy kept from
+   * it. Half a statement holds its locks then, behind which a migration waits for hours and behind
+   * that everybody; and a whole one may be carried out late.
+   */
+  function sweepLeft(): void {
+    sweep ??= setTimeout(() => {
+      sweep = undefined;
+      const gone = left.splice(0);
+      const last = gone.at(-1);
+      if (closing || last === undefined) return;
+      // Of a Postgres that has ended since, they have ended too.
+      const pids = gone.filter(({ server: of }) => of === last.server);
+      // What cannot be asked now is when a connection is opened again.
+      const numbers = pids.map(({ backendPid }) => backendPid);
+      endBackends(last, numbers).catch(() => left.push(...pids.slice(-mostLeft)));
+    }, sweepMs).unref();
   }
 
   async function askBeside({ address, server }: Connection, text: string) {
@@ -234,6 +264,7 @@ export function createPool(target: Target, stall: StallWatch): Pool {
     async close(timeoutMs) {
       closing = true;
       clearInterval(watch);
+      clearTimeout(sweep);
       const closed = [...idle].map((connection) => connection.close());
       if (lent.size > 0) {
         const allBack = new Promise<void>((resolve) => {
