@@ -83,7 +83,7 @@ async function call<Result>(
   } catch (error) {
     const { code, rawMessage } = error as { code?: number; rawMessage?: string };
     const reason = client.errorDetail(error)?.reason;
-    const word = code === 3 ? "invalid_argument" : String(code ?? rawMessage ?? error);
+    const word = code === undefined ? String(rawMessage ?? error) : String(client.Code[code]);
     answer({ outcome: "failed", code: word, ...(reason ? { reason } : {}) });
     if (code === undefined) process.stderr.write(`${agent}: ${(error as Error).stack}\n`);
     return { ok: false, error };

@@ -127,7 +127,7 @@ export async function runRound(world: World, plan: RoundPlan): Promise<RoundResu
     if (!ok) failures[what] = (failures[what] ?? 0) + 1;
   }
   answers.sort((a, b) => a.at - b.at);
-  if (violations.length === 0) for (const file of files) rmSync(file);
+  if (violations.length === 0) for (const file of files) rmSync(file, { force: true });
   await world.sql("truncate checkpoints, checkpoint_blobs, checkpoint_writes, checkpointd_claims");
   return {
     number,
