@@ -132,8 +132,15 @@ export class Session {
       }
       const id = this.#nextId++;
       const deadline = performance.now() + timeoutMs;
-      const sentBytes = 0;
-      const pending: Pending = { id, operation, timeoutMs, deadline, sentBytes, resolve, reject };
+      const pending: Pending = {
+        id,
+        operation,
+        timeoutMs,
+        deadline,
+        sentBytes: 0,
+        resolve,
+        reject,
+      };
       if (signal) {
         const onAbort = () => {
           this.#giveUp(pending, signal.reason);

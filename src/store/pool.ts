@@ -109,12 +109,10 @@ export function createPool(target: Target, stall: StallWatch): Pool {
   function forget(connection: Connection): void {
     const at = idle.indexOf(connection);
     if (at >= 0) idle.splice(at, 1);
+    if ((connection.ended as Partial<ConnectionError>).code === "CONNECTION_CLOSED") return;
     // One that ends before it carried anything is no better than one that cannot be opened.
-    const { code } = connection.ended as Partial<ConnectionError>;
-    if (connection.completed === 0 && code !== "CONNECTION_CLOSED") {
-      noteFailure(connection.openedAt);
-    }
-    if (code !== "CONNECTION_CLOSED" && !connection.isPooled) {
+    if (connection.completed === 0) noteFailure(connection.openedAt);
+    if (!connection.isPooled) {
       left.push(connection);
       sweepLeft();
     }
