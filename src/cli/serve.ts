@@ -4,8 +4,9 @@ import { readConfig, UsageError } from "../config.js";
 import { createLog, type Log } from "../log.js";
 import { type Server, startServer } from "../server/main.js";
 import { type Embedded, startEmbedded } from "../store/embedded.js";
+import { isWorker, stopSignal as stop } from "./stop_signal.js";
 import { logUnhandled } from "./unhandled.js";
-import { aborted, isWorker, runWorker, startWorkers, type Workers } from "./workers.js";
+import { aborted, runWorker, startWorkers, type Workers } from "./workers.js";
 
 /** The settings `checkpointd serve` takes. */
 export const serveSettings = [
@@ -35,8 +36,8 @@ export const serveSettings = [
 /**
  * Serves until SIGTERM or SIGINT, then drains and exits 0, also when it had not started yet:
  * within the drain timeout and some seconds, and what the embedded Postgres takes. Another signal
- * half a second later or more exits at once with 1. Without a database URL an embedded Postgres is started first and
- * stopped last. With more than one worker this process only keeps them.
+ * half a second later or more exits at once with 1. Without a database URL an embedded Postgres is
+ * started first and stopped last. With more than one worker this process only keeps them.
  */
 export async function runServe(args: string[]): Promise<number> {
   // V8 collects when a small part of the heap's size is new, and ours is small but for the
@@ -52,12 +53,12 @@ export async function runServe(args: string[]): Promise<number> {
     );
   }
   const log = createLog(config["log-level"]);
-  const stop = onStopSignal();
   logUnhandled(log);
   const drainMs = config["drain-timeout"];
   let embedded: Embedded | undefined;
   let server: (Server & Partial<Workers>) | undefined;
   try {
+    stop.throwIfAborted();
     if (config["database-url"] === undefined) {
       embedded = await startEmbedded({
         dataDir: config["data-dir"],
@@ -118,20 +119,4 @@ async function drainWithin(server: Server, ms: number, log: Log): Promise<void> 
     log.error({ ms }, "the drain did not end in time: ending without it");
   }
   late.abort();
-}
-
-/** Aborts at the first SIGTERM or SIGINT; a later one ends the process. */
-function onStopSignal(): AbortSignal {
-  const stopping = new AbortController();
-  let first: number | undefined;
-  for (const name of ["SIGTERM", "SIGINT"] as const) {
-    process.on(name, () => {
-      const now = performance.now();
-      first ??= now;
-      // Under `npm start` one Ctrl-C arrives twice: from the terminal and passed on by npm.
-      if (now - first > 500) process.exit(1);
-      stopping.abort(new Error(`stopped by ${name}`));
-    });
-  }
-  return stopping.signal;
 }

@@ -65,7 +65,7 @@ const until = (text: string) => async (printed: () => string) => {
   while (!printed().includes(text)) await sleep(10);
 };
 
-/** Before Node has loaded our code the signal ends the process, which has begun nothing. */
+/** Before Node runs any of our code the signal ends the process, which has begun nothing. */
 function expectClean({ code, signal, stderr, stdout, ms }: Awaited<ReturnType<typeof signalled>>) {
   expect(ms).toBeLessThan(boundMs);
   if (signal !== null) expect({ stdout, stderr }).toEqual({ stdout: "", stderr: "" });
@@ -73,6 +73,36 @@ function expectClean({ code, signal, stderr, stdout, ms }: Awaited<ReturnType<ty
     expect({ code, stderr: stderr.replaceAll(/^\{.*\}\n/gm, "") }).toEqual({ code: 0, stderr: "" });
   expect(stderr).not.toContain('"level":"error"');
 }
+
+describe("a start that still loads its modules", () => {
+  // Loads what `serve` is made of slowly, and says when it does.
+  const hooks = `export async function load(url, context, next) {
+    if (url.endsWith("/cli/serve.js")) {
+      process.stdout.write("loading\\n");
+      await new Promise((resolve) => setTimeout(resolve, 300));
+    }
+    return next(url, context);
+  }`;
+  const dataUrl = (code: string) => `data:text/javascript,${encodeURIComponent(code)}`;
+  const register = `import { register } from "node:module"; register("${dataUrl(hooks)}");`;
+
+  it.each(["SIGTERM", "SIGINT"] as const)("ends with 0 at %s", async (signal) => {
+    const running = spawnCommand(
+      ["serve", "--port", "0"],
+      { NODE_OPTIONS: `--import=${dataUrl(register)}` },
+      folder,
+    );
+    cleanups.push(() => running.child.kill("SIGKILL"));
+    await running.printed("loading");
+    expect(await running.stop(signal)).toEqual({
+      code: 0,
+      signal: null,
+      stdout: "loading\n",
+      stderr: "",
+    });
+    expect(await readdir(folder)).toEqual([]);
+  });
+});
 
 describe("a start with the embedded Postgres", () => {
   it.each([

@@ -6,6 +6,7 @@ import { listen } from "../server/http.js";
 import { type Server, type ServerOptions, startServer } from "../server/main.js";
 import { startReadiness } from "../server/readiness.js";
 import { openDb } from "../store/db.js";
+import { stopSignal, workerMark } from "./stop_signal.js";
 import { logUnhandled } from "./unhandled.js";
 
 /** Several processes that serve one port as if they were one server. */
@@ -31,11 +32,6 @@ const youngMs = 10_000;
 const failuresAllowed = 5;
 /** How much longer than the drain timeout a worker may take to end before it is killed. */
 const killAfterMs = 5_000;
-/** Tells a worker of ours from a `serve` that somebody else's cluster runs (pm2 does that). */
-const workerMark = "CHECKPOINTD_IS_WORKER";
-
-/** Whether this process is one that `startWorkers` started. */
-export const isWorker = cluster.isWorker && process.env[workerMark] !== undefined;
 
 /**
  * Starts `count` processes that run this command line again, share the port and each have an
@@ -174,11 +170,8 @@ export async function startWorkers(
 
 /** Serves as one of the workers until the primary says that it is over, then drains. */
 export async function runWorker(): Promise<number> {
-  // A terminal sends SIGINT to every process of the service, and the primary tells us. SIGTERM
-  // may be meant for this worker alone: it drains, and the primary starts another.
-  process.on("SIGINT", () => {});
-  const terminated = new Promise((resolve) => process.on("SIGTERM", resolve));
-  const stop = Promise.race([terminated, ordered("drain")]).then(() => undefined);
+  // At a SIGTERM for this worker alone it drains, and the primary starts another.
+  const stop = Promise.race([aborted(stopSignal), ordered("drain")]).then(() => undefined);
   const start = ordered("start");
   const migrated = ordered("migrated").then(() => {});
   try {

@@ -80,6 +80,9 @@ interface Connection {
   retiring: boolean;
 }
 
+/** Within which a client finishes a request that is answered. */
+const partingMs = 5_000;
+
 /** What every HTTP/2 connection begins with, as far as it tells it from HTTP/1.1. */
 const preface = Buffer.from("PRI * HTTP/2.0", "latin1");
 
@@ -159,7 +162,10 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     // streams (ENHANCE_YOUR_CALM) and, after a hundred of them, drops the connection.
     maxSessionMemory: Math.ceil(limits.unreadBytes / 1e6),
   });
-  http2Server.on("request", (request, response) => void answer(request, response));
+  http2Server.on("request", (request, response) => {
+    endWhenAnswered(request);
+    void answer(request, response);
+  });
 
   const server = net.createServer({
     noDelay: true,
@@ -287,6 +293,23 @@ function tellWriter(response: NodeResponse): void {
   const error = Object.assign(new Error("the client went away"), { code: "ECONNRESET" });
   // Later than the other listeners for "close", which abort the handler's signal.
   setImmediate(() => response.emit("error", error));
+}
+
+/**
+ * Ends a stream whose response is whole while the client never finishes its request, which Node
+ * keeps open: a drain would wait for a client that is frozen, and streams would pile up.
+ */
+function endWhenAnswered({ stream }: http2.Http2ServerRequest): void {
+  // Not the response's own event of that name, which comes when the stream is closed.
+  stream.on("finish", () => {
+    if (stream.readableEnded || stream.closed) return;
+    const end = () => {
+      stream.close();
+      stream.resume();
+    };
+    const timer = setTimeout(end, partingMs).unref();
+    stream.on("close", () => clearTimeout(timer));
+  });
 }
 
 function trackResponse(connection: Connection, response: http.ServerResponse): void {

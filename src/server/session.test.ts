@@ -1,4 +1,6 @@
 /** Sessions on the wire, written by hand. */
+import { once } from "node:events";
+import { connect as connectHttp2 } from "node:http2";
 import { setTimeout as sleep } from "node:timers/promises";
 import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { Code, createClient } from "@connectrpc/connect";
@@ -10,8 +12,9 @@ import {
   OpenSessionResponseSchema,
   SessionService,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
-import { createEnvelopeReader, endOfStream, envelope } from "../envelope.js";
+import { createEnvelopeReader, endOfStream, envelope, sessionPath } from "../envelope.js";
 import { block, untilBlocked } from "../testing/blocking.js";
+import { captureLog } from "../testing/captured_log.js";
 import { startEdge } from "../testing/edge.js";
 import { openOnHttp2, openUpgraded, type RawStream } from "../testing/raw_session.js";
 import { startTestServer } from "../testing/server.js";
@@ -144,6 +147,23 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
     session.half();
     expect(await session.end()).toEqual({});
     await drained;
+  });
+
+  it("is ended at a drain when its client is asked to go and stays", async () => {
+    const captured = captureLog();
+    const leaving = await startTestServer(edge.database.url, {
+      drainTimeoutMs: 60_000,
+      log: captured.log,
+    });
+    const session = openRaw(leaving.url);
+    await session.next();
+    session.send(get(1, "nobody"));
+    const drained = leaving.drain();
+    const cases = [(await session.next()).result.case, (await session.next()).result.case];
+    expect(cases.sort()).toEqual(["getTuple", "goodbye"]);
+    expect(await session.end()).toEqual({});
+    await drained;
+    expect(captured.lines({ level: 40 })).toEqual([]);
   });
 
   it("answers a wrong request with the same detail as a call, and goes on", async () => {
@@ -351,6 +371,23 @@ describe("over gRPC", () => {
       [2, "getTuple"],
       [3, "error"],
     ]);
+  });
+
+  it("are ended at a drain when their client is asked to go and stays", async () => {
+    const captured = captureLog();
+    const options = { drainTimeoutMs: 60_000, log: captured.log };
+    const leaving = await startTestServer(edge.database.url, options);
+    const http2 = connectHttp2(leaving.url);
+    onTestFinished(() => http2.destroy());
+    const headers = { ":method": "POST", ":path": sessionPath, "content-type": "application/grpc" };
+    const stream = http2.request({ ...headers, te: "trailers" });
+    const trailers = once(stream, "trailers");
+    const [welcome] = await once(stream, "data");
+    expect(welcome.length).toBeGreaterThan(5);
+    stream.resume();
+    await leaving.drain();
+    expect((await trailers)[0]).toMatchObject({ "grpc-status": "0" });
+    expect(captured.lines({ level: 40 })).toEqual([]);
   });
 });
 

@@ -43,8 +43,11 @@ export interface Session {
 /** All sessions of a server. */
 export interface Sessions {
   readonly options: SessionOptions;
-  /** Begins a session and greets the client. The log has each operation as `requestId/id`. */
-  begin(requestId: string, send: (response: Response) => void): Session;
+  /**
+   * Begins a session and greets the client. The log has each operation as `requestId/id`. `end` is
+   * to end the stream: the client was asked to go, has nothing under way, and yet stays.
+   */
+  begin(requestId: string, send: (response: Response) => void, end: () => void): Session;
   /** Asks every client to move, and those that come later at once. */
   sayGoodbye(): void;
   /** Gives up everything that runs, which is answered with the error. */
@@ -55,6 +58,11 @@ export interface Sessions {
 
 /** How often the deadlines of running operations are looked at. */
 const sweepMs = 50;
+/**
+ * Within which a client that was asked to go goes, when nothing of it is under way. One that stays
+ * is frozen or gone, and a drain would wait for it in vain.
+ */
+const leaveMs = 3_000;
 
 /** Keeps the sessions of a server; one timer watches the deadlines of all their operations. */
 export function createSessions(options: SessionOptions): Sessions {
@@ -74,8 +82,8 @@ export function createSessions(options: SessionOptions): Sessions {
 
   return {
     options,
-    begin(requestId, send) {
-      const session = new OpenSession(options, requestId, send, () => {
+    begin(requestId, send, end) {
+      const session = new OpenSession(options, requestId, send, end, () => {
         timer ??= setInterval(sweep, sweepMs);
       });
       open.add(session);
@@ -100,13 +108,15 @@ class OpenSession implements Session {
   readonly #running = new Map<number, Running>();
   // Spread, so that the clients of a server that was started do not all move at once.
   readonly #movesAt: number;
-  #goodbye = false;
+  /** Of the time that the client has for leaving; set with the goodbye. */
+  #leaving: NodeJS.Timeout | undefined;
   #closed = false;
 
   constructor(
     readonly options: SessionOptions,
     readonly requestId: string,
     readonly send: (response: Response) => void,
+    readonly end: () => void,
     readonly watchDeadlines: () => void,
   ) {
     this.#movesAt = performance.now() + options.maxAgeMs * (0.9 + 0.2 * Math.random());
@@ -137,14 +147,17 @@ class OpenSession implements Session {
   }
 
   sayGoodbye(): void {
-    if (this.#goodbye || this.#closed) return;
-    this.#goodbye = true;
+    if (this.#leaving || this.#closed) return;
+    this.#leaving = setInterval(() => {
+      if (this.#running.size === 0) this.end();
+    }, leaveMs).unref();
     this.send({ result: { case: "goodbye", value: {} } });
   }
 
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
+    clearInterval(this.#leaving);
     this.abort(new ConnectError("the client went away", Code.Canceled));
     this.onClose();
   }

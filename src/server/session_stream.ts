@@ -45,12 +45,19 @@ export function createSessionService(sessions: Sessions): ServiceImpl<typeof Ses
       let wakeReader = () => {};
       // The interceptor set it, and answers with it.
       const requestId = context.requestHeader.get(requestIdHeader) as string;
-      const session = sessions.begin(requestId, (response) => {
-        outbox.push(response);
-        wakeWriter();
-      });
-      let reading = true;
+      let over = false;
       let broken: unknown;
+      const session = sessions.begin(
+        requestId,
+        (response) => {
+          outbox.push(response);
+          wakeWriter();
+        },
+        () => {
+          over = true;
+          wakeWriter();
+        },
+      );
       const read = async () => {
         for await (const request of requests) {
           session.receive(request);
@@ -66,7 +73,7 @@ export function createSessionService(sessions: Sessions): ServiceImpl<typeof Ses
           broken = error;
         })
         .finally(() => {
-          reading = false;
+          over = true;
           wakeWriter();
         });
       context.signal.addEventListener("abort", () => {
@@ -81,7 +88,7 @@ export function createSessionService(sessions: Sessions): ServiceImpl<typeof Ses
             yield response;
           } else if (broken !== undefined) {
             throw broken;
-          } else if (!reading && session.inFlight() === 0) {
+          } else if (over && session.inFlight() === 0) {
             return;
           } else {
             await new Promise<void>((resolve) => {
@@ -217,7 +224,7 @@ function carry(
     stream.pause();
   };
 
-  const begun = sessions.begin(requestId, send);
+  const begun = sessions.begin(requestId, send, () => finish());
   session = begun;
   const read = createEnvelopeReader(
     maxMessageSize,

@@ -535,11 +535,12 @@ export const SessionService: GenService<{
    *
    * When the server wants the client to move (it drains, or the session has lasted its time)
    * it sends `goodbye`: operations sent before it arrived are still answered; the client opens
-   * another session for new ones and half-closes this one when its answers have come.
+   * another session for new ones and half-closes this one when its answers have come. From three
+   * seconds later on the server ends the call when nothing is without an answer.
    *
-   * The call ends with OK after the client half-closed and everything was answered, with
-   * UNAVAILABLE when the server stops, with INVALID_ARGUMENT when the client breaks the rules
-   * stated here, and with RESOURCE_EXHAUSTED at a message larger than the server takes.
+   * The call ends with OK after the client half-closed and everything was answered, or after a
+   * goodbye; with UNAVAILABLE when the server stops, with INVALID_ARGUMENT when the client breaks
+   * the rules stated here, and with RESOURCE_EXHAUSTED at a message larger than the server takes.
    * Operations without an answer may or may not have been carried out; all are idempotent, so
    * they can be repeated on another session, or as calls of CheckpointService, which tell each
    * one's own error.
