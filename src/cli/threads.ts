@@ -1,8 +1,9 @@
 import { parseArgs } from "node:util";
 import { ConnectError } from "@connectrpc/connect";
 import { Calls } from "../client/calls.js";
+import { openService } from "../client/service.js";
 import { Threads } from "../client/threads.js";
-import { openTransport } from "../client/transport.js";
+import { UrlTransport } from "../client/transport.js";
 import { UsageError } from "../config.js";
 import { runCopy, runPrune, runRemove } from "./threads_change.js";
 import { runHistory, runList, runShow } from "./threads_look.js";
@@ -125,15 +126,14 @@ export async function runThreads(args: string[]): Promise<number> {
   });
   const url = values.url ?? (process.env.CHECKPOINTD_URL || "http://127.0.0.1:8080");
   const headers = Object.fromEntries(((values.header as string[]) ?? []).map(toHeader));
-  let transport: ReturnType<typeof openTransport>;
+  let transport: UrlTransport;
   try {
-    transport = openTransport(url as string, {});
+    transport = new UrlTransport(url as string, {});
   } catch (error) {
     throw new UsageError(`--url: ${(error as Error).message}`);
   }
   // A person waits: two seconds of trying tell whether a server is there.
-  const calls = new Calls(transport.transport, {
-    headers,
+  const calls = new Calls(openService(transport, { headers, valueCacheBytes: 0 }), {
     timeoutMs: 60_000,
     retry: { attempts: 4 },
   });

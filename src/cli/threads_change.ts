@@ -24,7 +24,9 @@ export async function runRemove({ calls, threads, words, has }: ThreadsCommand):
   const what =
     words.length === 1 ? `thread ${JSON.stringify(words[0])}` : `${words.length} threads`;
   if (!(await confirm(`Delete ${what}?`, has("yes")))) return 1;
-  for (const threadId of words) await calls.unary("deleteThread", { threadId });
+  for (const threadId of words) {
+    await calls.call((service, context) => service.deleteThread({ threadId }, context));
+  }
   print(`Deleted ${what}.`);
   return 0;
 }

@@ -1,6 +1,8 @@
 /** `checkpointd threads ls`, `show` and `history`. */
+
 import type { CheckpointTuple, Value } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { ListView } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { readList } from "../client/list.js";
 import type { ListThreadsOptions, Thread } from "../client/threads.js";
 import {
   type Colour,
@@ -87,7 +89,9 @@ export async function runShow(command: ThreadsCommand): Promise<number> {
   const checkpointId = command.flag("checkpoint") ?? "";
   const [thread, { tuple }] = await Promise.all([
     command.threads.get(threadId, { counts: true }),
-    command.calls.unary("getTuple", { threadId, checkpointNs, checkpointId }),
+    command.calls.call((service, context) =>
+      service.getTuple({ threadId, checkpointNs, checkpointId }, context),
+    ),
   ]);
   if (!tuple) {
     throw new Error(
@@ -146,7 +150,7 @@ export async function runShow(command: ThreadsCommand): Promise<number> {
 export async function runHistory(command: ThreadsCommand): Promise<number> {
   const [threadId = ""] = command.words;
   const limit = readInteger(command, "limit", 0);
-  const tuples = command.calls.list({
+  const tuples = readList(command.calls, {
     threadId,
     checkpointNs: command.flag("ns") ?? "",
     view: ListView.METADATA,

@@ -16,6 +16,7 @@ import {
   CheckpointTupleSchema,
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { Calls } from "../client/calls.js";
+import { readList } from "../client/list.js";
 import { print, startProgress, toCount, toSize } from "./print.js";
 import type { ThreadsCommand } from "./threads.js";
 
@@ -25,7 +26,7 @@ const requestBytes = 16 * 1024 * 1024;
 export async function runExport({ calls, words, flag }: ThreadsCommand): Promise<number> {
   const [threadId = ""] = words;
   const file = flag("out");
-  const tuples = calls.list({ threadId });
+  const tuples = readList(calls, { threadId });
   // Before a file is made: a thread that does not exist leaves none.
   let next = await tuples.next();
   if (next.done) throw new Error(`no thread ${JSON.stringify(threadId)}`);
@@ -123,7 +124,7 @@ export async function runImport({ calls, threads, words, flag }: ThreadsCommand)
   } finally {
     progress.end();
     lines.close();
-    await calls.unary("deleteThread", { threadId: temporary });
+    await calls.call((service, context) => service.deleteThread({ threadId: temporary }, context));
   }
   print(`Imported ${toCount(stored, "checkpoint")} as ${JSON.stringify(target)}.`);
   return 0;
@@ -133,13 +134,14 @@ async function storeTuple(calls: Calls, threadId: string, tuple: CheckpointTuple
   const { checkpointNs = "", checkpointId = "" } = tuple.key ?? {};
   const name = { threadId, checkpointNs, checkpointId };
   for (const blobs of inRequests(tuple.blobs)) {
-    await calls.unary("put", {
+    const put = {
       ...name,
       parentCheckpointId: tuple.parentCheckpointId ?? "",
       checkpointJson: tuple.checkpointJson,
       metadataJson: tuple.metadataJson,
       blobs,
-    });
+    };
+    await calls.call((service, context) => service.put(put, context));
   }
   const tasks = new Map<string, CheckpointTuple["pendingWrites"]>();
   for (const write of tuple.pendingWrites) {
@@ -149,7 +151,7 @@ async function storeTuple(calls: Calls, threadId: string, tuple: CheckpointTuple
   for (const [task, writes] of tasks) {
     const [taskId, taskPath] = JSON.parse(task) as [string, string];
     for (const part of inRequests(writes)) {
-      await calls.unary("putWrites", {
+      const putWrites = {
         ...name,
         taskId,
         taskPath,
@@ -158,7 +160,8 @@ async function storeTuple(calls: Calls, threadId: string, tuple: CheckpointTuple
           channel,
           ...(value ? { value } : {}),
         })),
-      });
+      };
+      await calls.call((service, context) => service.putWrites(putWrites, context));
     }
   }
 }
