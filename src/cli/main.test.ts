@@ -35,6 +35,7 @@ describe("the command line", () => {
     [["serve", "--migrate=maybe"], {}, '--migrate must be true or false, not "maybe".'],
     [["serve", "--schema", "pg_x"], {}, "--schema must be a schema name"],
     [["serve", "--cors-origins", "example.com"], {}, "--cors-origins must be origins such as"],
+    [["serve", "--migrate=flase"], {}, 'true or false, not "flase". Did you mean false?'],
     [["serve", "--log-level=inf"], {}, 'debug, not "inf". Did you mean info?'],
     [
       ["serve", "--retention", "keep=2"],

@@ -215,7 +215,7 @@ export const settings = {
 
 /** What `checkpointd migrate` can be told. */
 export const migrateSettings = {
-  databaseUrl: settings.databaseUrl,
+  databaseUrl: { ...settings.databaseUrl, help: "the Postgres to use; it has to be given" },
   schema: settings.schema,
   dryRun: define({
     flag: "dry-run",

@@ -86,7 +86,7 @@ export const limit = define({
 export const ns = define({
   flag: "ns",
   kind: anyText,
-  fallback: "",
+  unset: "",
   help: "the namespace of a subgraph",
 });
 

@@ -104,7 +104,7 @@ export const showFlags = {
   checkpointId: define({
     flag: "checkpoint",
     kind: anyText,
-    fallback: "",
+    unset: "",
     help: "the checkpoint's id; the latest unless given",
   }),
   checkpointNs: ns,

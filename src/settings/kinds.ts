@@ -79,7 +79,8 @@ export const boolean: Kind<boolean> = {
   negated: "false",
   parse(value) {
     if (value === "true" || value === "false") return value === "true";
-    throw new Refusal(`must be true or false, not "${value}".`);
+    const hint = didYouMean(value, ["true", "false"]);
+    throw new Refusal(`must be true or false, not "${value}".${hint}`);
   },
 };
 
