@@ -17,10 +17,8 @@ export function didYouMean(
     .sort((a, b) => a.distance - b.distance);
   // A third of a word may be wrong, of a short one two letters, but never all of it.
   const allowed = Math.min(Math.max(2, word.length / 3), word.length - 1);
-  const meant =
-    nearest && nearest.distance <= allowed
-      ? nearest.name
-      : known.find((name) => word.length >= 3 && name.startsWith(word));
+  const longer = known.find((name) => word.length >= 3 && name.toLowerCase().startsWith(word));
+  const meant = longer ?? (nearest && nearest.distance <= allowed ? nearest.name : undefined);
   return meant === undefined ? otherwise : ` Did you mean ${prefix}${meant}?`;
 }
 
