@@ -3,13 +3,13 @@ import { readFlags, UsageError } from "../settings/flags.js";
 import { captureLog } from "../testing/captured_log.js";
 import { migrateSettings, type ServeValues, serverOptions, settings } from "./settings.js";
 
-/** Of a setting: its flag and variable, a value for it, one that is wrong, and what it is else. */
+/** Of a setting: its flag and variable, a value for it, wrong ones, and what it is else. */
 interface Example<Value> {
   flag: string;
   env: string;
   text: string;
   value: Value;
-  wrong: string;
+  wrong: [string, ...string[]];
   unset: Value;
 }
 
@@ -20,7 +20,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "DATABASE_URL",
     text: "postgres://u:p@h/x",
     value: "postgres://u:p@h/x",
-    wrong: "mysql://u:p@h/x",
+    wrong: ["mysql://secret@h/x", "postgres://u:secret%zz@h/x", ""],
     unset: undefined,
   },
   schema: {
@@ -28,7 +28,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_SCHEMA",
     text: "agents",
     value: "agents",
-    wrong: "pg_x",
+    wrong: ["pg_x", ""],
     unset: "public",
   },
   dataDir: {
@@ -36,7 +36,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_DATA_DIR",
     text: "/data",
     value: "/data",
-    wrong: "",
+    wrong: [""],
     unset: ".checkpointd",
   },
   host: {
@@ -44,7 +44,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_HOST",
     text: "::1",
     value: "::1",
-    wrong: "",
+    wrong: [""],
     unset: "127.0.0.1",
   },
   port: {
@@ -52,7 +52,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_PORT",
     text: "0",
     value: 0,
-    wrong: "65536",
+    wrong: ["-1", "65536"],
     unset: 8080,
   },
   workers: {
@@ -60,7 +60,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_WORKERS",
     text: "64",
     value: 64,
-    wrong: "0",
+    wrong: ["0", "65", "two"],
     unset: 1,
   },
   poolSize: {
@@ -68,7 +68,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_POOL_SIZE",
     text: "1000",
     value: 1000,
-    wrong: "1001",
+    wrong: ["0", "1001"],
     unset: 8,
   },
   queueLimit: {
@@ -76,7 +76,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_QUEUE_LIMIT",
     text: "0",
     value: 0,
-    wrong: "-1",
+    wrong: ["-1", "1000001"],
     unset: 5000,
   },
   queueTimeoutMs: {
@@ -84,7 +84,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_QUEUE_TIMEOUT",
     text: "1ms",
     value: 1,
-    wrong: "0ms",
+    wrong: ["0ms"],
     unset: 10_000,
   },
   prepare: {
@@ -92,7 +92,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_PREPARE",
     text: "false",
     value: false,
-    wrong: "no",
+    wrong: ["no", "flase"],
     unset: true,
   },
   migrate: {
@@ -100,7 +100,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_MIGRATE",
     text: "false",
     value: false,
-    wrong: "maybe",
+    wrong: ["maybe"],
     unset: true,
   },
   maxMessageSize: {
@@ -108,7 +108,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_MAX_MESSAGE_SIZE",
     text: "255MiB",
     value: 267_386_880,
-    wrong: "256MiB",
+    wrong: ["1023B", "256MiB", "1GB"],
     unset: 67_108_864,
   },
   compression: {
@@ -116,7 +116,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_COMPRESSION",
     text: "true",
     value: true,
-    wrong: "gzip",
+    wrong: ["gzip"],
     unset: false,
   },
   callTimeoutMs: {
@@ -124,7 +124,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_CALL_TIMEOUT",
     text: "1h",
     value: 3_600_000,
-    wrong: "61m",
+    wrong: ["0ms", "61m", "60"],
     unset: 60_000,
   },
   slowCallMs: {
@@ -132,7 +132,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_SLOW_CALL",
     text: "0",
     value: 0,
-    wrong: "1",
+    wrong: ["1", "61m", ""],
     unset: 1_000,
   },
   sessionAgeMs: {
@@ -140,7 +140,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_SESSION_AGE",
     text: "90s",
     value: 90_000,
-    wrong: "90",
+    wrong: ["90"],
     unset: 600_000,
   },
   drainTimeoutMs: {
@@ -148,7 +148,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_DRAIN_TIMEOUT",
     text: "2m",
     value: 120_000,
-    wrong: "2min",
+    wrong: ["2min"],
     unset: 30_000,
   },
   retention: {
@@ -156,7 +156,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_RETENTION",
     text: "keep_last=2",
     value: [{ text: "keep_last=2", keepLast: 2, metadata: undefined, olderThanMs: undefined }],
-    wrong: "keep_last=0",
+    wrong: ["keep_last=0", "keep_last=1,older_than=1"],
     unset: [],
   },
   retentionIntervalMs: {
@@ -164,7 +164,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_RETENTION_INTERVAL",
     text: "5m",
     value: 300_000,
-    wrong: "never",
+    wrong: ["never"],
     unset: 3_600_000,
   },
   corsOrigins: {
@@ -172,7 +172,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_CORS_ORIGINS",
     text: "https://a.example, http://localhost:1",
     value: ["https://a.example", "http://localhost:1"],
-    wrong: "example.com",
+    wrong: ["example.com", "https://a.example/"],
     unset: [],
   },
   logLevel: {
@@ -180,7 +180,7 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     env: "CHECKPOINTD_LOG_LEVEL",
     text: "debug",
     value: "debug",
-    wrong: "loud",
+    wrong: ["loud", ""],
     unset: "info",
   },
 };
@@ -192,7 +192,7 @@ const read = (args: string[], env: Record<string, string> = {}): ServeValues =>
 describe("a setting", () => {
   it.each(names)("%s is given by its flag, else its variable, else its default", (name) => {
     const { flag, env, text, value, wrong, unset } = examples[name];
-    expect(read([`${flag}=${text}`], { [env]: wrong })[name]).toEqual(value);
+    expect(read([`${flag}=${text}`], { [env]: wrong[0] })[name]).toEqual(value);
     if (settings[name].kind.alone === undefined) {
       expect(read([flag, text])[name]).toEqual(value);
     }
@@ -203,6 +203,7 @@ describe("a setting", () => {
 
   it.each(names)("%s refuses what is wrong by the name of where it stands", (name) => {
     const { flag, env, wrong } = examples[name];
+    const { kind } = settings[name];
     const refused = (args: string[], given: Record<string, string> = {}) => {
       try {
         read(args, given);
@@ -210,19 +211,20 @@ describe("a setting", () => {
         expect(error).toBeInstanceOf(UsageError);
         return (error as Error).message;
       }
-      throw new Error(`${wrong} was taken`);
+      throw new Error(`${args} ${JSON.stringify(given)} was taken`);
     };
-    // Of the rules of retention it says more than what all of them may be.
-    const allowed =
-      name === "retention" ? "is wrong in rule 1" : `must be ${settings[name].kind.allowed}`;
-    const sentence = refused([`${flag}=${wrong}`]);
-    expect(sentence).toContain(`${flag} ${allowed}`);
-    if (wrong !== "") expect(refused([], { [env]: wrong })).toBe(sentence.replace(flag, env));
-    if (name === "databaseUrl") expect(sentence).not.toContain("mysql");
-    else if (name !== "retention") expect(sentence).toContain(`not "${wrong}"`);
-    if (settings[name].kind.alone === undefined) {
-      expect(refused([flag])).toBe(`${flag} needs a value: ${settings[name].kind.allowed}.`);
-      expect(refused([flag, "--port"])).toContain(`${flag} needs a value`);
+    for (const text of wrong) {
+      const sentence = refused([`${flag}=${text}`]);
+      // Of the rules of retention it says more than what all of them may be.
+      const part = name === "retention" ? "is wrong in rule 1, " : `must be ${kind.allowed}`;
+      expect(sentence).toContain(`${flag} ${part}`);
+      expect(sentence.includes(`"${text}"`)).toBe(name !== "databaseUrl");
+      expect(sentence).not.toContain("secret");
+      if (text !== "") expect(refused([], { [env]: text })).toBe(sentence.replace(flag, env));
+    }
+    if (kind.alone === undefined) {
+      expect(refused([flag])).toBe(`${flag} needs a value: ${kind.allowed}.`);
+      expect(refused([flag, "--port"])).toBe(`${flag} needs a value: ${kind.allowed}.`);
     }
   });
 

@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { readFlags } from "../settings/flags.js";
 import { runCommand } from "../testing/serve.js";
 import { subcommands } from "./threads.js";
 import { connectionFlags } from "./threads_flags.js";
@@ -47,6 +48,17 @@ describe("the command line of threads", () => {
         expect(help).toContain(`  --${flag}  ${meaning}`);
       }
     }
+  });
+
+  it("gathers headers", () => {
+    const args = ["--header", "a: 1", "--header=Authorization: Bearer x:y", "--header", "a: 2"];
+    const { headers, url } = readFlags(connectionFlags, args, {}).values;
+    expect({ headers, url }).toEqual({
+      headers: { a: "2", Authorization: "Bearer x:y" },
+      url: "http://127.0.0.1:8080",
+    });
+    const secret = () => readFlags(connectionFlags, ["--header", "Bearer secret"], {});
+    expect(secret).toThrow('--header must be "name: value".');
   });
 
   it("takes what comes after -- as it is", async () => {
