@@ -2,6 +2,7 @@ import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_p
 import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import type { Log } from "../log.js";
 import { retryAfterHeader } from "../protocol/wire.js";
+import type { RetentionRule } from "../settings/retention_rules.js";
 import { type DbOptions, openDb } from "../store/db.js";
 import { createCalls } from "./call.js";
 import { createCallLog } from "./call_log.js";
@@ -12,7 +13,6 @@ import { startListener } from "./http.js";
 import { createOperations } from "./operations.js";
 import { startReadiness } from "./readiness.js";
 import { type Retention, startRetention } from "./retention.js";
-import type { RetentionRule } from "./retention_rules.js";
 import { createRpc } from "./rpc.js";
 import { createStreams } from "./streams.js";
 
