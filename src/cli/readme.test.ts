@@ -1,8 +1,9 @@
-import { execFile } from "node:child_process";
+/** README.md and docs/: every command is run as it stands, and what they name is there. */
+import { execFile, spawn } from "node:child_process";
 import { existsSync } from "node:fs";
-import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { delimiter, join } from "node:path";
+import { delimiter, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -13,91 +14,207 @@ import { settings } from "./settings.js";
 
 const run = promisify(execFile);
 const root = fileURLToPath(new URL("../..", import.meta.url));
-const readme = await readFile(`${root}README.md`, "utf8");
+const main = `${JSON.stringify(process.execPath)} ${JSON.stringify(join(root, "dist/src/cli/main.js"))}`;
 
-describe("the README", () => {
+interface Page {
+  name: string;
+  text: string;
+}
+
+/** A fenced block of a page. */
+interface Block {
+  page: string;
+  language: string;
+  text: string;
+  /** Why it is not run here; undefined: it is. */
+  notRun: string | undefined;
+}
+
+const toPage = async (name: string): Promise<Page> => ({
+  name,
+  text: await readFile(join(root, name), "utf8"),
+});
+const docs = (await readdir(join(root, "docs"))).sort().map((name) => `docs/${name}`);
+/** The pages with commands, in the order in which these are run: the first makes a thread. */
+const pages = await Promise.all(["README.md", ...docs].map(toPage));
+const maps = await Promise.all(
+  ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "src/testing/README.md"]
+    .filter((name) => existsSync(join(root, name)))
+    .map(toPage),
+);
+const readme = pages[0] as Page;
+const blocks = pages.flatMap(blocksOf);
+const commands = blocks.filter(({ language, notRun }) => language === "sh" && !notRun);
+const scripts = blocks.filter(({ language }) => language === "ts");
+
+/** What a script of the pages prints, by a word that is in no other. */
+const printed: [word: string, output: string][] = [
+  ["getStateHistory", "source: 'input'"],
+  ["connect-web", '"source": "input"'],
+  ["recoverThreads", "{ resumed: 0, failed: 0, lost: 0 }"],
+];
+
+describe("README and docs", () => {
   let database: TestDatabase;
+  /** Of each page one, at first without tables, for commands that have a database of their own. */
+  const own = new Map<string, TestDatabase>();
   let server: Server;
+  let folder: string;
   beforeAll(async () => {
     database = await createDatabase();
+    for (const { name } of pages) own.set(name, await createDatabase({ template: false }));
     server = await startTestServer(database.url);
+    folder = await mkdtemp(join(tmpdir(), "checkpointd-readme-"));
   });
   afterAll(async () => {
     await server?.drain();
+    for (const { drop } of own.values()) await drop();
     await database?.drop();
+    await rm(folder, { recursive: true });
   });
 
-  it("has the table of settings that the code has", () => {
+  it("have a README that is read in a minute", () => {
+    expect(readme.text.trimEnd().split("\n").length).toBeLessThanOrEqual(120);
+  });
+
+  it("have the table of settings that the code has", () => {
     const rows = Object.values(settings).map(({ flag, env, fallback, help }) => {
       const shown = fallback === undefined ? "" : `\`${fallback}\``;
       return `| \`--${flag}\` | \`${env}\` | ${shown} | ${help} |`;
     });
-    const table = /<!-- settings[^\n]*\n([\s\S]*?)<!-- \/settings -->/.exec(readme)?.[1];
+    const { text } = pages.find(({ name }) => name === "docs/operate.md") as Page;
+    const table = /<!-- settings[^\n]*\n([\s\S]*?)<!-- \/settings -->/.exec(text)?.[1];
     expect(table?.trim().split("\n").slice(2)).toEqual(rows);
   });
 
-  it("has an agent that works as it stands", async () => {
-    const [agent = ""] = block("ts");
-    expect(agent).toContain("ConnectSaver.fromUrl");
-    const { stdout } = await runScript(agent);
-    expect(stdout.trim().split("\n").length).toBeGreaterThan(1);
-    expect(stdout).toContain("source: 'input'");
+  it("say what to do at each reason of an error", async () => {
+    const source = await readFile(`${root}src/errors.ts`, "utf8");
+    const reasons = [...source.matchAll(/^ {2}\| "([A-Z_]+)"/gm)].map(([, reason]) => reason);
+    expect(reasons.length).toBeGreaterThan(30);
+    const { text } = pages.find(({ name }) => name === "docs/operate.md") as Page;
+    const table = text.slice(text.indexOf("| reason | code |"));
+    const told = [...table.matchAll(/^\| (`[A-Z_`, ]+`) \|/gm)].flatMap(([, cell = ""]) =>
+      cell.split(", ").map((reason) => reason.replaceAll("`", "")),
+    );
+    expect(told.sort()).toEqual(reasons.sort());
   });
 
-  it("has a browser client that works as it stands, also in Node", async () => {
-    const page = block("ts").find((text) => text.includes("connect-web")) ?? "";
-    const { stdout } = await runScript(page.replace("./gen/", `${root}dist/gen/`));
-    expect(stdout).toContain('"source": "input"');
+  it.each(scripts)("$page: a script works as it stands: $text", async ({ text }) => {
+    const [expected] = printed.filter(([word]) => text.includes(word));
+    expect(expected, "what the script prints is listed above").toBeDefined();
+    const { stdout } = await runScript(text.replace("./gen/", `${root}dist/gen/`));
+    expect(stdout).toContain(expected?.[1]);
   });
 
-  it("has a recovery worker that works as it stands", async () => {
-    const [, worker = ""] = block("ts").filter((text) => text.includes("ConnectSaver"));
-    expect(worker).toContain("recoverThreads");
-    const { stdout } = await runScript(worker);
-    expect(stdout).toContain("{ resumed: 0, failed: 0, lost: 0 }");
-  });
-
-  it("has commands of threads that work as they stand", async () => {
-    const [threads = ""] = block("sh").filter((text) => text.startsWith("checkpointd threads"));
-    const folder = await mkdtemp(join(tmpdir(), "checkpointd-readme-"));
-    const main = JSON.stringify(join(root, "dist/src/cli/main.js"));
-    for (const command of threads.split("\n")) {
-      const { stdout, stderr } = await run(
-        "bash",
-        ["-c", command.replace(/^checkpointd/, `${JSON.stringify(process.execPath)} ${main}`)],
-        { cwd: folder, env: { ...process.env, CHECKPOINTD_URL: server.url } },
-      );
-      expect(stderr, command).toBe("");
-      expect(stdout, command).not.toBe("");
+  it("have each of the scripts that are told to be there", () => {
+    for (const [word] of printed) {
+      expect(
+        scripts.filter(({ text }) => text.includes(word)),
+        word,
+      ).not.toEqual([]);
     }
-    await rm(folder, { recursive: true });
   });
 
-  it("has curl and grpcurl commands that work as they stand", async () => {
-    const [grpcurl = "", curl = ""] = block("sh").filter((text) => /^(grp)?curl /.test(text));
-    expect(grpcurl.split("\n")).toHaveLength(5);
-    for (const command of [...grpcurl.split("\n"), curl]) {
-      const { stdout } = await run("bash", ["-c", atTestServer(substitute(command))], {
-        cwd: root,
+  it("have a README with the commands of grpcurl and of threads", () => {
+    const first = commands.filter(({ page }) => page === "README.md").map(({ text }) => text);
+    expect(first.find((text) => text.startsWith("grpcurl"))?.split("\n")).toHaveLength(5);
+    expect(first.find((text) => text.startsWith("checkpointd threads"))).toBeDefined();
+  });
+
+  it.each(commands)("$page: commands work as they stand: $text", async ({ page, text }) => {
+    const databaseUrl = (own.get(page) as TestDatabase).url;
+    for (const command of text.split("\n")) {
+      if (/\bcheckpointd serve\b/.test(command)) {
+        await expectServed(command, databaseUrl);
+        continue;
+      }
+      const { stdout, stderr } = await run("bash", ["-c", toRun(command, databaseUrl)], {
+        cwd: command.includes("curl ") ? root : folder,
+        env: environment(databaseUrl),
         maxBuffer: 1e8,
       });
       expect(stdout, command).not.toBe("");
-      if (command.includes("readme")) expect(stdout).toMatch(/"threadId": ?"readme"/);
+      // What migrate has come to, step by step, is told there.
+      if (!command.includes("checkpointd migrate")) expect(stderr, command).toBe("");
+      if (command.includes("curl ") && command.includes("readme")) {
+        expect(stdout).toMatch(/"threadId": ?"readme"/);
+      }
     }
   });
 
-  it("names scripts and files that are there", async () => {
+  it("have these commands that are not run here, and say why", () => {
+    const list = blocks
+      .filter(({ notRun }) => notRun)
+      .map(({ page, text, notRun }) => `${page}: ${text.split("\n")[0]}: ${notRun}`);
+    expect(list).toEqual([
+      "README.md: npm ci && npm start: the tests start the same service on an embedded Postgres (src/cli/serve.test.ts)",
+      "README.md: DATABASE_URL=postgres://user:password@host:5432/database npm start: it is the command before with a setting that docs/operate.md runs",
+      "README.md: npm ci && npm test: it is what runs this test",
+      "README.md: npm pack --pack-destination /tmp: .ci/packages packs, installs and uses both packages",
+      "docs/operate.md: npm pack --workspace checkpointd-server --pack-destination /tmp: .ci/packages packs and installs the package; the second is an example's folder",
+    ]);
+  });
+
+  it("name scripts, files, pages and tests that are there", async () => {
     const { scripts } = JSON.parse(await readFile(`${root}package.json`, "utf8"));
-    for (const [, script = ""] of readme.matchAll(/npm run ([\w:]+)/g)) {
-      expect(Object.keys(scripts)).toContain(script);
+    const missing: string[] = [];
+    for (const { name, text } of [...pages, ...maps]) {
+      const lacks = (what: string) => missing.push(`${name}: ${what}`);
+      for (const [, script = ""] of text.matchAll(/npm run ([\w:]+)/g)) {
+        if (!(script in scripts)) lacks(script);
+      }
+      for (const [, file = ""] of text.matchAll(
+        /`((?:src|packages|proto|bench|docs|gen|migrations|examples|\.ci)\/[\w./-]*)`/g,
+      )) {
+        if (!existsSync(root + file)) lacks(file);
+      }
+      for (const [, link = "", anchor] of text.matchAll(/\]\(([\w./-]*)(?:#([\w-]+))?\)/g)) {
+        const file = link === "" ? join(root, name) : join(root, dirname(name), link);
+        if (!existsSync(file)) lacks(link);
+        else if (anchor && !(await anchorsOf(file)).includes(anchor)) lacks(`${link}#${anchor}`);
+      }
+      for (const [, file = "", test = ""] of text.matchAll(/`(src\/[\w./-]+)`: "([^"]+)"/g)) {
+        const source = existsSync(root + file) ? await readFile(root + file, "utf8") : "";
+        if (!source.includes(test)) lacks(`${file}: "${test}"`);
+      }
     }
-    for (const [, file = ""] of readme.matchAll(/`((?:src|packages|proto|\.ci)\/[\w./-]*)`/g)) {
-      expect(existsSync(root + file), file).toBe(true);
-    }
+    expect(missing).toEqual([]);
   });
 
   const atTestServer = (text: string) =>
     text.replaceAll("127.0.0.1:8080", `127.0.0.1:${server.port}`);
+
+  const environment = (databaseUrl: string) => ({
+    ...process.env,
+    CHECKPOINTD_URL: server.url,
+    CHECKPOINTD_PORT: "0",
+    DATABASE_URL: databaseUrl,
+  });
+
+  const toRun = (command: string, databaseUrl: string) =>
+    atTestServer(substitute(fetched(command)))
+      .replaceAll("postgres://user:password@host:5432/database", databaseUrl)
+      .replace(/\bcheckpointd (?=serve|migrate|threads)/, `${main} `);
+
+  /** Starts the service, and ends it when it is ready. */
+  async function expectServed(command: string, databaseUrl: string) {
+    const child = spawn("bash", ["-c", `exec env ${toRun(command, databaseUrl)}`], {
+      env: environment(databaseUrl),
+    });
+    let said = "";
+    const ended = new Promise((resolve) => child.on("exit", (code) => resolve(code)));
+    await new Promise<void>((resolve) => {
+      child.stderr.on("data", (chunk) => (said += chunk));
+      child.stdout.on("data", (chunk) => {
+        said += chunk;
+        if (said.includes("checkpointd is ready")) resolve();
+      });
+      void ended.then(() => resolve());
+    });
+    child.kill();
+    expect(await ended, said).toBe(0);
+    expect(said).toContain("checkpointd is ready");
+  }
 
   /** Runs a module that imports `checkpointd` by its name: this package's own. */
   async function runScript(text: string) {
@@ -111,11 +228,34 @@ describe("the README", () => {
   }
 });
 
-/** The fenced blocks of a language, in order. */
-function block(language: string): string[] {
-  return [...readme.matchAll(new RegExp(`^\`\`\`${language}\\n([\\s\\S]*?)\\n\`\`\`$`, "gm"))].map(
-    ([, text = ""]) => text,
+/** The fenced blocks of a page, also those that belong to a point of a list. */
+function blocksOf({ name, text }: Page): Block[] {
+  const fenced = /(?:<!-- not run: (.*) -->\n)?^( *)```(\w+)\n([\s\S]*?)\n *```$/gm;
+  return [...text.matchAll(fenced)].map(([, notRun, indent = "", language = "", body = ""]) => ({
+    page: name,
+    language,
+    text: body.replaceAll(new RegExp(`^${indent}`, "gm"), ""),
+    notRun,
+  }));
+}
+
+/** The anchors of a page's headings, as GitHub makes them. */
+async function anchorsOf(file: string): Promise<string[]> {
+  const text = await readFile(file, "utf8");
+  return [...text.matchAll(/^#+ (.*)$/gm)].map(([, heading = ""]) =>
+    heading
+      .toLowerCase()
+      .replaceAll(/[^\w -]/g, "")
+      .replaceAll(" ", "-"),
   );
+}
+
+/** Where curl is not installed, a plain GET is Node's. */
+function fetched(command: string): string {
+  const [, url] = /^curl -s (http\S+)$/.exec(command) ?? [];
+  const paths = (process.env.PATH ?? "").split(delimiter);
+  if (!url || paths.some((path) => existsSync(join(path, "curl")))) return command;
+  return `node -e 'fetch("${url}").then((answer) => answer.text()).then(console.log)'`;
 }
 
 /** Where grpcurl is not installed, buf's curl is asked the same over reflection. */

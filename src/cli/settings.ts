@@ -1,8 +1,8 @@
 /**
  * The settings of `checkpointd serve` and `migrate`, in one table: the flag, the variable, what the
  * value may be, its default, what it is for. A setting has the name of the option that it gives:
- * an option of ServerOptions, or one that `serve` itself takes. The README's table is checked
- * against this one.
+ * an option of ServerOptions, or one that `serve` itself takes. The table in
+ * docs/operate.md is checked against this one.
  */
 import type { LogLevel } from "../log.js";
 import type { ServerOptions } from "../server/main.js";

@@ -1,6 +1,6 @@
 /**
- * design.md 2.8 and 2.10 as an agent meets them, and the five operations in any order: what the
- * direct saver would list, we list.
+ * docs/langgraph-contract.md, 2.8 and 2.10, as an agent meets them, and the five operations in any
+ * order: what the direct saver would list, we list.
  */
 import { Annotation, END, MemorySaver, START, StateGraph } from "@langchain/langgraph";
 import {

@@ -86,7 +86,7 @@ test("a privilege that is missing is named", async () => {
     checkpoint_writes, checkpointd_claims to ${limited.role}`);
   await sql(`revoke delete on checkpoint_writes from ${limited.role}`);
   const { readiness, warned } = watch(limited.url);
-  await warned("lacks a privilege: grant it what the README's");
+  await warned("lacks a privilege: grant it what docs/operate.md names");
   expect(await warned("(no DELETE on checkpoint_writes)")).toMatchObject({
     error: { code: "42501" },
   });

@@ -1,6 +1,7 @@
 /**
- * design.md 2.4, 2.5 and 2.9: what GetTuple and List find, and in what order. On our own tables
- * and on tables that the JS saver made in a database whose collation is not that of bytes.
+ * docs/langgraph-contract.md, 2.4, 2.5 and 2.9: what GetTuple and List find, and in what order. On
+ * our own tables and on tables that the JS saver made in a database whose collation is not that of
+ * bytes.
  */
 import { randomBytes } from "node:crypto";
 import type { MessageInitShape } from "@bufbuild/protobuf";

@@ -1,4 +1,7 @@
-/** design.md 2.7 and 2.8: what is stored comes back exactly, and nothing poisons a thread. */
+/**
+ * docs/langgraph-contract.md, 2.7 and 2.8: what is stored comes back exactly, and nothing poisons a
+ * thread.
+ */
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { type Client, Code, ConnectError, createClient } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-node";

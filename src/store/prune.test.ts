@@ -160,8 +160,8 @@ describe("pruneThreads", () => {
       for (const scenario of [...scenarios, delta, delta, remembering, remembering]) {
         const threadId = `${i} ${scenario.name} ${random(1e9)}`;
         await live(scenario, make(), threadId, random);
-        // The direct saver's values of forks are lost before we come (design.md 2.10): what it
-        // reads is the same before and after all the same.
+        // The direct saver's values of forks are lost before we come (docs/langgraph-contract.md,
+        // 2.10): what it reads is the same before and after all the same.
         const graph = scenario.build(make());
         const tuples = await read(threadId);
         const before = await states(graph, threadId);

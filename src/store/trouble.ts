@@ -18,7 +18,7 @@ const kinds: readonly [RegExp, string][] = [
   ],
   [
     /^42501/,
-    "the role of the database URL lacks a privilege: grant it what the README's section on privileges names",
+    "the role of the database URL lacks a privilege: grant it what docs/operate.md names under Database privileges",
   ],
   [
     /^25006/,
