@@ -24,7 +24,7 @@ const put = "store/put.js";
 const putWrites = "store/put_writes.js";
 const putExtending = "store/put_extending.js";
 const read = "store/read.js";
-const claims = "store/claims.js";
+const leases = "store/leases.js";
 const db = "store/db.js";
 const session = "client/session.js";
 const calls = "client/calls.js";
@@ -153,13 +153,13 @@ export const bugs: Bug[] = [
   },
   {
     name: "a claim takes a thread that is held",
-    patches: [patch(claims, "where held.expires_at <= clock_timestamp()", "where true")],
+    patches: [patch(leases, "where held.expires_at <= clock_timestamp()", "where true")],
   },
   {
     name: "a lease that is lost is renewed",
     patches: [
       patch(
-        claims,
+        leases,
         'collate "C" and token = $2 and expires_at >',
         'collate "C" and $2::text is not null and expires_at >',
       ),
@@ -167,7 +167,7 @@ export const bugs: Bug[] = [
   },
   {
     name: "a release ends somebody else's lease",
-    patches: [patch(claims, " and held.token = ended.token", "")],
+    patches: [patch(leases, " and held.token = ended.token", "")],
   },
   {
     name: "a putWrites that is repeated is stored twice",

@@ -5,10 +5,10 @@ import {
   type ThreadService,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { channelHistory } from "../store/channel_history.js";
-import { claimThreads, releaseClaim, renewClaim } from "../store/claims.js";
 import { copyThread } from "../store/copy_thread.js";
 import type { Db } from "../store/db.js";
 import { deleteRuns } from "../store/delete_runs.js";
+import { claimThreads, releaseLease, renewLease } from "../store/leases.js";
 import { pruneThreads } from "../store/prune.js";
 import { getThread, listThreads } from "../store/threads.js";
 import { boundedSignal } from "./checkpoint_service.js";
@@ -55,7 +55,7 @@ export function createThreadService(
     },
     async claimThreads(request, context) {
       checkClaimThreads(request);
-      const claim = {
+      const wanted = {
         owner: request.owner,
         leaseMs: toMs(request.leaseDuration, defaultLeaseMs),
         graceMs: toMs(request.grace, defaultGraceMs),
@@ -63,17 +63,17 @@ export function createThreadService(
         filter: request.filter ?? create(ThreadFilterSchema),
         threadId: request.threadId,
       };
-      return { threads: await claimThreads(db, claim, bounded(context)) };
+      return { threads: await claimThreads(db, wanted, bounded(context)) };
     },
     async renewClaim(request, context) {
       checkRenewClaim(request);
       const { threadId, leaseToken, leaseDuration } = request;
       const leaseMs = toMs(leaseDuration, defaultLeaseMs);
-      return { expireTime: await renewClaim(db, threadId, leaseToken, leaseMs, bounded(context)) };
+      return { expireTime: await renewLease(db, threadId, leaseToken, leaseMs, bounded(context)) };
     },
     async releaseClaim(request, context) {
       checkReleaseClaim(request);
-      await releaseClaim(db, request.threadId, request.leaseToken, bounded(context));
+      await releaseLease(db, request.threadId, request.leaseToken, bounded(context));
       return {};
     },
     async *getChannelHistory(request, { signal }) {

@@ -92,7 +92,7 @@ async function* threadIds(
         after,
         examine: 500,
         limit: 500,
-        unclaimed: true,
+        unleased: true,
         ...(prune.without ? { without: prune.without } : {}),
       },
       signal,

@@ -1,10 +1,10 @@
 import type { ChannelBlob } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { PutRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { createBatch } from "./batch.js";
-import { heldLeases, leaseLost } from "./claims.js";
 import type { Result } from "./connection.js";
 import { type Db, expectCount, type Parameter, type Run, type Signal } from "./db.js";
 import { explainJson } from "./json.js";
+import { heldLeases, leaseLost } from "./leases.js";
 import {
   createSingleStatements,
   mostSingleValues,

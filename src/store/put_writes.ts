@@ -1,7 +1,7 @@
 import type { PutWritesRequest, Write } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { createBatch } from "./batch.js";
-import { heldLeases, leaseLost } from "./claims.js";
 import { type Db, expectCount, type Parameter, type Run, type Signal } from "./db.js";
+import { heldLeases, leaseLost } from "./leases.js";
 import {
   createSingleStatements,
   mostSingleValues,

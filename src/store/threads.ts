@@ -86,7 +86,7 @@ export interface ThreadPage {
   /** Threads returned at the most. */
   limit: number;
   /** Whether to leave out threads under a lease. */
-  unclaimed?: boolean;
+  unleased?: boolean;
   /** Metadata that a thread must not contain. */
   without?: readonly string[];
 }
@@ -164,7 +164,7 @@ function pageStatement(
   } else if (filter?.threadIdPrefix) {
     conditions.push(`starts_with(t.thread_id, ${bind(filter.threadIdPrefix)})`);
   }
-  if (page.unclaimed) {
+  if (page.unleased) {
     conditions.push(`not exists (
       select from ${schema}.checkpointd_claims l
       where l.thread_id = t.thread_id collate "C" and l.expires_at > clock_timestamp()

@@ -13,8 +13,8 @@ import { CheckpointdError } from "../errors.js";
 import type { Db, Signal } from "./db.js";
 import { micros, readNamedThreads, readThreads, toTimestamp } from "./threads.js";
 
-/** What a claim asks for. Durations in milliseconds. */
-export interface Claim {
+/** Which threads a worker wants leases on, and for how long. Durations in milliseconds. */
+export interface WantedLeases {
   owner: string;
   leaseMs: number;
   graceMs: number;
@@ -35,19 +35,19 @@ export interface Claim {
  */
 export async function claimThreads(
   db: Db,
-  claim: Claim,
+  wanted: WantedLeases,
   signal?: Signal,
 ): Promise<ClaimedThread[]> {
-  if (claim.threadId !== "") {
-    return takeLeases(db, claim, [claim.threadId], claim.filter.statuses, signal);
+  if (wanted.threadId !== "") {
+    return takeLeases(db, wanted, [wanted.threadId], wanted.filter.statuses, signal);
   }
-  const claimed: ClaimedThread[] = [];
+  const leased: ClaimedThread[] = [];
   const statuses =
-    claim.filter.statuses.length > 0 ? claim.filter.statuses : [ThreadStatus.PENDING];
+    wanted.filter.statuses.length > 0 ? wanted.filter.statuses : [ThreadStatus.PENDING];
   const filter = create(ThreadFilterSchema, {
-    ...claim.filter,
+    ...wanted.filter,
     statuses,
-    updatedBefore: earlier(claim.filter.updatedBefore, Date.now() - claim.graceMs),
+    updatedBefore: earlier(wanted.filter.updatedBefore, Date.now() - wanted.graceMs),
   });
   let after: Parameters<typeof readThreads>[1]["after"];
   do {
@@ -59,22 +59,22 @@ export async function claimThreads(
         withCounts: false,
         after,
         examine: 1_000,
-        limit: claim.limit - claimed.length,
-        unclaimed: true,
+        limit: wanted.limit - leased.length,
+        unleased: true,
       },
       signal,
     );
     const candidates = page.threads.map((thread) => thread.threadId);
-    claimed.push(...(await takeLeases(db, claim, candidates, statuses, signal)));
+    leased.push(...(await takeLeases(db, wanted, candidates, statuses, signal)));
     after = page.next;
-  } while (after && claimed.length < claim.limit);
-  return claimed;
+  } while (after && leased.length < wanted.limit);
+  return leased;
 }
 
 /** Of those named, leases on the ones that are free and stand as wanted. */
 async function takeLeases(
   db: Db,
-  claim: Claim,
+  wanted: WantedLeases,
   threadIds: readonly string[],
   statuses: readonly ThreadStatus[],
   signal: Signal | undefined,
@@ -82,8 +82,8 @@ async function takeLeases(
   if (threadIds.length === 0) return [];
   const tokens = threadIds.map(() => randomUUID());
   const rows = await db.run(
-    claimStatement(db.schema),
-    [threadIds, tokens, claim.owner, claim.leaseMs],
+    takeStatement(db.schema),
+    [threadIds, tokens, wanted.owner, wanted.leaseMs],
     signal,
   );
   const leases = new Map(
@@ -91,10 +91,10 @@ async function takeLeases(
   );
   if (leases.size === 0) return [];
   const threads = await readNamedThreads(db, [...leases.keys()], false, signal);
-  const wanted = threads.filter(
+  const matching = threads.filter(
     (thread) => statuses.length === 0 || statuses.includes(thread.status),
   );
-  const kept = new Set(wanted.map((thread) => thread.threadId));
+  const kept = new Set(matching.map((thread) => thread.threadId));
   const dropped = [...leases.values()].filter(([threadId]) => !kept.has(threadId));
   if (dropped.length > 0) {
     await db.run(
@@ -104,7 +104,7 @@ async function takeLeases(
     );
   }
   const order = new Map(threadIds.map((threadId, i) => [threadId, i]));
-  return wanted
+  return matching
     .sort((a, b) => (order.get(a.threadId) ?? 0) - (order.get(b.threadId) ?? 0))
     .map((thread) => {
       const [, leaseToken, expires] = leases.get(thread.threadId) ?? ["", "", "0"];
@@ -117,7 +117,7 @@ async function takeLeases(
 }
 
 /** Prolongs a lease that is still held, and returns when it ends. Throws LEASE_LOST otherwise. */
-export async function renewClaim(
+export async function renewLease(
   db: Db,
   threadId: string,
   token: string,
@@ -130,7 +130,7 @@ export async function renewClaim(
 }
 
 /** Ends a lease. Nothing happens if it is not held. */
-export async function releaseClaim(
+export async function releaseLease(
   db: Db,
   threadId: string,
   token: string,
@@ -158,13 +158,13 @@ function earlier(time: Timestamp | undefined, milliseconds: number): Timestamp {
 }
 
 /**
- * Rows in the order of the key, so that two claims wait for each other's rows in one order. Who
+ * Rows in the order of the key, so that two callers wait for each other's rows in one order. Who
  * comes second finds the row taken and gets nothing. Relies on the primary key.
  */
-const claimStatement = (schema: string) => `
+const takeStatement = (schema: string) => `
 insert into ${schema}.checkpointd_claims as held (thread_id, token, owner, expires_at)
 select thread_id, token, $3::text, clock_timestamp() + $4::int * interval '1 millisecond'
-from unnest($1::text[], $2::text[]) as wanted (thread_id, token)
+from unnest($1::text[], $2::text[]) as asked (thread_id, token)
 order by thread_id collate "C"
 on conflict (thread_id) do update
   set token = excluded.token, owner = excluded.owner, expires_at = excluded.expires_at
