@@ -82,7 +82,7 @@ export const bugs: Bug[] = [
     name: "the answers of a batch of puts under leases are in another order",
     patches: [
       patch(
-        put,
+        leases,
         "return requests.map(({ threadId, leaseToken }) =>",
         "return [...requests].reverse().map(({ threadId, leaseToken }) =>",
       ),
@@ -130,13 +130,8 @@ export const bugs: Bug[] = [
     name: "a put under a lost lease is refused and stored",
     patches: [
       patch(
-        put,
-        'join lease on lease.thread_id = b.thread_id collate "C" and lease.token = b.token',
-        "",
-      ),
-      patch(
-        put,
-        'join lease on lease.thread_id = c.thread_id collate "C" and lease.token = c.token',
+        leases,
+        'join lease on lease.thread_id = sent.thread_id collate "C" and lease.token = sent.token',
         "",
       ),
     ],
@@ -174,9 +169,8 @@ export const bugs: Bug[] = [
     patches: [
       patch(
         putWrites,
-        "`($1, $2, $3, $4, $5, $${at}::int,",
-        // biome-ignore lint/suspicious/noTemplateCurlyInString: it is of the compiled code.
-        "`($1, $2, $3, $4, $5, $${at}::int + 7 * (select count(*)::int from ${schema}.checkpoint_writes where thread_id = $1 and checkpoint_id = $3 and task_id = $4),",
+        "valuesOf(checkpointWrites, writes)",
+        "valuesOf(checkpointWrites, writes).replaceAll('::integer', '::integer + 7 * (select count(*)::int from ' + schema + '.checkpoint_writes where thread_id = $1 and checkpoint_id = $3 and task_id = $4)')",
       ),
     ],
   },
@@ -203,8 +197,8 @@ export const bugs: Bug[] = [
     patches: [
       patch(
         put,
-        "request.blobs\n        .map((blob) => ({ request, blob }))",
-        "request.blobs.slice(0, 8)\n        .map((blob) => ({ request, blob }))",
+        "[...request.blobs].sort(compareChannels).map((part) =>",
+        "[...request.blobs].sort(compareChannels).slice(0, 8).map((part) =>",
       ),
     ],
   },
@@ -310,15 +304,15 @@ export const bugs: Bug[] = [
   },
   {
     name: "a value that is extended lacks a byte",
-    patches: [patch(putExtending, "from 1 for kept)", "from 1 for kept - 1)")],
+    patches: [patch(putExtending, "from 1 for prefix_length)", "from 1 for prefix_length - 1)")],
   },
   {
     name: "a value is extended whatever is stored now",
     patches: [
       patch(
         putExtending,
-        "and stored.xmin = b.transaction_id::xid",
-        "and b.transaction_id is not null",
+        "and stored.xmin = sent.prefix_transaction_id::xid",
+        "and sent.prefix_transaction_id is not null",
       ),
     ],
   },

@@ -10,7 +10,10 @@ import {
   ThreadStatus,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { CheckpointdError } from "../errors.js";
-import type { Db, Signal } from "./db.js";
+import type { Db, Row, Signal } from "./db.js";
+import type { Bind } from "./insert.js";
+import { createColumns, text } from "./rows.js";
+import type { Column } from "./tables.js";
 import { micros, readNamedThreads, readThreads, toTimestamp } from "./threads.js";
 
 /** Which threads a worker wants leases on, and for how long. Durations in milliseconds. */
@@ -23,6 +26,12 @@ export interface WantedLeases {
   filter: ThreadFilter;
   /** Only this thread; empty: any. */
   threadId: string;
+}
+
+/** A request that is to be carried out only while its lease on the thread is held. */
+export interface UnderLease {
+  threadId: string;
+  leaseToken: string;
 }
 
 /**
@@ -87,7 +96,10 @@ async function takeLeases(
     signal,
   );
   const leases = new Map(
-    rows.map((row) => row.map(String) as [string, string, string]).map((row) => [row[0], row]),
+    rows.map((row) => [
+      text(row[taken.at.thread_id]),
+      { token: text(row[taken.at.token]), expires: text(row[taken.at.expires_at]) },
+    ]),
   );
   if (leases.size === 0) return [];
   const threads = await readNamedThreads(db, [...leases.keys()], false, signal);
@@ -95,11 +107,11 @@ async function takeLeases(
     (thread) => statuses.length === 0 || statuses.includes(thread.status),
   );
   const kept = new Set(matching.map((thread) => thread.threadId));
-  const dropped = [...leases.values()].filter(([threadId]) => !kept.has(threadId));
+  const dropped = [...leases].filter(([threadId]) => !kept.has(threadId));
   if (dropped.length > 0) {
     await db.run(
       releaseStatement(db.schema),
-      [dropped.map(([threadId]) => threadId), dropped.map(([, token]) => token)],
+      [dropped.map(([threadId]) => threadId), dropped.map(([, { token }]) => token)],
       signal,
     );
   }
@@ -107,10 +119,10 @@ async function takeLeases(
   return matching
     .sort((a, b) => (order.get(a.threadId) ?? 0) - (order.get(b.threadId) ?? 0))
     .map((thread) => {
-      const [, leaseToken, expires] = leases.get(thread.threadId) ?? ["", "", "0"];
+      const { token, expires } = leases.get(thread.threadId)!;
       return create(ClaimedThreadSchema, {
         thread,
-        leaseToken,
+        leaseToken: token,
         expireTime: toTimestamp(expires),
       });
     });
@@ -126,7 +138,8 @@ export async function renewLease(
 ): Promise<Timestamp> {
   const [row] = await db.run(renewStatement(db.schema), [threadId, token, leaseMs], signal);
   if (!row) throw leaseLost();
-  return toTimestamp(String(row[0]));
+  const [expires] = row;
+  return toTimestamp(text(expires));
 }
 
 /** Ends a lease. Nothing happens if it is not held. */
@@ -157,6 +170,8 @@ function earlier(time: Timestamp | undefined, milliseconds: number): Timestamp {
     : limit;
 }
 
+const taken = createColumns("thread_id", "token", "expires_at");
+
 /**
  * Rows in the order of the key, so that two callers wait for each other's rows in one order. Who
  * comes second finds the row taken and gets nothing. Relies on the primary key.
@@ -169,24 +184,57 @@ order by thread_id collate "C"
 on conflict (thread_id) do update
   set token = excluded.token, owner = excluded.owner, expires_at = excluded.expires_at
   where held.expires_at <= clock_timestamp()
-returning thread_id, token, ${micros("expires_at")}`;
+returning ${taken.all({
+  thread_id: "thread_id",
+  token: "token",
+  expires_at: micros("expires_at"),
+})}`;
 
 /**
- * A CTE of the leases of these parameters that are held (thread_id, token). Their rows are locked
- * until the statement ends, so that nobody else can take a thread while its last write under the
- * old lease is on its way: what the next owner reads includes it.
+ * A CTE of the leases of the requests that are held: `lease` (thread_id, token). Their rows are
+ * locked until the statement ends, so that nobody else can take a thread while its last write
+ * under the old lease is on its way: what the next owner reads includes it.
  */
-export const heldLeases = (schema: string, threadIds: string, tokens: string) => `
+export const heldLeases = (schema: string, bind: Bind<{ requests: readonly UnderLease[] }>) => `
 lease as materialized (
   select l.thread_id, l.token
   from ${schema}.checkpointd_claims l
   where (l.thread_id, l.token) in (
-      select thread_id collate "C", token from unnest(${threadIds}::text[], ${tokens}::text[]) as sent (thread_id, token)
+      select thread_id collate "C", token
+      from unnest(
+        ${bind(({ requests }) => requests.map(({ threadId }) => threadId))}::text[],
+        ${bind(({ requests }) => requests.map(({ leaseToken }) => leaseToken))}::text[]
+      ) as asked (thread_id, token)
     )
     and l.expires_at > clock_timestamp()
   order by l.thread_id
   for share
 )`;
+
+/** Leaves of the relation `sent`, which has `leaseToken` among its columns, what is under a lease. */
+export const joinLease = `join lease on lease.thread_id = sent.thread_id collate "C" and lease.token = sent.token`;
+
+/** The lease of each request, as a column of `sent`. */
+export const leaseToken: Column<UnderLease> = {
+  name: "token",
+  type: "text",
+  of: (request) => request.leaseToken,
+};
+
+/** The same of each row of `sent`. */
+export const leaseTokenOfRow: Column<{ request: UnderLease }> = {
+  ...leaseToken,
+  of: ({ request }) => request.leaseToken,
+};
+
+/** Ends a statement that begins with `heldLeases`: what `haveLease` wants. */
+export const selectLeases = "select thread_id, token from lease";
+
+/** Tells of each request whether its lease was held, from the rows of `selectLeases`. */
+export function haveLease(rows: readonly Row[], requests: readonly UnderLease[]): boolean[] {
+  const held = new Set(rows.map(([threadId, token]) => `${text(threadId)}\0${text(token)}`));
+  return requests.map(({ threadId, leaseToken }) => held.has(`${threadId}\0${leaseToken}`));
+}
 
 const renewStatement = (schema: string) => `
 update ${schema}.checkpointd_claims

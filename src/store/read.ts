@@ -10,6 +10,7 @@ import {
 import type { GetTupleRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { createBatch } from "./batch.js";
 import type { Db, Parameter, Row, Run, Signal } from "./db.js";
+import { bytes, type Cell, createColumns, text } from "./rows.js";
 
 /**
  * Returns getTuple: reads the named checkpoint, or the latest of the thread and namespace,
@@ -50,7 +51,10 @@ function batchOptions(statement: (values: ValueForm) => string, withId: boolean)
       if (withId) parameters.push(requests.map((request) => request.checkpointId));
       const rows = await readValues(run, statement, parameters, signal);
       let bytes = 0;
-      for (const row of rows) bytes += (row[6]?.length ?? 0) + (row[8]?.length ?? 0);
+      for (const row of rows) {
+        bytes += row[at.checkpoint_json]?.length ?? 0;
+        bytes += (row[at.text]?.length ?? 0) + (row[at.bytes]?.length ?? 0);
+      }
       usualBytes += (bytes / requests.length - usualBytes) / 8;
       const tuples = toTuples(rows);
       return requests.map((_, i) => tuples.get(i + 1));
@@ -58,7 +62,7 @@ function batchOptions(statement: (values: ValueForm) => string, withId: boolean)
   };
 }
 
-const tupleColumns = `thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id,
+const selectTuple = `thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id,
     checkpoint::text as checkpoint_json, metadata::text as metadata_json,
     ${channelVersions("checkpoint")} as channel_versions, ${beforeFormat4("checkpoint")} as before_format_4`;
 
@@ -68,7 +72,7 @@ with page as materialized (
   from unnest($1::text[], $2::text[], $3::text[])
     with ordinality as w (thread_id, checkpoint_ns, checkpoint_id, n)
   cross join lateral (
-    select ${tupleColumns} from ${schema}.checkpoints c
+    select ${selectTuple} from ${schema}.checkpoints c
     where c.thread_id = w.thread_id and c.checkpoint_ns = w.checkpoint_ns
       and c.checkpoint_id = w.checkpoint_id
     limit 1
@@ -81,7 +85,7 @@ with page as materialized (
   select n, c.*
   from unnest($1::text[], $2::text[]) with ordinality as w (thread_id, checkpoint_ns, n)
   cross join lateral (
-    select ${tupleColumns} from ${schema}.checkpoints c
+    select ${selectTuple} from ${schema}.checkpoints c
     where c.thread_id = w.thread_id and c.checkpoint_ns = w.checkpoint_ns
     order by c.checkpoint_id collate "C" desc
     limit 1
@@ -129,29 +133,87 @@ export async function readValues(
 }
 
 /**
+ * The columns of the rows of tuples. Which of them a row has tells what it is: the row of a tuple
+ * itself has `n`, that of a blob a version, that of a write a task, that of an unchanged channel
+ * only its name, and that of a pending send only its value.
+ */
+export const tupleColumns = createColumns(
+  "n",
+  "thread_id",
+  "checkpoint_ns",
+  "checkpoint_id",
+  "parent_checkpoint_id",
+  "checkpoint_json",
+  "metadata_json",
+  "channel",
+  "version",
+  "task_id",
+  "task_path",
+  "idx",
+  "type",
+  "text",
+  "bytes",
+  "candidates",
+);
+const { at } = tupleColumns;
+
+/**
  * The rows of the tuples in the CTE `page` (n, the key, parent_checkpoint_id,
  * checkpoint_json, metadata_json, channel_versions, before_format_4), for `toTuples`:
  * ordered by n, then the tuple itself, its blobs, its writes, its pending sends, its unchanged
  * channels. `parts` has all but the first, as `partRows` does. The SQL expression `candidates`
  * is added to the rows of the tuples themselves.
  */
-export function tupleRows(values: ValueForm, parts: string, candidates = "null::bigint"): string {
+export function tupleRows(values: ValueForm, parts: string, candidates = "null"): string {
   const [text, bytes] = valueColumns("part", values);
+  const tuple = {
+    n: "n",
+    thread_id: "thread_id",
+    checkpoint_ns: "checkpoint_ns",
+    checkpoint_id: "checkpoint_id",
+    parent_checkpoint_id: "parent_checkpoint_id",
+    checkpoint_json: "checkpoint_json",
+    metadata_json: "metadata_json",
+    candidates,
+  };
+  const part = {
+    channel: "channel",
+    version: "version",
+    task_id: "task_id",
+    task_path: "task_path",
+    idx: "idx",
+    type: "type",
+    text,
+    bytes,
+  };
   // Every column of a row that is not null costs an object here.
   return `
-select case when kind = 0 then n end, kind, a, b, c, d, e, f, data, idx, candidates
+select ${tupleColumns.names}
 from (
-  select n, 0 as kind, thread_id as a, checkpoint_ns as b, checkpoint_id as c,
-    parent_checkpoint_id as d, checkpoint_json as e, metadata_json as f, null::bytea as data,
-    null::integer as idx, null collate "C" as sort_path, null collate "C" as sort_task,
-    ${candidates} as candidates
+  select ${tupleColumns.some(tuple)},
+    n as tuple_n, 0 as kind, null collate "C" as sort_path, null collate "C" as sort_task
   from page
   union all
-  select n, kind, a, b, type, d, ${text}, null, ${bytes}, idx, sort_path, sort_task, null
+  select ${tupleColumns.some(part)}, n, kind, sort_path, sort_task
   from ${parts} as part
 ) as tuple_row
-order by n, kind, sort_path, sort_task, idx`;
+order by tuple_n, kind, sort_path, sort_task, idx`;
 }
+
+/** The columns of `partRows`; `kind` is there for the order of what belongs to a tuple. */
+export const partColumns = createColumns(
+  "n",
+  "kind",
+  "channel",
+  "version",
+  "task_id",
+  "task_path",
+  "idx",
+  "type",
+  "blob",
+  "sort_path",
+  "sort_task",
+);
 
 /**
  * What belongs to the tuples of the CTE `page`, their values not yet touched; of the blobs only
@@ -161,9 +223,36 @@ order by n, kind, sort_path, sort_task, idx`;
  * into a scan of the whole table, whatever it believes about the number of channels.
  */
 export function partRows(schema: string, page: string, isWanted = "true"): string {
+  const blob = {
+    n: "n",
+    kind: "1",
+    channel: "v.key",
+    version: "v.value",
+    type: "b.type",
+    blob: "b.blob",
+  };
+  const write = {
+    n: "n",
+    kind: "2",
+    channel: "w.channel",
+    task_id: "w.task_id",
+    task_path: "nullif(w.task_path, '')",
+    idx: "w.idx",
+    type: "w.type",
+    blob: "w.blob",
+    sort_task: `w.task_id collate "C"`,
+  };
+  const send = {
+    n: "n",
+    kind: "3",
+    idx: "s.idx",
+    type: "s.type",
+    blob: "s.blob",
+    sort_path: `s.task_path collate "C"`,
+    sort_task: `s.task_id collate "C"`,
+  };
   return `
-select n, 1 as kind, v.key as a, v.value as b, b.type, null as d, b.blob, null::integer as idx,
-  null collate "C" as sort_path, null collate "C" as sort_task
+select ${partColumns.some(blob)}
 from ${page} as page
 cross join lateral (select * from jsonb_each_text(channel_versions) as v where ${isWanted}) as v
 cross join lateral (
@@ -174,8 +263,7 @@ cross join lateral (
 ) as b
 where b.type <> 'empty'
 union all
-select n, 2, w.task_id, w.channel, w.type, nullif(w.task_path, ''), w.blob, w.idx,
-  null, w.task_id collate "C"
+select ${partColumns.some(write)}
 from ${page} as page
 cross join lateral (
   select task_id, task_path, idx, channel, type, blob from ${schema}.checkpoint_writes w
@@ -184,8 +272,7 @@ cross join lateral (
   offset 0
 ) as w
 union all
-select n, 3, null, null, s.type, null, s.blob, s.idx,
-  s.task_path collate "C", s.task_id collate "C"
+select ${partColumns.some(send)}
 from ${page} as page
 cross join lateral (
   select task_path, task_id, idx, type, blob from ${schema}.checkpoint_writes s
@@ -211,66 +298,54 @@ export function toTuples(rows: readonly Row[]): Map<number, CheckpointTuple> {
   const tuples = new Map<number, CheckpointTuple>();
   let tuple: CheckpointTuple | undefined;
   for (const row of rows) {
-    const kind = row[1]?.[0];
-    if (kind === tupleRow || !tuple) {
+    if (row[at.n] || !tuple) {
       tuple = toTuple(row);
-      tuples.set(Number(text(row[0])), tuple);
-    } else if (kind === blobRow) {
+      tuples.set(Number(text(row[at.n])), tuple);
+    } else if (row[at.version]) {
       tuple.blobs.push(
         create(ChannelBlobSchema, {
-          channel: text(row[2]),
-          version: text(row[3]),
-          value: toValue(row[4], row[6], row[8]),
+          channel: text(row[at.channel]),
+          version: text(row[at.version]),
+          value: toValue(row[at.type], row[at.text], row[at.bytes]),
         }),
       );
-    } else if (kind === writeRow) {
+    } else if (row[at.task_id]) {
       tuple.pendingWrites.push(
         create(PendingWriteSchema, {
-          taskId: text(row[2]),
-          channel: text(row[3]),
-          idx: Number(text(row[9])),
-          value: toValue(row[4], row[6], row[8]),
-          taskPath: text(row[5]),
+          taskId: text(row[at.task_id]),
+          channel: text(row[at.channel]),
+          idx: Number(text(row[at.idx])),
+          value: toValue(row[at.type], row[at.text], row[at.bytes]),
+          taskPath: text(row[at.task_path]),
         }),
       );
-    } else if (kind === unchangedRow) {
-      tuple.unchangedChannels.push(text(row[2]));
+    } else if (row[at.channel]) {
+      tuple.unchangedChannels.push(text(row[at.channel]));
     } else {
-      tuple.pendingSends.push(toValue(row[4], row[6], row[8]));
+      tuple.pendingSends.push(toValue(row[at.type], row[at.text], row[at.bytes]));
     }
   }
   return tuples;
 }
 
-// `kind` is one digit, so its first byte tells.
-const tupleRow = 0x30;
-const blobRow = 0x31;
-const writeRow = 0x32;
-const unchangedRow = 0x34;
-
 function toTuple(row: Row): CheckpointTuple {
   const tuple = create(CheckpointTupleSchema, {
-    key: { threadId: text(row[2]), checkpointNs: text(row[3]), checkpointId: text(row[4]) },
-    checkpointJson: text(row[6]),
-    metadataJson: text(row[7]),
+    key: {
+      threadId: text(row[at.thread_id]),
+      checkpointNs: text(row[at.checkpoint_ns]),
+      checkpointId: text(row[at.checkpoint_id]),
+    },
+    checkpointJson: text(row[at.checkpoint_json]),
+    metadataJson: text(row[at.metadata_json]),
   });
   // Some old savers stored '' for "no parent".
-  if (row[5]?.length) tuple.parentCheckpointId = text(row[5]);
+  if (row[at.parent_checkpoint_id]?.length) {
+    tuple.parentCheckpointId = text(row[at.parent_checkpoint_id]);
+  }
   return tuple;
 }
 
-type Column = Row[number] | undefined;
-
 /** A value from its type and the two columns of `valueColumns`. */
-export function toValue(type: Column, asText: Column, asBytes: Column): Value {
+export function toValue(type: Cell, asText: Cell, asBytes: Cell): Value {
   return create(ValueSchema, { type: text(type), data: asText ?? bytes(asBytes) });
-}
-
-function text(column: Column): string {
-  return column ? column.toString("utf8") : "";
-}
-
-/** Decodes bytea's text form, `\x` and two hex digits a byte. */
-function bytes(column: Column): Uint8Array {
-  return column ? Buffer.from(column.toString("latin1", 2), "hex") : new Uint8Array(0);
 }
