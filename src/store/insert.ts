@@ -37,12 +37,14 @@ export interface Sent<Request, Part> {
 }
 
 /** What one statement stores for any number of requests. */
-export interface Batch<Request, Row> {
+export interface Batch<Request, Part, Row = Sent<Request, Part>> {
   /** In the order in which they are written. */
   requests: readonly Request[];
   /** The parts of all requests, in the order in which they are written. */
   rows: readonly Row[];
-  /** The values of the rows. */
+  /** Of each row its request, its part and its value. */
+  requestOfRow: readonly Request[];
+  partOfRow: readonly Part[];
   values: PackedBytes;
 }
 
@@ -51,8 +53,15 @@ export function toBatch<Request, Part, Row extends Sent<Request, Part>>(
   table: Table<Request, Part>,
   requests: readonly Request[],
   rows: readonly Row[],
-): Batch<Request, Row> {
-  return { requests, rows, values: packBytes(rows.map(({ part }) => table.blobOf?.(part))) };
+): Batch<Request, Part, Row> {
+  const partOfRow = rows.map(({ part }) => part);
+  return {
+    requests,
+    rows,
+    requestOfRow: rows.map(({ request }) => request),
+    partOfRow,
+    values: packBytes(partOfRow.map((part) => table.blobOf?.(part))),
+  };
 }
 
 /** What one statement stores for one request: a row for each of few parts. */
@@ -95,8 +104,8 @@ const keyOf = (table: Table<never, never>) =>
     .join(", ");
 
 /** The relation `sent` of the requests of a batch: the columns of a table, and `more`. */
-export const sentRequests = <Request, Row>(
-  bind: Bind<Batch<Request, Row>>,
+export const sentRequests = <Request>(
+  bind: Bind<{ requests: readonly Request[] }>,
   table: Table<Request, never>,
   more: readonly Column<Request>[],
 ) => {
@@ -108,26 +117,29 @@ export const sentRequests = <Request, Row>(
 };
 
 /**
- * The relation `sent` of the rows of a batch: the columns of a table, `more`, and where the value
- * of each is (start and length), for `unpacked`.
+ * The relation `sent` of the rows of a batch: the columns of a table, `ofRequest` and `ofRow`
+ * besides, and where the value of each is (start and length), for `unpacked`.
  */
-export const sentRows = <Request, Part, Row extends Sent<Request, Part>>(
-  bind: Bind<Batch<Request, Row>>,
+export const sentRows = <Request, Part, Row>(
+  bind: Bind<Batch<Request, Part, Row>>,
   table: Table<Request, Part>,
-  more: readonly Column<Row>[],
+  ofRequest: readonly Column<Request>[],
+  ofRow: readonly Column<Row>[] = [],
 ) => {
+  const ofRequests = [...table.ofRequest, ...ofRequest];
+  // A map by the column's own function: another one around it costs a call for each row.
   const arrays = [
-    ...table.ofRequest.map(({ of, type }) =>
-      bindArray(bind, type, ({ rows }) => rows.map((row, i) => of(row.request, i))),
+    ...ofRequests.map(({ of, type }) =>
+      bindArray(bind, type, ({ requestOfRow }) => requestOfRow.map(of)),
     ),
     ...table.ofPart.map(({ of, type }) =>
-      bindArray(bind, type, ({ rows }) => rows.map((row, i) => of(row.part, i))),
+      bindArray(bind, type, ({ partOfRow }) => partOfRow.map(of)),
     ),
-    ...more.map(({ of, type }) => bindArray(bind, type, ({ rows }) => rows.map(of))),
+    ...ofRow.map(({ of, type }) => bindArray(bind, type, ({ rows }) => rows.map(of))),
     bindArray(bind, "integer", ({ values }) => values.starts),
     bindArray(bind, "integer", ({ values }) => values.lengths),
   ];
-  const names = [...columnsOf(table), ...more].map(({ name }) => name);
+  const names = [...ofRequests, ...table.ofPart, ...ofRow].map(({ name }) => name);
   return `unnest(${arrays.join(", ")}) as sent (${[...names, "start", "length"].join(", ")})`;
 };
 
@@ -138,7 +150,7 @@ const bindArray = <Input>(
 ) => `${bind(valuesOf)}::${type === "jsonb" ? "text" : type}[]`;
 
 /** The relation of one row that `unpacked` takes the values from. */
-export const sentValues = <Request, Row>(bind: Bind<Batch<Request, Row>>) =>
+export const sentValues = (bind: Bind<{ values: PackedBytes }>) =>
   unpack(
     bind(({ values }) => values.texts),
     bind(({ values }) => values.bytes),

@@ -221,12 +221,6 @@ export const leaseToken: Column<UnderLease> = {
   of: (request) => request.leaseToken,
 };
 
-/** The same of each row of `sent`. */
-export const leaseTokenOfRow: Column<{ request: UnderLease }> = {
-  ...leaseToken,
-  of: ({ request }) => request.leaseToken,
-};
-
 /** Ends a statement that begins with `heldLeases`: what `haveLease` wants. */
 export const selectLeases = "select thread_id, token from lease";
 

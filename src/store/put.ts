@@ -19,15 +19,7 @@ import {
   toBatch,
 } from "./insert.js";
 import { explainJson } from "./json.js";
-import {
-  haveLease,
-  heldLeases,
-  joinLease,
-  leaseLost,
-  leaseToken,
-  leaseTokenOfRow,
-  selectLeases,
-} from "./leases.js";
+import { haveLease, heldLeases, joinLease, leaseLost, leaseToken, selectLeases } from "./leases.js";
 import { checkpointBlobs, checkpoints } from "./tables.js";
 import { mostSingleValues } from "./values.js";
 
@@ -83,7 +75,7 @@ export type NewBlob = Sent<PutRequest, ChannelBlob>;
 
 /** Tells of each whether it was stored; not if its lease is lost. */
 async function putAll(
-  statement: Statement<Batch<PutRequest, NewBlob>>,
+  statement: Statement<Batch<PutRequest, ChannelBlob>>,
   underLease: boolean,
   run: Run,
   requests: readonly PutRequest[],
@@ -108,7 +100,7 @@ async function putAll(
  */
 export function runPuts<Row extends NewBlob>(
   run: Run,
-  statement: Statement<Batch<PutRequest, Row>>,
+  statement: Statement<Batch<PutRequest, ChannelBlob, Row>>,
   requests: readonly PutRequest[],
   blobs: readonly Row[],
   signal: Signal | undefined,
@@ -184,12 +176,12 @@ ${returning}`;
   });
 
 const batchStatement = (schema: string, underLease: boolean) =>
-  createStatement<Batch<PutRequest, NewBlob>>(
+  createStatement<Batch<PutRequest, ChannelBlob>>(
     (bind) => `
 with ${underLease ? `${heldLeases(schema, bind)}, ` : ""}new_blobs as (
   ${insertInto(schema, checkpointBlobs)}
   select ${select(checkpointBlobs)}
-  from ${sentRows(bind, checkpointBlobs, underLease ? [leaseTokenOfRow] : [])}
+  from ${sentRows(bind, checkpointBlobs, underLease ? [leaseToken] : [])}
   ${underLease ? joinLease : ""}
   cross join ${sentValues(bind)}
   ${keepStored(checkpointBlobs)}

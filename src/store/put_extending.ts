@@ -1,3 +1,4 @@
+import type { ChannelBlob } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { PutRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import type { StoredPrefix } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { CheckpointdError } from "../errors.js";
@@ -86,7 +87,7 @@ interface ExtendingBlob extends NewBlob {
 
 /** The transaction that stored each, or undefined where what it extends is not stored. */
 async function putAll(
-  statement: Statement<Batch<PutRequest, ExtendingBlob>>,
+  statement: Statement<Batch<PutRequest, ChannelBlob, ExtendingBlob>>,
   run: Run,
   requests: readonly PutExtending[],
   signal: Signal | undefined,
@@ -138,7 +139,7 @@ const answer = createColumns("transaction_id", "refused_items");
 // pages, a scan of it: so only for values that are extended. `extended` is only a pointer to the
 // value until the insert reads it.
 const batchStatement = (schema: string) =>
-  createStatement<Batch<PutRequest, ExtendingBlob>>(
+  createStatement<Batch<PutRequest, ChannelBlob, ExtendingBlob>>(
     (bind) => `
 with new_values as materialized (
   select sent.*, (
@@ -149,7 +150,7 @@ with new_values as materialized (
       and stored.xmin = sent.prefix_transaction_id::xid
       and octet_length(stored.blob) >= sent.prefix_length
   ) as extended
-  from ${sentRows(bind, checkpointBlobs, prefixColumns)}
+  from ${sentRows(bind, checkpointBlobs, [], prefixColumns)}
 ), refused as (
   select distinct item from new_values where prefix_length is not null and extended is null
 ), new_blobs as (

@@ -8,21 +8,13 @@ import {
   insertInto,
   keepStored,
   replaceStored,
-  type Sent,
   type Statement,
   select,
   sentRows,
   sentValues,
   toBatch,
 } from "./insert.js";
-import {
-  haveLease,
-  heldLeases,
-  joinLease,
-  leaseLost,
-  leaseTokenOfRow,
-  selectLeases,
-} from "./leases.js";
+import { haveLease, heldLeases, joinLease, leaseLost, leaseToken, selectLeases } from "./leases.js";
 import { checkpointWrites } from "./tables.js";
 import { mostSingleValues } from "./values.js";
 
@@ -84,11 +76,9 @@ ${ifStored(replace)}`,
   };
 };
 
-type NewWrite = Sent<PutWritesRequest, Write>;
-
 /** Tells of each whether it was stored; not if its lease is lost. */
 async function putAllWrites(
-  statement: Statement<Batch<PutWritesRequest, NewWrite>>,
+  statement: Statement<Batch<PutWritesRequest, Write>>,
   replace: boolean,
   underLease: boolean,
   run: Run,
@@ -126,12 +116,12 @@ function onePerIdx(writes: readonly Write[], lastWins: boolean): readonly Write[
 const ifStored = (replace: boolean) => (replace ? replaceStored : keepStored)(checkpointWrites);
 
 const batchStatement = (schema: string, replace: boolean, underLease: boolean) =>
-  createStatement<Batch<PutWritesRequest, NewWrite>>(
+  createStatement<Batch<PutWritesRequest, Write>>(
     (bind) => `
 ${underLease ? `with ${heldLeases(schema, bind)}, new_writes as (` : ""}
 ${insertInto(schema, checkpointWrites)}
 select ${select(checkpointWrites)}
-from ${sentRows(bind, checkpointWrites, underLease ? [leaseTokenOfRow] : [])}
+from ${sentRows(bind, checkpointWrites, underLease ? [leaseToken] : [])}
 ${underLease ? joinLease : ""}
 cross join ${sentValues(bind)}
 ${ifStored(replace)}${underLease ? `)\n${selectLeases}` : ""}`,
