@@ -36,15 +36,15 @@ export interface PutExtending {
 }
 
 /**
- * Returns put with stored prefixes: Postgres makes each value of the first bytes of a stored one and of
- * those that came, so that a long value neither travels nor passes through this process. The same
- * is stored as put stores, all or nothing. Returns the id of the transaction that stored it. Throws
- * FAILED_PRECONDITION (NOT_STORED), and stores nothing, where a value that is extended is not
- * stored by that transaction or is shorter than what is kept of it.
+ * Returns put with stored prefixes: Postgres makes each value of the first bytes of a stored one
+ * and of those that came, so that a long value neither travels nor passes through this process. The
+ * same is stored as put stores, all or nothing. Returns the id of the transaction that stored it.
+ * Throws FAILED_PRECONDITION (NOT_STORED), and stores nothing, where a value that is extended was
+ * not stored by that transaction or is shorter than its prefix.
  *
- * The transaction that inserted a row is its xmin for as long as the row lives. Rows of blobs are never updated, so the same version with the same xmin is the
- * same value: not that of a thread that was deleted and begun anew, nor what somebody else stored
- * under the same version. (After a failover that lost transactions an id can be given a second
+ * The transaction that inserted a row is its xmin for as long as the row lives. Rows of blobs are
+ * never updated, so the same version with the same xmin is the same value: not that of a thread
+ * that was deleted and begun anew, nor what somebody else stored under the same version. (After a failover that lost transactions an id can be given a second
  * time; that the version is the same as well takes a saver whose versions are not random.) A dump
  * that is restored has new ids, and the prefix is refused.
  *
