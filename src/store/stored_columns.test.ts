@@ -174,9 +174,12 @@ async function lease(threadId: string): Promise<string> {
 let threads = 0;
 /** As many new threads, with leases on them if so. */
 async function begin(count: number, underLease: boolean) {
-  const names = Array.from({ length: count }, () => `thread-${++threads}`);
-  const tokens = await Promise.all(names.map((name) => (underLease ? lease(name) : "")));
-  return names.map((threadId, i) => ({ threadId, token: tokens[i] as string }));
+  const begun: { threadId: string; token: string }[] = [];
+  for (let i = 0; i < count; i++) {
+    const threadId = `thread-${++threads}`;
+    begun.push({ threadId, token: underLease ? await lease(threadId) : "" });
+  }
+  return begun;
 }
 
 /** Runs the calls of one tick, which travel in one statement. */
