@@ -24,6 +24,7 @@ const put = "store/put.js";
 const putWrites = "store/put_writes.js";
 const putExtending = "store/put_extending.js";
 const read = "store/read.js";
+const tuples = "store/tuples.js";
 const leases = "store/leases.js";
 const db = "store/db.js";
 const session = "client/session.js";
@@ -320,7 +321,7 @@ export const bugs: Bug[] = [
     name: "a checkpoint is read with its parent's writes",
     patches: [
       patch(
-        read,
+        tuples,
         "and w.checkpoint_id = page.checkpoint_id",
         "and w.checkpoint_id = page.parent_checkpoint_id",
       ),

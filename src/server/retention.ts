@@ -4,9 +4,9 @@ import {
   ThreadFilterSchema,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import type { Log } from "../log.js";
+import { add } from "../store/counts.js";
 import { type Db, type DbOptions, openDb } from "../store/db.js";
 import { pruneThreads } from "../store/prune.js";
-import { add } from "../store/remove.js";
 import { describeCause } from "./call_log.js";
 import type { RetentionRule } from "./retention_rules.js";
 

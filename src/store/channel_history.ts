@@ -6,8 +6,8 @@ import {
   GetChannelHistoryResponseSchema,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import type { Db, Parameter, Signal } from "./db.js";
-import { beforeFormat4, readValues, toValue, type ValueForm, valueColumns } from "./read.js";
 import { createColumns, text } from "./rows.js";
+import { beforeFormat4, readValues, toValue, type ValueForm, valueColumns } from "./tuples.js";
 
 /** Ancestors one statement walks, and the bytes of values one reads (a larger ancestor alone). */
 const walkedAtOnce = 1_024;

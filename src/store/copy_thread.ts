@@ -1,5 +1,6 @@
 import type { ThreadCounts } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { CheckpointdError } from "../errors.js";
+import { countsOf, toCounts } from "./counts.js";
 import type { Db, Signal } from "./db.js";
 import { createColumns, text } from "./rows.js";
 import {
@@ -9,7 +10,6 @@ import {
   columnNames,
   type Table,
 } from "./tables.js";
-import { countsOf, toCounts } from "./threads.js";
 
 /**
  * Copies everything of a thread under another name in one statement, so all or nothing, and

@@ -4,9 +4,10 @@ import {
   ThreadCountsSchema,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { CheckpointdError } from "../errors.js";
+import { add } from "./counts.js";
 import type { Db, Signal } from "./db.js";
 import { rebuildsFromParent } from "./delta_channels.js";
-import { add, batchRows, type Place, removeCheckpoints, removeUnusedBlobs } from "./remove.js";
+import { batchRows, type Place, removeCheckpoints, removeUnusedBlobs } from "./remove.js";
 import { createColumns, text } from "./rows.js";
 
 /**

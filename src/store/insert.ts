@@ -48,7 +48,7 @@ export interface Batch<Request, Part, Row = Sent<Request, Part>> {
   values: PackedBytes;
 }
 
-/** The batch of requests and rows that are in order. */
+/** Makes a batch of requests and rows, which are in the order in which they are to be written. */
 export function toBatch<Request, Part, Row extends Sent<Request, Part>>(
   table: Table<Request, Part>,
   requests: readonly Request[],
@@ -72,7 +72,7 @@ export interface Single<Request, Part> {
   values: readonly (string | Uint8Array | null)[];
 }
 
-/** The beginning of an insert, up to its columns; a row that is there already is called `stored`. */
+/** Begins an insert; in its conflict clause a row that is there already is called `stored`. */
 export const insertInto = (schema: string, table: Table<never, never>) =>
   `insert into ${schema}.${table.name} as stored (${columnNames(table).join(", ")})`;
 
@@ -103,7 +103,7 @@ const keyOf = (table: Table<never, never>) =>
     .flatMap(({ name, isKey }) => (isKey ? [name] : []))
     .join(", ");
 
-/** The relation `sent` of the requests of a batch: the columns of a table, and `more`. */
+/** Writes the relation `sent` of the requests of a batch: the columns of a table, and `more`. */
 export const sentRequests = <Request>(
   bind: Bind<{ requests: readonly Request[] }>,
   table: Table<Request, never>,
@@ -117,7 +117,7 @@ export const sentRequests = <Request>(
 };
 
 /**
- * The relation `sent` of the rows of a batch: the columns of a table, `ofRequest` and `ofRow`
+ * Writes the relation `sent` of the rows of a batch: the columns of a table, `ofRequest` and `ofRow`
  * besides, and where the value of each is (start and length), for `unpacked`.
  */
 export const sentRows = <Request, Part, Row>(
@@ -149,14 +149,17 @@ const bindArray = <Input>(
   valuesOf: (input: Input) => Parameter,
 ) => `${bind(valuesOf)}::${type === "jsonb" ? "text" : type}[]`;
 
-/** The relation of one row that `unpacked` takes the values from. */
+/** Writes the relation of one row that `unpacked` takes the values from, to be cross joined. */
 export const sentValues = (bind: Bind<{ values: PackedBytes }>) =>
   unpack(
     bind(({ values }) => values.texts),
     bind(({ values }) => values.bytes),
   );
 
-/** The SELECT list that `insertInto` of the same table wants, of the relation `sent`. */
+/**
+ * Writes the SELECT list, of the relation `sent`, that `insertInto` of the same table wants. `blob`
+ * is the SQL of the value, `unpacked` unless it is made of something else besides.
+ */
 export const select = (table: Table<never, never>, blob = unpacked) => {
   const columns = columnsOf(table).map(({ name, type }) =>
     type === "jsonb" ? `sent.${name}::jsonb` : `sent.${name}`,

@@ -128,7 +128,10 @@ async function takeLeases(
     });
 }
 
-/** Prolongs a lease that is still held, and returns when it ends. Throws LEASE_LOST otherwise. */
+/**
+ * Makes a lease that is still held end in so many milliseconds, by the database's clock, and returns
+ * when that is. Throws LEASE_LOST if it is not held.
+ */
 export async function renewLease(
   db: Db,
   threadId: string,
@@ -142,7 +145,7 @@ export async function renewLease(
   return toTimestamp(text(expires));
 }
 
-/** Ends a lease. Nothing happens if it is not held. */
+/** Ends a lease. Does nothing if it is not held, so it may be repeated. */
 export async function releaseLease(
   db: Db,
   threadId: string,
@@ -152,7 +155,7 @@ export async function releaseLease(
   await db.run(releaseStatement(db.schema), [[threadId], [token]], signal);
 }
 
-/** The lease that came with a request is not held any more; nothing was stored. */
+/** Returns the error of a request whose lease is not held any more: nothing of it was stored. */
 export function leaseLost(): CheckpointdError {
   return new CheckpointdError(
     "failed_precondition",

@@ -2,6 +2,7 @@ import type { CheckpointKey, CheckpointTuple } from "../../gen/checkpointd/v1/ch
 import { type ListRequest, ListView } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import type { Db, Parameter, Row, Signal } from "./db.js";
 import { explainJson } from "./json.js";
+import { text } from "./rows.js";
 import {
   beforeFormat4,
   channelVersions,
@@ -12,8 +13,7 @@ import {
   tupleColumns,
   tupleRows,
   type ValueForm,
-} from "./read.js";
-import { text } from "./rows.js";
+} from "./tuples.js";
 
 /** The bounds of one page of a list. */
 export interface PageBounds {
@@ -98,7 +98,8 @@ export interface Page {
 
 /**
  * Reads the checkpoints that match the request and come after `last` (or `request.after`), in the
- * order of `list`: at most `maxTuples`, or few if it is 0.
+ * order of `list`: at most `maxTuples`, or few if it is 0. Throws INVALID_ARGUMENT if the metadata
+ * filter is no JSON that Postgres takes.
  */
 export async function listPage(
   db: Db,

@@ -8,10 +8,10 @@ import {
   type ThreadFilter,
   ThreadOrder,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import { add, countColumns, countsOf, toCounts } from "./counts.js";
 import type { Db, Parameter, Signal } from "./db.js";
 import { rebuildsFromParent } from "./delta_channels.js";
 import {
-  add,
   batchRows,
   namedBlobs,
   type Place,
@@ -19,15 +19,7 @@ import {
   removeUnusedBlobs,
 } from "./remove.js";
 import { createColumns, text } from "./rows.js";
-import {
-  countColumns,
-  countsOf,
-  isUnderLease,
-  readThreads,
-  type ThreadPage,
-  toCounts,
-  updatedAt,
-} from "./threads.js";
+import { isUnderLease, readThreads, type ThreadPage, updatedAt } from "./threads.js";
 
 /** What to remove. */
 export interface Prune {

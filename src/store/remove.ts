@@ -4,10 +4,10 @@ import {
   type ThreadCounts,
   ThreadCountsSchema,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import { add, countColumns, toCounts } from "./counts.js";
 import type { Db, Row, Signal } from "./db.js";
-import { beforeFormat4, channelVersions } from "./read.js";
 import { createColumns, text } from "./rows.js";
-import { countColumns, toCounts } from "./threads.js";
+import { beforeFormat4, channelVersions } from "./tuples.js";
 
 /** Rows that one statement removes, and so locks, at the most. */
 export const batchRows = 500;
@@ -75,14 +75,6 @@ export async function removeUnusedBlobs(
     // Those that are left are in use again.
     if (batch.blobs === 0n) return removed;
   }
-}
-
-/** Adds `more` to `total`. */
-export function add(total: ThreadCounts, more: ThreadCounts): void {
-  total.checkpoints += more.checkpoints;
-  total.blobs += more.blobs;
-  total.writes += more.writes;
-  total.storedBytes += more.storedBytes;
 }
 
 /** Relies on the primary keys of checkpoints and checkpoint_writes. */

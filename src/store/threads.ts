@@ -5,8 +5,6 @@ import {
   type ListThreadsRequest,
   type Thread,
   ThreadClaimSchema,
-  type ThreadCounts,
-  ThreadCountsSchema,
   type ThreadFilter,
   ThreadOrder,
   type ThreadPosition,
@@ -14,6 +12,7 @@ import {
   ThreadSchema,
   ThreadStatus,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import { countNames, toCounts } from "./counts.js";
 import type { Db, Parameter, Row, Signal } from "./db.js";
 import { explainJson } from "./json.js";
 import { createColumns, text } from "./rows.js";
@@ -92,7 +91,10 @@ export interface ThreadPage {
   without?: readonly string[];
 }
 
-/** Reads a page, and where the next one begins: undefined at the end. */
+/**
+ * Reads a page, how many threads were examined for it, and where the next one begins: undefined at
+ * the end. Throws INVALID_ARGUMENT if the metadata filter is no JSON that Postgres takes.
+ */
 export async function readThreads(
   db: Db,
   page: ThreadPage,
@@ -289,12 +291,6 @@ from (
   cross join lateral ${threadStatus(schema, "t")} as s
 ) as t`;
 
-/** The names of the columns of `toCounts`: three numbers of rows, and bytes. */
-const countNames = ["checkpoints", "blobs", "writes", "stored_bytes"] as const;
-
-/** The columns of statements that return counts alone. */
-export const countColumns = createColumns(...countNames);
-
 /**
  * The columns of a thread, times in microseconds. `lease` is JSON, null where there is none;
  * `examined` is only in the last row of a page.
@@ -355,7 +351,7 @@ const counts = (schema: string) => ({
     )`,
 });
 
-/** A time in microseconds, the database's precision. */
+/** SQL that tells a time in microseconds since 1970, the database's precision, as text. */
 export const micros = (time: string) => `(extract(epoch from ${time}) * 1000000)::bigint::text`;
 
 function bindTime(time: Timestamp, bind: Bind): string {
@@ -363,6 +359,7 @@ function bindTime(time: Timestamp, bind: Bind): string {
   return `${bind(iso.replace(/\.000Z$/, `.${String(time.nanos).padStart(9, "0").slice(0, 6)}Z`))}::timestamptz`;
 }
 
+/** Returns the time that so many microseconds after 1970 are, which `micros` makes of a time. */
 export function toTimestamp(microseconds: string): Timestamp {
   const all = BigInt(microseconds);
   const fraction = ((all % 1_000_000n) + 1_000_000n) % 1_000_000n;
@@ -398,25 +395,4 @@ function toThread(row: Row): Thread {
   }
   if (row[at.checkpoints]) thread.counts = toCounts(row, at);
   return thread;
-}
-
-/** The SQL of `countColumns`, of three relations with the `bytes` of each row. */
-export const countsOf = (checkpoints: string, blobs: string, writes: string) => ({
-  checkpoints: `(select count(*) from ${checkpoints})`,
-  blobs: `(select count(*) from ${blobs})`,
-  writes: `(select count(*) from ${writes})`,
-  stored_bytes: [checkpoints, blobs, writes]
-    .map((relation) => `(select coalesce(sum(bytes), 0) from ${relation})`)
-    .join(" + "),
-});
-
-/** How much a row counts; where there is no row, nothing. `at` tells where its columns are. */
-export function toCounts(row: Row | undefined, at: typeof countColumns.at): ThreadCounts {
-  const count = (name: (typeof countNames)[number]) => BigInt(text(row?.[at[name]]));
-  return create(ThreadCountsSchema, {
-    checkpoints: count("checkpoints"),
-    blobs: count("blobs"),
-    writes: count("writes"),
-    storedBytes: count("stored_bytes"),
-  });
 }

@@ -63,10 +63,13 @@ export function unpack(texts: string, bytes: string): string {
   return `(select convert_to(${texts}::text, 'UTF8') as texts, ${bytes}::bytea as bytes offset 0) as packed`;
 }
 
-/** The most values that a statement has a parameter for each of. */
+/** A statement that has a parameter for each value has at most so many values. */
 export const mostSingleValues = 8;
 
-/** Values as parameters of their own: all as text if they are, else all as bytes; null is absent. */
+/**
+ * Makes parameters of values, for a statement that has one for each: all as text if all are text,
+ * otherwise all as bytes. An absent value is null.
+ */
 export function toSingleValues(values: readonly (Uint8Array | undefined)[]): {
   areTexts: boolean;
   values: (string | Uint8Array | null)[];
