@@ -266,7 +266,7 @@ select ${read.names} from (
     offset 0
   ) as w
   union all
-  select n, 1, null, ${read.some({
+  select n, 1, null, ${read.union({
     ...key,
     kind: "'seed'",
     channel: "wanted.channel",
@@ -277,7 +277,7 @@ select ${read.names} from (
   join wanted on wanted.last_n = ancestor.n
   cross join lateral (${storedSeed(schema, "ancestor", "wanted.channel")}) as s
   union all
-  select n, 2, null, ${read.some({
+  select n, 2, null, ${read.union({
     ...key,
     kind: "'inline'",
     channel: "wanted.channel",
@@ -287,7 +287,7 @@ select ${read.names} from (
   join wanted on wanted.last_n = ancestor.n
   where ${inline("ancestor", "wanted.channel")} is not null
   union all
-  select n, 3, null, ${read.some({
+  select n, 3, null, ${read.union({
     ...key,
     kind: "'send'",
     channel: "'__pregel_tasks'",

@@ -10,7 +10,7 @@ import {
   partRows,
   readValues,
   toTuples,
-  tupleColumns,
+  tupleRow,
   tupleRows,
   type ValueForm,
 } from "./tuples.js";
@@ -123,7 +123,7 @@ export async function listPage(
   );
   const tuples = [...toTuples(result).values()];
   const found = tuples.length;
-  const candidates = Number(text(result[0]?.[tupleColumns.at.candidates]));
+  const candidates = Number(text(result[0]?.[tupleRow.at.candidates]));
   const isCut = candidates > found;
   if (found === limit || (!isCut && found < rows)) return { tuples, nextMaxTuples: 0 };
   // A page that was cut for its bytes tells how many rows fit: ask for few more.
@@ -268,7 +268,7 @@ const isUnchanged = "coalesce(versions_before ->> v.key = v.value, false)";
 
 const unchangedRows = `
     union all
-    select ${partColumns.some({ n: "n", kind: "4", channel: "v.key" })}
+    select ${partColumns.union({ n: "n", kind: "4", channel: "v.key", sort_key: `v.key collate "C"` })}
     from page
     cross join lateral jsonb_each_text(channel_versions) as v
     where ${isUnchanged}`;
@@ -297,7 +297,7 @@ with candidate as materialized (
     - octet_length(metadata_json) as preceding_bytes
   from candidate
 )
-select ${tupleColumns.some({
+select ${tupleRow.some({
   n: "n",
   thread_id: "thread_id",
   checkpoint_ns: "checkpoint_ns",

@@ -4,11 +4,11 @@ import { createBatch } from "./batch.js";
 import type { Db, Run, Signal } from "./db.js";
 import {
   beforeFormat4,
+  bytesOfRow,
   channelVersions,
   partRows,
   readValues,
   toTuples,
-  tupleColumns,
   tupleRows,
   type ValueForm,
 } from "./tuples.js";
@@ -52,11 +52,7 @@ function batchOptions(statement: (values: ValueForm) => string, withId: boolean)
       if (withId) parameters.push(requests.map((request) => request.checkpointId));
       const rows = await readValues(run, statement, parameters, signal);
       let bytes = 0;
-      const { at } = tupleColumns;
-      for (const row of rows) {
-        bytes += row[at.checkpoint_json]?.length ?? 0;
-        bytes += (row[at.text]?.length ?? 0) + (row[at.bytes]?.length ?? 0);
-      }
+      for (const row of rows) bytes += bytesOfRow(row);
       usualBytes += (bytes / requests.length - usualBytes) / 8;
       const tuples = toTuples(rows);
       return requests.map((_, i) => tuples.get(i + 1));

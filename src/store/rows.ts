@@ -5,24 +5,25 @@ import type { Row } from "./db.js";
 export type Cell = Row[number] | undefined;
 
 /**
- * Names the columns of a result once: `at` is the place of each in a row, and `all` and `some`
- * make the SELECT list. A row stays the array that it is, which costs a reader nothing.
+ * Names the columns of a result once: `at` is the place of each in a row, and the others make SELECT
+ * lists. A row stays the array that it is, which costs a reader nothing.
  */
 export function createColumns<Name extends string>(...names: Name[]) {
+  type Some = { [name in Name]?: string };
   const at = Object.fromEntries(names.map((name, i) => [name, i])) as Record<Name, number>;
-  const some = (expressions: { [name in Name]?: string }) => {
-    const columns = names.map((name) => {
-      const expression = expressions[name] ?? "null";
-      return `.${expression}`.endsWith(`.${name}`) ? expression : `${expression} as ${name}`;
-    });
-    return columns.join(", ");
-  };
+  const some = (expressions: Some) => names.map((name) => expressions[name] ?? "null");
+  const named = (expressions: Some) =>
+    some(expressions).map((expression, i) =>
+      `.${expression}`.endsWith(`.${names[i]}`) ? expression : `${expression} as ${names[i]}`,
+    );
   return {
     at,
     /** The SELECT list, given the expression of each column. */
-    all: (expressions: Record<Name, string>) => some(expressions),
+    all: (expressions: Record<Name, string>) => named(expressions).join(", "),
     /** The SELECT list of rows that have some of the columns; the others are null. */
-    some,
+    some: (expressions: Some) => named(expressions).join(", "),
+    /** The same below a `union all`, where Postgres takes the names from above. */
+    union: (expressions: Some) => some(expressions).join(", "),
     /** The SELECT list of a relation that has columns of these names. */
     names: names.join(", "),
   };

@@ -192,7 +192,7 @@ select ${threadColumns.names} from (
   select ${selectThread(schema, page.withCounts)}, row_number() over (order by ${sort}) as n
   from matching t
   union all
-  select ${threadColumns.some({
+  select ${threadColumns.union({
     thread_id: "t.thread_id",
     updated_at: micros("t.updated_at"),
     examined: "(select count(*) from examined)::text",
