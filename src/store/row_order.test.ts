@@ -5,14 +5,21 @@
 import { create } from "@bufbuild/protobuf";
 import pg from "pg";
 import { afterAll, beforeAll, expect, it } from "vitest";
+import { ListRequestSchema, ListView } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import {
   GetChannelHistoryRequestSchema,
   type GetChannelHistoryResponse,
+  ListThreadsRequestSchema,
+  ThreadStatus,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { createDatabase, openPool, type TestDatabase } from "../testing/postgres.js";
 import { channelHistory } from "./channel_history.js";
 import type { Db } from "./db.js";
 import { deleteRuns } from "./delete_runs.js";
+import { list } from "./list.js";
+import { lookAtTables } from "./look.js";
+import { pruneThreads } from "./prune.js";
+import { listThreads } from "./threads.js";
 
 let database: TestDatabase;
 let sql: pg.Client;
@@ -129,4 +136,61 @@ it("deleteRuns: one thread after the other, however their checkpoints lie", asyn
   expect((await deleteRuns(recording, ["run"])).checkpoints).toBe(600n);
   // 500 are found at a time.
   expect(threads).toEqual(["run-0", "run-1", "run-1"]);
+});
+
+it("list, metadata only: the newest first, in pages of few bytes", async () => {
+  for (let n = 10; n < 30; n++) await checkpoint("headers", `${n}`, "", {}, "of many bytes");
+  const request = create(ListRequestSchema, { threadId: "headers", view: ListView.METADATA });
+  const ids: unknown[] = [];
+  const bounds = { firstRows: 16, maxRows: 16, maxBytes: 100 };
+  for await (const { key } of list(db, request, undefined, bounds)) ids.push(key?.checkpointId);
+  expect(ids).toEqual(Array.from({ length: 20 }, (_, i) => `${29 - i}`));
+});
+
+it("pruneThreads: the oldest checkpoints first", async () => {
+  for (let n = 29; n >= 10; n--) await checkpoint("pruned", `${n}`, "", {});
+  const ids: unknown[] = [];
+  const recording: Db = {
+    ...db,
+    run(text, parameters, signal) {
+      if (text.includes("with place as")) ids.push(...(parameters[2] as string[]));
+      return db.run(text, parameters, signal);
+    },
+  };
+  const prune = { threadIds: ["pruned"], keepLast: 1, dryRun: false };
+  for await (const _ of pruneThreads(recording, prune));
+  expect(ids).toEqual(Array.from({ length: 19 }, (_, i) => `${10 + i}`));
+});
+
+it("listThreads: the newest first and each once, over several pages", async () => {
+  await sql.query("truncate checkpoints, checkpoint_blobs, checkpoint_writes");
+  await sql.query(
+    `insert into checkpoints (thread_id, checkpoint_id, checkpoint, created_at)
+     select 'thread-' || n, 'c', '{}', '2020-01-01'::timestamptz + n * interval '1 s'
+     from generate_series(100, 349) as n`,
+  );
+  const found = async (statuses: ThreadStatus[]) => {
+    const ids: string[] = [];
+    const request = create(ListThreadsRequestSchema, { filter: { statuses } });
+    for await (const { threadId } of listThreads(db, request)) ids.push(threadId);
+    return ids;
+  };
+  expect(await found([])).toEqual(Array.from({ length: 250 }, (_, i) => `thread-${349 - i}`));
+  await write("thread-348", "c", "task", 0, { channel: "__interrupt__" });
+  expect(await found([ThreadStatus.INTERRUPTED])).toEqual(["thread-348"]);
+});
+
+it("lookAtTables: what is newer as it was applied, what is missing by name", async () => {
+  await sql.query(
+    `insert into checkpointd_migrations (id, name, run_on, safe)
+     values (1002, '9001_last', now(), false), (1001, '9002_first', now(), false)`,
+  );
+  const signal = new AbortController().signal;
+  expect((await lookAtTables(db, "public", signal)).newer).toEqual(["9002_first", "9001_last"]);
+  await sql.query("create schema bare");
+  expect((await lookAtTables(db, "bare", signal)).trouble?.message).toBe(
+    ["checkpoint_blobs", "checkpoint_writes", "checkpointd_claims", "checkpoints"]
+      .map((table) => `no table ${table}`)
+      .join(", "),
+  );
 });

@@ -15,6 +15,7 @@ import { StoredPrefixSchema } from "../../gen/checkpointd/v1/session_service_pb.
 import { createDatabase, openPool, type TestDatabase } from "../testing/postgres.js";
 import { copyThread } from "./copy_thread.js";
 import type { Db } from "./db.js";
+import { releaseLease, renewLease } from "./leases.js";
 import { createPut } from "./put.js";
 import { createPutExtending } from "./put_extending.js";
 import { createPutWrites } from "./put_writes.js";
@@ -310,4 +311,90 @@ it("copies every column of a thread, those that no put stores as well", async ()
       rows.map((row) => ({ ...row, thread_id: "copy" })),
     );
   }
+});
+
+describe.each([1, 3])("under leases that are not held, %d at once", (count) => {
+  it.each([
+    ["of somebody else", "another token", "1 hour"],
+    ["that has ended", "token", "-1 s"],
+  ])("stores nothing: %s", async (_, token, until) => {
+    const put = createPut(db);
+    const putWrites = createPutWrites(db);
+    const names = (await begin(count, true)).map(({ threadId }) => threadId);
+    await sql.query(
+      `update checkpointd_claims set expires_at = now() + $1::interval where thread_id = any($2)`,
+      [until, names],
+    );
+    const refused = await Promise.allSettled(
+      names.flatMap((threadId) => [
+        put(putOf(threadId, "text", 1, token)),
+        putWrites(writesOf(threadId, "text", 1, token, false)),
+        putWrites(writesOf(threadId, "text", 1, token, true)),
+      ]),
+    );
+    expect(refused).toEqual(
+      refused.map(() => ({
+        status: "rejected",
+        reason: expect.objectContaining({
+          detail: expect.objectContaining({ reason: "LEASE_LOST" }),
+        }),
+      })),
+    );
+    for (const threadId of names) {
+      for (const table of Object.keys(notPut) as Table[]) {
+        expect(await stored(table, threadId)).toEqual([]);
+      }
+    }
+  });
+});
+
+it("stores of one statement only what is under a lease that is held", async () => {
+  const put = createPut(db);
+  const putWrites = createPutWrites(db);
+  const [mine, other] = (await begin(2, true)).map(({ threadId }) => threadId) as [string, string];
+  const calls = [
+    [mine, "token", "c1"],
+    [mine, "another token", "c2"],
+    [other, "another token", "c3"],
+  ] as const;
+  const outcomes = (requests: Promise<unknown>[]) =>
+    Promise.allSettled(requests).then((all) => all.map(({ status }) => status));
+  const wanted = ["fulfilled", "rejected", "rejected"];
+  const puts = calls.map(([threadId, token, checkpointId]) => {
+    const request = putOf(threadId, "text", 1, token);
+    for (const blob of request.blobs) blob.version = checkpointId;
+    return put({ ...request, checkpointId });
+  });
+  expect(await outcomes(puts)).toEqual(wanted);
+  const writes = calls.map(([threadId, token, checkpointId]) =>
+    putWrites({ ...writesOf(threadId, "text", 1, token, false), checkpointId }),
+  );
+  expect(await outcomes(writes)).toEqual(wanted);
+  for (const [table, column] of [
+    ["checkpoints", "checkpoint_id"],
+    ["checkpoint_blobs", "version"],
+    ["checkpoint_writes", "checkpoint_id"],
+  ] as const) {
+    const rows = [...(await stored(table, mine)), ...(await stored(table, other))];
+    expect([...new Set(rows.map((row) => row[column]))]).toEqual(["c1"]);
+  }
+});
+
+it("renews and releases a lease only with its thread and its token", async () => {
+  const [mine, other] = (await begin(2, false)).map(({ threadId }) => threadId) as [string, string];
+  const token = await lease(mine);
+  for (const [threadId, wrong] of [
+    [other, token],
+    [mine, "another token"],
+  ] as const) {
+    await expect(renewLease(db, threadId, wrong, 1_000)).rejects.toMatchObject({
+      detail: { reason: "LEASE_LOST" },
+    });
+    await releaseLease(db, threadId, wrong);
+  }
+  await renewLease(db, mine, token, 1_000);
+  await releaseLease(db, mine, token);
+  await expect(renewLease(db, mine, token, 1_000)).rejects.toMatchObject({
+    detail: { reason: "LEASE_LOST" },
+  });
 });
