@@ -97,6 +97,8 @@ describe("README and docs", () => {
       cell.split(", ").map((reason) => reason.replaceAll("`", "")),
     );
     expect(told.sort()).toEqual(reasons.sort());
+    const proto = await readFile(`${root}proto/checkpointd/v1/checkpoint.proto`, "utf8");
+    for (const reason of reasons) expect(proto).toMatch(new RegExp(`// .*\\b${reason}\\b`));
   });
 
   it.each(scripts)("$page: a script works as it stands: $text", async ({ text }) => {
