@@ -194,7 +194,7 @@ describe("README and docs", () => {
   });
 
   const toRun = (command: string, databaseUrl: string) =>
-    atTestServer(substitute(fetched(command)))
+    atTestServer(/^(grpcurl|curl -s -H) /.test(command) ? substitute(command) : fetched(command))
       .replaceAll("postgres://user:password@host:5432/database", databaseUrl)
       .replace(/\bcheckpointd (?=serve|migrate|threads)/, `${main} `);
 
@@ -241,6 +241,14 @@ function blocksOf({ name, text }: Page): Block[] {
   }));
 }
 
+/** Where curl is not installed, a plain GET is Node's. */
+function fetched(command: string): string {
+  const [, url] = /^curl -s (http\S+)$/.exec(command) ?? [];
+  const paths = (process.env.PATH ?? "").split(delimiter);
+  if (!url || paths.some((path) => existsSync(join(path, "curl")))) return command;
+  return `node -e 'fetch("${url}").then((answer) => answer.text()).then(console.log)'`;
+}
+
 /** The anchors of a page's headings, as GitHub makes them. */
 async function anchorsOf(file: string): Promise<string[]> {
   const text = await readFile(file, "utf8");
@@ -250,14 +258,6 @@ async function anchorsOf(file: string): Promise<string[]> {
       .replaceAll(/[^\w -]/g, "")
       .replaceAll(" ", "-"),
   );
-}
-
-/** Where curl is not installed, a plain GET is Node's. */
-function fetched(command: string): string {
-  const [, url] = /^curl -s (http\S+)$/.exec(command) ?? [];
-  const paths = (process.env.PATH ?? "").split(delimiter);
-  if (!url || paths.some((path) => existsSync(join(path, "curl")))) return command;
-  return `node -e 'fetch("${url}").then((answer) => answer.text()).then(console.log)'`;
 }
 
 /** Where grpcurl is not installed, buf's curl is asked the same over reflection. */
