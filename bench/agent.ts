@@ -18,9 +18,9 @@ export type Command =
 export interface Measured {
   operations: number;
   elapsedMs: number;
-  /** Of each operation. */
+  /** How long each operation took. */
   latenciesMs: number[];
-  /** Of each operation that yields tuples: until the first. */
+  /** How long each operation that yields tuples took until the first of them. */
   firstTupleMs: number[];
 }
 

@@ -148,13 +148,13 @@ export interface Histories {
 /** A call that was never answered, and when its process wrote events: until then it lived. */
 export interface Unanswered {
   operation: Operation;
-  /** In their order. */
+  /** The moments at which its process wrote events, in their order. */
   lived: number[];
   /** Whether it said that all its calls were answered. */
   ended: boolean;
 }
 
-/** Those of one kind. */
+/** Returns the calls of one kind. */
 export function ofKind<Kind extends Call["kind"]>(
   operations: readonly Operation[],
   kind: Kind,

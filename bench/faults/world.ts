@@ -267,7 +267,7 @@ export function killQuietly(pid: number, signal: NodeJS.Signals): void {
   }
 }
 
-/** Of a process all that it started, and they (Linux). */
+/** Returns the processes that a process started, and those that they started (Linux). */
 export function childrenOf(pid: number): number[] {
   const parents = new Map<number, number>();
   for (const name of readdirSync("/proc")) {

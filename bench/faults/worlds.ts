@@ -22,7 +22,7 @@ import type { WorldPlan } from "./world.js";
 /** A kind of world. */
 export interface Kind {
   name: string;
-  /** Of the run's time, how much it gets. */
+  /** The part of the run's time that it gets. */
   share: number;
   /** Overrides the number of servers that was asked for. */
   servers?: number;

@@ -1,6 +1,7 @@
 /**
- * Imports nothing that has to be loaded, so that a `serve` hears signals before the rest of the program is loaded: that
- * takes 0.3 s, on a busy machine a second, in which Node's own answer would be to die of them.
+ * Imports nothing that has to be loaded, so that a `serve` hears signals before the rest of the
+ * program is loaded: that takes 0.3 s, on a busy machine a second, in which Node's own answer would
+ * be to die of them.
  */
 import cluster from "node:cluster";
 

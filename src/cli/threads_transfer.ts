@@ -188,7 +188,7 @@ async function storeTuple(calls: Calls, threadId: string, tuple: CheckpointTuple
   }
 }
 
-/** In parts that each fit a request; one empty part if there is nothing. */
+/** Divides them so that each part fits a request; one empty part if there is nothing. */
 function inRequests<Part extends Pick<ChannelBlob, "value">>(all: readonly Part[]): Part[][] {
   const parts: Part[][] = [[]];
   let bytes = 0;

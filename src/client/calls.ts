@@ -36,7 +36,7 @@ export class Calls {
   readonly #abort: OpenService["abort"];
   readonly #timeoutMs: number;
   readonly #retry: Required<RetryOptions>;
-  /** Of streams and lists. */
+  /** Those of the streams and lists under way; aborting one ends its stream or list. */
   readonly #reading = new Set<AbortController>();
   readonly #ending = new AbortController();
   #running = 0;

@@ -22,7 +22,7 @@ interface Pending {
   encode: (timeoutMs: number) => Uint8Array[];
   timeoutMs: number;
   deadline: number;
-  /** What was sent with it and before. */
+  /** The bytes that were sent on the session up to the end of this operation. */
   sentBytes: number;
   resolve: (answer: unknown) => void;
   reject: (error: Error) => void;
@@ -61,7 +61,7 @@ export class ClientSession {
     () => broken(),
     (flags, message) => this.#receive(flags, message),
   );
-  /** What follows in the same tick goes with it. */
+  /** What waits to be written, together with what else is sent in the same tick. */
   #chunks: Uint8Array[] = [];
   #chunkBytes = 0;
   #heldSince = 0;
@@ -75,11 +75,11 @@ export class ClientSession {
   #over: Error | undefined;
   #overAt = 0;
   #sweep: NodeJS.Timeout | undefined;
-  /** Of the time for the greeting, or for the end of a session that was left. */
+  /** Cancels the timer that runs: of the greeting, or of the end of a session that was left. */
   #cancelLimit = () => {};
   #heardAt = performance.now();
   #pingedAt: number | undefined;
-  /** What operations brought so far, and of that what has arrived for sure: it was answered. */
+  /** The bytes of operations so far, and how many of them have arrived for sure: they were answered. */
   #sentBytes = 0;
   #arrivedBytes = 0;
   #idlePing: NodeJS.Timeout | undefined;

@@ -17,7 +17,7 @@ import { NotCarried } from "./carrier.js";
 /** An open stream of enveloped messages, both ways. It does not keep the process alive. */
 export interface SessionSocket {
   readonly duplex: Duplex;
-  /** By which the server's log has the session. */
+  /** The name under which the server's log has the session. */
   readonly requestId: string | undefined;
   /** Calls `listener` when something on the way wants the client to leave. */
   onLeave(listener: () => void): void;

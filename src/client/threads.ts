@@ -98,7 +98,7 @@ export interface Lease {
    * anything any more once the lease is lost.
    */
   token: string;
-  /** By the database's clock. */
+  /** When the lease ends unless it is renewed, by the database's clock. */
   expiresAt: Date;
 }
 
@@ -273,8 +273,8 @@ export class Threads {
 
   /**
    * Removes what the options let go, and tells of each thread that lost something, in the order of
-   * their ids, each once. Nothing that a remaining checkpoint needs is removed. Leaving the loop early stops it: what is removed by
-   * then stays removed.
+   * their ids, each once. Nothing that a remaining checkpoint needs is removed. Leaving the loop early
+   * stops it: what is removed by then stays removed.
    */
   async *prune(options: PruneOptions): AsyncGenerator<Pruned, void, undefined> {
     const { threadIds = [], keepLast, olderThanMs, dryRun = false } = options;

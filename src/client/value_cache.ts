@@ -1,4 +1,4 @@
-/** What was put last, so that of a value that begins as the one before only the rest is sent. */
+/** Remembers the values put last: of one that begins as the one before, only the rest is sent. */
 import { Buffer } from "node:buffer";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { StoredPrefixSchema } from "../../gen/checkpointd/v1/session_service_pb.js";

@@ -14,7 +14,7 @@ export function envelope(flags: number, length: number): Buffer {
   return header;
 }
 
-/** From how many bytes on a value or a message is sent from where it lies instead of being copied. */
+/** A value or message of so many bytes or more is sent from where it lies instead of being copied. */
 export const largeBytes = 8 * 1024;
 
 /** The same bytes in fewer chunks: small ones are joined, as each costs Node more than its bytes. */

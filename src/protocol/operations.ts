@@ -64,7 +64,7 @@ export type Answer<Name extends CallName> = MessageShape<Calls[Name]["output"]>;
 /** What is answered, as it is made. */
 export type AnswerInit<Name extends CallName> = MessageInitShape<Calls[Name]["output"]>;
 
-/** By which names a SessionWelcome has the operations. */
+/** The names by which a SessionWelcome lists the operations: those of the fields in the .proto. */
 export const operationFields = Object.fromEntries(
   OpenSessionRequestSchema.fields.map(({ localName, name }) => [localName, name]),
 ) as Record<OperationName, string>;

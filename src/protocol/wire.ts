@@ -25,5 +25,5 @@ export const connectionWindowBytes = 16 * 1024 * 1024;
 
 /** How often either end looks at the deadlines of a session's operations. */
 export const sweepMs = 50;
-/** Within which the other side leaves a session, or a stream of HTTP/2, that is over. */
+/** How long the other side has to leave a session, or a stream of HTTP/2, that is over; in ms. */
 export const partingMs = 5_000;

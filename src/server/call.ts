@@ -48,7 +48,7 @@ export class Call implements Signal {
   batchSize = 0;
   requestBytes = 0;
   answerBytes = 0;
-  /** By performance.now(); set by who bounds the call. */
+  /** When the call is aborted, by performance.now(); `bound` of Calls sets it. */
   deadline = Number.POSITIVE_INFINITY;
   readonly #listeners: (() => void)[] = [];
   readonly #onEnd: (call: Call, outcome: Outcome) => void;

@@ -103,7 +103,7 @@ class OpenSession implements Session {
   readonly #running = new Map<number, Call>();
   // Spread, so that the clients of a server that was started do not all move at once.
   readonly #movesAt: number;
-  /** Of the time that the client has for leaving; set with the goodbye. */
+  /** Looks, once goodbye was said, from time to time whether nothing is under way: then it ends. */
   #leaving: NodeJS.Timeout | undefined;
   #closed = false;
 
