@@ -1,6 +1,6 @@
 /** PruneThreads never removes what a checkpoint that stays needs: random threads, random rules. */
 import { setTimeout as delay } from "node:timers/promises";
-import { toJsonString } from "@bufbuild/protobuf";
+import { type MessageInitShape, toJsonString } from "@bufbuild/protobuf";
 import { type Client, createClient, type Transport } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-node";
 import { Annotation, Command, DeltaChannel, START, StateGraph } from "@langchain/langgraph";
@@ -10,6 +10,10 @@ import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { CheckpointTupleSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import {
+  type PruneThreadsRequestSchema,
+  ThreadService,
+} from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { ConnectSaver } from "../client/saver.js";
 import type { Pruned, PruneOptions } from "../client/threads.js";
 import type { Server } from "../server/main.js";
@@ -346,4 +350,25 @@ describe("pruneThreads", () => {
     expect((await read("long")).size).toBe(5);
     expect(await unused()).toEqual([]);
   });
+});
+
+it("goes on after a thread, in the order of ids, byte by byte", async () => {
+  const ids = ["after-a", "after-b", "after-é", "after-漢", "after-😀"];
+  for (const threadId of ids)
+    await service.put({ threadId, checkpointId: "1", checkpointJson: "{}" });
+  const threads = createClient(ThreadService, transport);
+  const strategy = { case: "delete", value: true } as const;
+  const pruned = async (request: MessageInitShape<typeof PruneThreadsRequestSchema>) => {
+    const found = [];
+    for await (const { threadId } of threads.pruneThreads({ strategy, dryRun: true, ...request })) {
+      if (threadId) found.push(threadId);
+    }
+    return found;
+  };
+  const filter = { threadIdPrefix: "after-" };
+  const shuffled = [...ids].reverse();
+  for (const [i, afterThreadId] of ["", ...ids].entries()) {
+    expect(await pruned({ filter, afterThreadId })).toEqual(ids.slice(i));
+    expect(await pruned({ threadIds: shuffled, afterThreadId })).toEqual(ids.slice(i));
+  }
 });
