@@ -2,9 +2,9 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
+import { type Answer, type Call, type Event, type Rows, readEvents } from "./call_history.js";
 import { checkHistories, type Rule } from "./check.js";
 import { errors, simulate } from "./check_simulation.js";
-import { type Answer, type Call, type Event, type Rows, readEvents } from "./history.js";
 
 describe("of runs in memory", () => {
   it("finds nothing if the store makes no mistake", () => {

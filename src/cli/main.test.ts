@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { readConfig, settings, UsageError } from "../config.js";
 import { createDatabase } from "../testing/postgres.js";
-import { runCommand } from "../testing/serve.js";
+import { runCommand } from "../testing/serve_process.js";
 import { migrateSettings } from "./migrate.js";
 import { serveSettings } from "./serve.js";
 

@@ -10,7 +10,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { Health, HealthCheckResponse_ServingStatus } from "../../gen/health/v1/health_pb.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
-import { runCommand, startServe } from "../testing/serve.js";
+import { runCommand, startServe } from "../testing/serve_process.js";
 
 const transport = (url: string) => createConnectTransport({ baseUrl: url, httpVersion: "2" });
 const checkpoints = (url: string) => createClient(CheckpointService, transport(url));

@@ -1,6 +1,6 @@
 import type { Contender } from "./contenders.js";
 import { type Environment, startEnvironment } from "./environment.js";
-import { stopAll } from "./processes.js";
+import { stopAll } from "./run_processes.js";
 import { postgresSettings } from "./settings.js";
 
 /**
