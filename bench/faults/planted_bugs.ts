@@ -315,7 +315,11 @@ export const bugs: Bug[] = [
   {
     name: "a value is extended whatever is stored now",
     patches: [
-      patch(putExtending, "and stored.xmin = b.revision::xid", "and b.revision is not null"),
+      patch(
+        putExtending,
+        "and stored.xmin = b.transaction_id::xid",
+        "and b.transaction_id is not null",
+      ),
     ],
   },
   {

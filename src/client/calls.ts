@@ -184,13 +184,13 @@ export class Calls {
       try {
         const answer = await this.#onSession(operation, sizeOf(extending.put), timeoutMs());
         if (answer?.case !== "putExtending") return false;
-        this.#valueCache.remember(request, answer.value.revision);
+        this.#valueCache.remember(request, answer.value.transactionId);
         this.#extendsRefusals = 0;
         return true;
       } catch (error) {
         if (isUnimplemented(error)) {
           this.#extendsFrom = performance.now() + noSessionsMs(++this.#extendsRefusals);
-        } else if (errorDetail(error)?.reason === "NOT_STORED" && extending.extensions.length > 0) {
+        } else if (errorDetail(error)?.reason === "NOT_STORED" && extending.prefixes.length > 0) {
           this.#valueCache.forget(request);
         } else {
           throw error;

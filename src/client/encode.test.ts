@@ -59,10 +59,10 @@ it(`writes what the generated code writes, seed ${seed}`, () => {
     };
     expectSame(id, timeoutMs, { case: "put", value: put });
     const uint32 = () => pick([0, 1, 127, 128, 2 ** 31, 2 ** 32 - 1]);
-    const extensions = several(() => {
-      return { blob: uint32(), version: text(), revision: text(), keptBytes: uint32() };
+    const prefixes = several(() => {
+      return { blobIndex: uint32(), version: text(), transactionId: text(), length: uint32() };
     });
-    expectSame(id, timeoutMs, { case: "putExtending", value: { put, extensions } });
+    expectSame(id, timeoutMs, { case: "putExtending", value: { put, prefixes } });
     const idx = () => pick([0, 1, 127, 128, 2 ** 31 - 1, -1, -4, -128, -(2 ** 31)]);
     const putWrites = {
       ...key,

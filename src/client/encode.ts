@@ -13,15 +13,15 @@ import type {
   PutWritesRequestSchema,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import type {
-  ExtensionSchema,
   PutExtendingRequestSchema,
+  StoredPrefixSchema,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { largeBytes } from "../envelope.js";
 
 type Put = MessageInitShape<typeof PutRequestSchema>;
 type PutWrites = MessageInitShape<typeof PutWritesRequestSchema>;
 type PutExtending = MessageInitShape<typeof PutExtendingRequestSchema>;
-type Extension = MessageInitShape<typeof ExtensionSchema>;
+type StoredPrefix = MessageInitShape<typeof StoredPrefixSchema>;
 type Value = MessageInitShape<typeof ValueSchema>;
 
 /** A put. The chunks may be the request's own values, which must not change until they are sent. */
@@ -31,22 +31,22 @@ export function encodePut(id: number, timeoutMs: number, request: Put): Uint8Arr
   return writer.finish(4, id, timeoutMs);
 }
 
-/** A put with extensions, as {@link encodePut}. */
+/** A put with stored prefixes, as {@link encodePut}. */
 export function encodePutExtending(
   id: number,
   timeoutMs: number,
-  { put = {}, extensions = [] }: PutExtending,
+  { put = {}, prefixes = [] }: PutExtending,
 ): Uint8Array[] {
   let bound = perField + sizeBound(put) + valuesBound(put.blobs);
-  for (const extension of extensions) bound += sizeBound(extension);
+  for (const prefix of prefixes) bound += sizeBound(prefix);
   const writer = new Writer(bound);
-  for (let i = extensions.length - 1; i >= 0; i--) {
-    const { blob = 0, version, revision, keptBytes = 0 } = extensions[i]!;
+  for (let i = prefixes.length - 1; i >= 0; i--) {
+    const { blobIndex = 0, version, transactionId, length = 0 } = prefixes[i]!;
     const end = writer.size;
-    writer.number(4, keptBytes);
-    writer.text(3, revision);
+    writer.number(4, length);
+    writer.text(3, transactionId);
     writer.text(2, version);
-    writer.number(1, blob);
+    writer.number(1, blobIndex);
     writer.length(2, end);
   }
   const end = writer.size;
@@ -99,7 +99,7 @@ export function encodePutWrites(id: number, timeoutMs: number, request: PutWrite
 const perCharacter = 3;
 const perField = 8;
 
-function sizeBound(message: Put | PutWrites | Extension): number {
+function sizeBound(message: Put | PutWrites | StoredPrefix): number {
   let bound = 64;
   for (const field of Object.values(message)) {
     if (typeof field === "string") bound += perField + perCharacter * field.length;

@@ -203,8 +203,8 @@ it("fails no put where one of two servers does not know it and the other lost th
       yield { id, result: { case: "put", value: {} } };
     } else if (operation.case === "putExtending" && isFirst) {
       isFirst = false;
-      yield { id, result: { case: "putExtending", value: { revision: "7" } } };
-    } else if (operation.case === "putExtending" && operation.value.extensions.length > 0) {
+      yield { id, result: { case: "putExtending", value: { transactionId: "7" } } };
+    } else if (operation.case === "putExtending" && operation.value.prefixes.length > 0) {
       waiting.push(id);
     } else {
       yield refuse(id, Code.Unimplemented, "");

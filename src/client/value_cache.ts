@@ -2,15 +2,15 @@
 import { Buffer } from "node:buffer";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { PutRequestSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import type { ExtensionSchema } from "../../gen/checkpointd/v1/session_service_pb.js";
+import type { StoredPrefixSchema } from "../../gen/checkpointd/v1/session_service_pb.js";
 
 /** What a put stores. */
 export type Put = MessageInitShape<typeof PutRequestSchema>;
-type Extension = MessageInitShape<typeof ExtensionSchema>;
+type StoredPrefix = MessageInitShape<typeof StoredPrefixSchema>;
 
 interface CachedValue {
   version: string;
-  revision: string;
+  transactionId: string;
   data: Uint8Array;
 }
 
@@ -41,31 +41,31 @@ export class ValueCache {
   }
 
   /** The put, its values told by what they add to those that are remembered. */
-  extend(put: Put): { put: Put; extensions: Extension[] } {
+  extend(put: Put): { put: Put; prefixes: StoredPrefix[] } {
     const { blobs = [] } = put;
-    const extensions: Extension[] = [];
-    const rests = blobs.map((init, blob): typeof init => {
+    const prefixes: StoredPrefix[] = [];
+    const rests = blobs.map((init, blobIndex): typeof init => {
       const { value } = init;
       const data = value?.data;
       const stored = this.#values.get(keyOf(put, init.channel));
       if (!stored || !value || !this.#isWorthwhile(data)) return init;
-      const keptBytes = commonBeginning(stored.data, data);
-      if (keptBytes < leastBytes / 2) return init;
-      const { version, revision } = stored;
-      extensions.push({ blob, version, revision, keptBytes });
-      return { ...init, value: { ...value, data: data.subarray(keptBytes) } } as typeof init;
+      const length = commonBeginning(stored.data, data);
+      if (length < leastBytes / 2) return init;
+      const { version, transactionId } = stored;
+      prefixes.push({ blobIndex, version, transactionId, length });
+      return { ...init, value: { ...value, data: data.subarray(length) } } as typeof init;
     });
-    return { put: { ...put, blobs: rests } as Put, extensions };
+    return { put: { ...put, blobs: rests } as Put, prefixes };
   }
 
-  /** To be called when the put was stored under that revision. */
-  remember(put: Put, revision: string): void {
+  /** To be called when the put was stored by that transaction. */
+  remember(put: Put, transactionId: string): void {
     for (const { channel, version = "", value } of put.blobs ?? []) {
       const key = keyOf(put, channel);
       this.#forget(key);
       const data = value?.data;
       if (!this.#isWorthwhile(data)) continue;
-      this.#values.set(key, { version, revision, data });
+      this.#values.set(key, { version, transactionId, data });
       this.#bytes += data.length;
     }
     for (const key of this.#values.keys()) {

@@ -29,7 +29,7 @@ export const limits = {
   channel: 512,
   version: 128,
   /** The largest is 4294967295. */
-  revision: 10,
+  transactionId: 10,
   type: 256,
   elements: 10_000,
   leaseToken: 64,
@@ -71,7 +71,7 @@ export function checkPut(request: PutRequest): void {
 
 /** Returns what is put, whose values may lack their beginnings. */
 export function checkPutExtending(
-  { put, extensions }: PutExtendingRequest,
+  { put, prefixes }: PutExtendingRequest,
   maxMessageSize: number,
 ): PutRequest {
   if (!put) throw invalidArgument("put", "REQUIRED", "must be set");
@@ -79,29 +79,33 @@ export function checkPutExtending(
   if (put.leaseToken !== "") {
     throw invalidArgument("lease_token", "OUT_OF_RANGE", "must be empty: use put");
   }
-  checkCount("extensions", extensions.length);
-  const extended = new Set<number>();
+  checkCount("prefixes", prefixes.length);
+  const prefixed = new Set<number>();
   let size = Buffer.byteLength(put.checkpointJson) + Buffer.byteLength(put.metadataJson);
   for (const { value } of put.blobs) size += value?.data.length ?? 0;
-  for (const [i, { blob, version, revision, keptBytes }] of extensions.entries()) {
-    const field = `extensions[${i}]`;
-    if (put.blobs[blob]?.value === undefined) {
-      throw invalidArgument(`${field}.blob`, "OUT_OF_RANGE", "must be that of a blob with a value");
+  for (const [i, { blobIndex, version, transactionId, length }] of prefixes.entries()) {
+    const field = `prefixes[${i}]`;
+    if (put.blobs[blobIndex]?.value === undefined) {
+      throw invalidArgument(
+        `${field}.blob_index`,
+        "OUT_OF_RANGE",
+        "must be that of a blob with a value",
+      );
     }
-    if (extended.size === extended.add(blob).size) {
-      throw invalidArgument(`${field}.blob`, "DUPLICATE", "names a blob a second time");
+    if (prefixed.size === prefixed.add(blobIndex).size) {
+      throw invalidArgument(`${field}.blob_index`, "DUPLICATE", "names a blob a second time");
     }
     checkName(`${field}.version`, version, limits.version);
-    checkName(`${field}.revision`, revision, limits.revision);
+    checkName(`${field}.transaction_id`, transactionId, limits.transactionId);
     // Postgres takes one with a leading zero for an octal number.
-    if (!/^(0|[1-9]\d*)$/.test(revision) || Number(revision) >= 2 ** 32) {
+    if (!/^(0|[1-9]\d*)$/.test(transactionId) || Number(transactionId) >= 2 ** 32) {
       const message = "must be one that a PutExtendingResponse gave";
-      throw invalidArgument(`${field}.revision`, "OUT_OF_RANGE", message);
+      throw invalidArgument(`${field}.transaction_id`, "OUT_OF_RANGE", message);
     }
-    if (keptBytes === 0) {
-      throw invalidArgument(`${field}.kept_bytes`, "OUT_OF_RANGE", "must be at least 1", 1);
+    if (length === 0) {
+      throw invalidArgument(`${field}.length`, "OUT_OF_RANGE", "must be at least 1", 1);
     }
-    size += keptBytes;
+    size += length;
   }
   if (size > maxMessageSize) {
     throw new CheckpointdError(

@@ -81,7 +81,7 @@ export function createOperations(db: Db, maxMessageSize: number): Operations {
     },
     async putExtending(request, signal) {
       const put = checkPutExtending(request, maxMessageSize);
-      return { revision: await putExtending({ put, extensions: request.extensions }, signal) };
+      return { transactionId: await putExtending({ put, prefixes: request.prefixes }, signal) };
     },
   };
 }

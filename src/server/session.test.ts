@@ -220,29 +220,33 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
       { channel: "b", version: "1" },
     ];
     const whole = { threadId, checkpointId: "1", checkpointJson: "{}", blobs };
-    const extension = { version: "1", revision: "7", keptBytes: 1 };
+    const prefix = { version: "1", transactionId: "7", length: 1 };
     const wrong: [object, object][] = [
       [{}, { reason: "REQUIRED", field: "put" }],
       [{ put: { ...whole, threadId: "" } }, { reason: "REQUIRED", field: "thread_id" }],
       [{ put: { ...whole, leaseToken: "x" } }, { reason: "OUT_OF_RANGE", field: "lease_token" }],
       ...(
         [
-          [[{ ...extension, version: "" }], "REQUIRED", "extensions[0].version"],
-          [[{ ...extension, version: "x".repeat(129) }], "TOO_LONG", "extensions[0].version"],
-          [[{ ...extension, revision: "" }], "REQUIRED", "extensions[0].revision"],
-          [[{ ...extension, revision: "-1" }], "OUT_OF_RANGE", "extensions[0].revision"],
-          [[{ ...extension, revision: "4294967296" }], "OUT_OF_RANGE", "extensions[0].revision"],
-          [[{ ...extension, keptBytes: 0 }], "OUT_OF_RANGE", "extensions[0].kept_bytes"],
-          [[{ ...extension, blob: 1 }], "OUT_OF_RANGE", "extensions[0].blob"],
-          [[{ ...extension, blob: 2 }], "OUT_OF_RANGE", "extensions[0].blob"],
-          [[extension, extension], "DUPLICATE", "extensions[1].blob"],
-          [[{ ...extension, keptBytes: 2 ** 32 - 1 }], "TOO_LONG", "put"],
-          [[{ ...extension, keptBytes: 10_000 }], "TOO_LONG", "put"],
-          [Array.from({ length: 301 }, () => extension), "DUPLICATE", "extensions[1].blob"],
-          [[extension], "NOT_STORED", "extensions"],
+          [[{ ...prefix, version: "" }], "REQUIRED", "prefixes[0].version"],
+          [[{ ...prefix, version: "x".repeat(129) }], "TOO_LONG", "prefixes[0].version"],
+          [[{ ...prefix, transactionId: "" }], "REQUIRED", "prefixes[0].transaction_id"],
+          [[{ ...prefix, transactionId: "-1" }], "OUT_OF_RANGE", "prefixes[0].transaction_id"],
+          [
+            [{ ...prefix, transactionId: "4294967296" }],
+            "OUT_OF_RANGE",
+            "prefixes[0].transaction_id",
+          ],
+          [[{ ...prefix, length: 0 }], "OUT_OF_RANGE", "prefixes[0].length"],
+          [[{ ...prefix, blobIndex: 1 }], "OUT_OF_RANGE", "prefixes[0].blob_index"],
+          [[{ ...prefix, blobIndex: 2 }], "OUT_OF_RANGE", "prefixes[0].blob_index"],
+          [[prefix, prefix], "DUPLICATE", "prefixes[1].blob_index"],
+          [[{ ...prefix, length: 2 ** 32 - 1 }], "TOO_LONG", "put"],
+          [[{ ...prefix, length: 10_000 }], "TOO_LONG", "put"],
+          [Array.from({ length: 301 }, () => prefix), "DUPLICATE", "prefixes[1].blob_index"],
+          [[prefix], "NOT_STORED", "prefixes"],
         ] as [object[], string, string][]
-      ).map(([extensions, reason, field]): [object, object] => [
-        { put: whole, extensions },
+      ).map(([prefixes, reason, field]): [object, object] => [
+        { put: whole, prefixes },
         { reason, field },
       ]),
     ];
@@ -254,16 +258,16 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
     session.send({ id: 1, operation: { case: "putExtending", value: { put: whole } } });
     const stored = await session.next();
     expect(stored).toMatchObject({ result: { case: "putExtending" } });
-    const { revision } = stored.result.value as { revision: string };
+    const { transactionId } = stored.result.value as { transactionId: string };
     // Postgres would take it for an octal number.
-    for (const octal of ["08", `0${revision}`]) {
-      const value = { put: whole, extensions: [{ ...extension, revision: octal }] };
+    for (const octal of ["08", `0${transactionId}`]) {
+      const value = { put: whole, prefixes: [{ ...prefix, transactionId: octal }] };
       session.send({ id: 1, operation: { case: "putExtending", value } });
-      const detail = { reason: "OUT_OF_RANGE", field: "extensions[0].revision" };
+      const detail = { reason: "OUT_OF_RANGE", field: "prefixes[0].transaction_id" };
       expect(await session.next()).toMatchObject({ result: { case: "error", value: { detail } } });
     }
     const put = { ...whole, checkpointId: "2", blobs: [{ ...blobs[0], version: "2" }] };
-    const value = { put, extensions: [{ ...extension, revision }] };
+    const value = { put, prefixes: [{ ...prefix, transactionId }] };
     session.send({ id: 2, operation: { case: "putExtending", value } });
     expect(await session.next()).toMatchObject({ id: 2, result: { case: "putExtending" } });
     const { rows } = await edge.sql.query(

@@ -10,7 +10,7 @@ import {
   PutRequestSchema,
   PutWritesRequestSchema,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import { ExtensionSchema } from "../../gen/checkpointd/v1/session_service_pb.js";
+import { StoredPrefixSchema } from "../../gen/checkpointd/v1/session_service_pb.js";
 import {
   GetChannelHistoryRequestSchema,
   ListThreadsRequestSchema,
@@ -296,10 +296,10 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
       async (db) => {
         const blobs = [{ channel: "c", version: "1", value: text }];
         const put = create(PutRequestSchema, { ...named, checkpointJson: "{}", blobs });
-        const revision = await createPutExtending(db)({ put, extensions: [] });
+        const transactionId = await createPutExtending(db)({ put, prefixes: [] });
         for (const blob of put.blobs) blob.version = "2";
-        const extension = create(ExtensionSchema, { version: "1", revision, keptBytes: 1 });
-        await createPutExtending(db)({ put, extensions: [extension] });
+        const prefix = create(StoredPrefixSchema, { version: "1", transactionId, length: 1 });
+        await createPutExtending(db)({ put, prefixes: [prefix] });
       },
       ["checkpoints_pkey"],
     ],
@@ -384,9 +384,9 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
       value: text,
     }));
     const put = create(PutRequestSchema, { ...named, checkpointJson: "{}", blobs });
-    const extensions = [create(ExtensionSchema, { version: "1", revision: "7", keptBytes: 1 })];
+    const prefixes = [create(StoredPrefixSchema, { version: "1", transactionId: "7", length: 1 })];
     const [[statement, parameters] = []] = await recordStatements(database.url, (db) =>
-      createPutExtending(db)({ put, extensions }).catch(() => {}),
+      createPutExtending(db)({ put, prefixes }).catch(() => {}),
     );
     const { rows } = await client.query(
       `explain (analyze, format json) ${statement}`,

@@ -2,7 +2,7 @@ import { create } from "@bufbuild/protobuf";
 import pg from "pg";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { PutRequestSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import { ExtensionSchema } from "../../gen/checkpointd/v1/session_service_pb.js";
+import { StoredPrefixSchema } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { block, untilBlocked } from "../testing/blocking.js";
 import { createDatabase, openPool, type TestDatabase } from "../testing/postgres.js";
 import type { Db } from "./db.js";
@@ -29,8 +29,8 @@ afterAll(async () => {
 
 interface Base {
   version: string;
-  revision: string;
-  keptBytes: number;
+  transactionId: string;
+  length: number;
 }
 
 /** A checkpoint of that id, whose channel "a" has that version, and "b" a short value. */
@@ -44,7 +44,7 @@ const request = (threadId: string, id: string, data: Uint8Array | undefined, bas
       { channel: "a", version: id, ...(data && { value: { type: "json", data } }) },
     ],
   }),
-  extensions: base ? [create(ExtensionSchema, { blob: 1, ...base })] : [],
+  prefixes: base ? [create(StoredPrefixSchema, { blobIndex: 1, ...base })] : [],
 });
 const bytes = (text: string) => Buffer.from(text);
 
@@ -66,13 +66,13 @@ const notStored = { code: "failed_precondition", detail: { reason: "NOT_STORED" 
 
 it("stores whole values, of what is stored and what is added", async () => {
   const first = await putExtending(request("t", "1", bytes("[one]")));
-  const kept = { version: "1", revision: first, keptBytes: 4 };
+  const kept = { version: "1", transactionId: first, length: 4 };
   const second = await putExtending(request("t", "2", bytes(",two]"), kept));
   // A base may be extended more than once, and as a whole, and with bytes that are no text.
-  await putExtending(request("t", "3", bytes(""), { ...kept, keptBytes: 5 }));
+  await putExtending(request("t", "3", bytes(""), { ...kept, length: 5 }));
   await putExtending(request("t", "4", Buffer.from([0]), kept));
   await putExtending(
-    request("t", "5", bytes(",three]"), { version: "2", revision: second, keptBytes: 8 }),
+    request("t", "5", bytes(",three]"), { version: "2", transactionId: second, length: 8 }),
   );
   expect(await stored("t")).toEqual({
     values: [
@@ -88,15 +88,15 @@ it("stores whole values, of what is stored and what is added", async () => {
 
 it("stores an emptied channel and a put without values", async () => {
   await putExtending(request("empty", "1", undefined));
-  const revision = await putExtending({
+  const transactionId = await putExtending({
     put: create(PutRequestSchema, {
       threadId: "empty",
       checkpointId: "2",
       checkpointJson: "{}",
     }),
-    extensions: [],
+    prefixes: [],
   });
-  expect(revision).toMatch(/^\d+$/);
+  expect(transactionId).toMatch(/^\d+$/);
   expect(await stored("empty")).toEqual({
     values: [["1", "empty", undefined]],
     checkpoints: ["1", "2"],
@@ -104,13 +104,13 @@ it("stores an emptied channel and a put without values", async () => {
 });
 
 it("stores nothing where what it extends is not stored as it was", async () => {
-  const revision = await putExtending(request("guard", "1", bytes("[one]")));
-  const kept = { version: "1", revision, keptBytes: 4 };
+  const transactionId = await putExtending(request("guard", "1", bytes("[one]")));
+  const kept = { version: "1", transactionId, length: 4 };
   const extend = (base: Partial<Base>, thread = "guard") =>
     putExtending(request(thread, "2", bytes(",two]"), { ...kept, ...base }));
   await expect(extend({ version: "0" })).rejects.toMatchObject(notStored);
-  await expect(extend({ revision: "1" })).rejects.toMatchObject(notStored);
-  await expect(extend({ keptBytes: 6 })).rejects.toMatchObject(notStored);
+  await expect(extend({ transactionId: "1" })).rejects.toMatchObject(notStored);
+  await expect(extend({ length: 6 })).rejects.toMatchObject(notStored);
   await expect(extend({}, "another thread")).rejects.toMatchObject(notStored);
   expect(await stored("guard")).toEqual({ values: [["1", "json", "[one]"]], checkpoints: ["1"] });
   expect(await stored("another thread")).toEqual({ values: [], checkpoints: [] });
@@ -123,11 +123,11 @@ it("stores nothing where what it extends is not stored as it was", async () => {
   expect((await stored("guard")).checkpoints).toEqual(["1"]);
 });
 
-it("does not let a version be extended that was stored before, under the later revision", async () => {
+it("does not let a version be extended that was stored before, by the later transaction", async () => {
   const first = await putExtending(request("before", "1", bytes("[one]")));
   const again = await putExtending(request("before", "1", bytes("[other]")));
-  const extend = (revision: string, id: string) =>
-    putExtending(request("before", id, bytes("]"), { version: "1", revision, keptBytes: 4 }));
+  const extend = (transactionId: string, id: string) =>
+    putExtending(request("before", id, bytes("]"), { version: "1", transactionId, length: 4 }));
   await expect(extend(again, "2")).rejects.toMatchObject(notStored);
   await extend(first, "3");
   // A row lock, as each put takes it, changes nothing.
@@ -139,9 +139,9 @@ it("does not let a version be extended that was stored before, under the later r
   ]);
 });
 
-it("keeps the revision through VACUUM FREEZE, and refuses what was copied", async () => {
-  const revision = await putExtending(request("vacuum", "1", bytes("[one]")));
-  const base = { version: "1", revision, keptBytes: 4 };
+it("knows a value by its transaction through VACUUM FREEZE, and refuses what was copied", async () => {
+  const transactionId = await putExtending(request("vacuum", "1", bytes("[one]")));
+  const base = { version: "1", transactionId, length: 4 };
   await sql.query("vacuum freeze checkpoint_blobs");
   await putExtending(request("vacuum", "2", bytes("]"), base));
   await sql.query("create table copy as select * from checkpoint_blobs");
@@ -154,14 +154,14 @@ it("keeps the revision through VACUUM FREEZE, and refuses what was copied", asyn
 
 it("refuses one of those that travel together, and stores the others", async () => {
   const threads = Array.from({ length: 20 }, (_, i) => `many-${i}`);
-  const revisions = await Promise.all(
+  const transactionIds = await Promise.all(
     threads.map((thread) => putExtending(request(thread, "1", bytes(`["${thread}"]`)))),
   );
   const blocker = await block(database.url, "lock table checkpoints in exclusive mode");
   const results = threads.map((thread, i) => {
-    const kept = { version: "1", keptBytes: thread.length + 3 };
-    const revision = i % 3 === 1 ? "7" : (revisions[i] as string);
-    return putExtending(request(thread, "2", bytes(",é]"), { ...kept, revision })).then(
+    const kept = { version: "1", length: thread.length + 3 };
+    const transactionId = i % 3 === 1 ? "7" : (transactionIds[i] as string);
+    return putExtending(request(thread, "2", bytes(",é]"), { ...kept, transactionId })).then(
       () => "stored",
       (error) => error.detail.reason,
     );
@@ -178,29 +178,33 @@ it("refuses one of those that travel together, and stores the others", async () 
   }
 });
 
-it("gives two puts of one tick a revision each, so that only the one that stored can be extended", async () => {
-  const revisions = await Promise.all(
+it("gives two puts of one tick a transaction each, so that only the one that stored can be extended", async () => {
+  const transactionIds = await Promise.all(
     ["x", "y"].map((text, i) => {
-      const { put, extensions } = request("tick", `${i}`, bytes(`[${text}]`));
+      const { put, prefixes } = request("tick", `${i}`, bytes(`[${text}]`));
       for (const blob of put.blobs) blob.version = "1";
-      return putExtending({ put, extensions });
+      return putExtending({ put, prefixes });
     }),
   );
   const [[, , value]] = (await stored("tick")).values as [string[]];
   const winner = value === "[x]" ? 0 : 1;
-  const extend = (revision: string | undefined, id: string) =>
+  const extend = (transactionId: string | undefined, id: string) =>
     putExtending(
-      request("tick", id, bytes("]"), { version: "1", revision: String(revision), keptBytes: 2 }),
+      request("tick", id, bytes("]"), {
+        version: "1",
+        transactionId: String(transactionId),
+        length: 2,
+      }),
     );
-  await extend(revisions[winner], "2");
-  await expect(extend(revisions[1 - winner], "3")).rejects.toMatchObject(notStored);
+  await extend(transactionIds[winner], "2");
+  await expect(extend(transactionIds[1 - winner], "3")).rejects.toMatchObject(notStored);
 });
 
 it("names JSON that cannot be stored", async () => {
-  const { put, extensions } = request("json", "1", bytes("[one]"));
+  const { put, prefixes } = request("json", "1", bytes("[one]"));
   put.checkpointJson = "{nonsense";
   const other = putExtending(request("json-other", "1", bytes("[one]")));
-  await expect(putExtending({ put, extensions })).rejects.toMatchObject({
+  await expect(putExtending({ put, prefixes })).rejects.toMatchObject({
     code: "invalid_argument",
     detail: { reason: "INVALID_JSON", field: "checkpoint_json" },
   });

@@ -1,5 +1,5 @@
 import type { PutRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import type { Extension } from "../../gen/checkpointd/v1/session_service_pb.js";
+import type { StoredPrefix } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { CheckpointdError } from "../errors.js";
 import { createBatch } from "./batch.js";
 import type { Db, Run, Signal } from "./db.js";
@@ -18,22 +18,21 @@ import { createSingleStatements, mostSingleValues, unpack, unpacked } from "./va
 /** A put whose values may begin as stored ones do. */
 export interface PutExtending {
   put: PutRequest;
-  extensions: readonly Extension[];
+  prefixes: readonly StoredPrefix[];
 }
 
 /**
- * Returns put with extensions: Postgres makes each value of the first bytes of a stored one and of
+ * Returns put with stored prefixes: Postgres makes each value of the first bytes of a stored one and of
  * those that came, so that a long value neither travels nor passes through this process. The same
- * is stored as put stores, all or nothing. Returns the revision of what was stored. Throws
+ * is stored as put stores, all or nothing. Returns the id of the transaction that stored it. Throws
  * FAILED_PRECONDITION (NOT_STORED), and stores nothing, where a value that is extended is not
- * stored under its revision or is shorter than what is kept of it.
+ * stored by that transaction or is shorter than what is kept of it.
  *
- * A revision is the id of the transaction that inserted the row, which is its xmin for as long as
- * the row lives. Rows of blobs are never updated, so the same version with the same xmin is the
+ * The transaction that inserted a row is its xmin for as long as the row lives. Rows of blobs are never updated, so the same version with the same xmin is the
  * same value: not that of a thread that was deleted and begun anew, nor what somebody else stored
  * under the same version. (After a failover that lost transactions an id can be given a second
  * time; that the version is the same as well takes a saver whose versions are not random.) A dump
- * that is restored has new ids, and the extension is refused.
+ * that is restored has new ids, and the prefix is refused.
  *
  * Puts travel together as those of createPut do. Relies on the primary keys of checkpoints and
  * checkpoint_blobs.
@@ -43,32 +42,32 @@ export function createPutExtending(
 ): (request: PutExtending, signal?: Signal) => Promise<string> {
   const text = statement(db.schema);
   const statementOfOne = createSingleStatements(
-    (blobs, bytesOf) => `${oneStatement(db.schema, blobs, bytesOf)} returning ${revisionNow}`,
+    (blobs, bytesOf) => `${oneStatement(db.schema, blobs, bytesOf)} returning ${transactionIdNow}`,
   );
   const batch = createBatch<PutExtending, string | undefined>(db, {
     maxItems: () => 32,
     maxBytes: 1024 * 1024,
-    sizeOf: ({ put, extensions }) =>
-      extensions.reduce((bytes, { keptBytes }) => bytes + keptBytes, sizeOfPut(put)),
-    // Two that bring the same version of a channel would share a revision, and one of them lose.
+    sizeOf: ({ put, prefixes }) =>
+      prefixes.reduce((bytes, { length }) => bytes + length, sizeOfPut(put)),
+    // Two that bring the same version of a channel would share a transaction, and one of them lose.
     keyOf: ({ put }) => `${put.threadId}\0${put.checkpointNs}`,
     run: async (run, requests, signal) => {
       const [only] = requests.length === 1 ? requests : [];
-      if (!only || only.extensions.length > 0 || only.put.blobs.length > mostSingleValues) {
+      if (!only || only.prefixes.length > 0 || only.put.blobs.length > mostSingleValues) {
         return putAll(text, run, requests, signal);
       }
       const rows = await putOne(statementOfOne, run, only.put, signal);
-      return rows.map(([revision]) => String(revision));
+      return rows.map(([transactionId]) => String(transactionId));
     },
   });
   return async (request, signal) => {
-    const revision = await batch(request, signal);
-    if (revision === undefined) throw notStored();
-    return revision;
+    const transactionId = await batch(request, signal);
+    if (transactionId === undefined) throw notStored();
+    return transactionId;
   };
 }
 
-/** The revision of each, or undefined where what it extends is not stored. */
+/** The transaction that stored each, or undefined where what it extends is not stored. */
 async function putAll(
   text: string,
   run: Run,
@@ -77,37 +76,37 @@ async function putAll(
 ): Promise<(string | undefined)[]> {
   const sorted = [...requests].sort((a, b) => compareKeys(a.put, b.put));
   const puts = sorted.map(({ put }) => put);
-  const blobs = sorted.flatMap(({ put, extensions }, i) => {
-    const byBlob = new Map(extensions.map((extension) => [extension.blob, extension]));
+  const blobs = sorted.flatMap(({ put, prefixes }, i) => {
+    const byBlob = new Map(prefixes.map((prefix) => [prefix.blobIndex, prefix]));
     return put.blobs
-      .map((blob, at) => ({ item: i + 1, request: put, blob, extension: byBlob.get(at) }))
+      .map((blob, at) => ({ item: i + 1, request: put, blob, prefix: byBlob.get(at) }))
       .sort((a, b) => compareChannels(a.blob, b.blob));
   });
-  const extensions = [
+  const prefixes = [
     blobs.map(({ item }) => item),
-    blobs.map(({ extension }) => extension?.version ?? null),
-    blobs.map(({ extension }) => extension?.revision ?? null),
-    blobs.map(({ extension }) => extension?.keptBytes ?? null),
+    blobs.map(({ prefix }) => prefix?.version ?? null),
+    blobs.map(({ prefix }) => prefix?.transactionId ?? null),
+    blobs.map(({ prefix }) => prefix?.length ?? null),
   ];
-  const rows = await runPuts(run, text, puts, blobs, extensions, signal);
-  const [revision, refusedItems] = rows[0]!.map(String) as [string, string];
+  const rows = await runPuts(run, text, puts, blobs, prefixes, signal);
+  const [transactionId, refusedItems] = rows[0]!.map(String) as [string, string];
   const refused = new Set(refusedItems.split(","));
-  const revisions = new Map(
-    sorted.map((request, i) => [request, refused.has(`${i + 1}`) ? undefined : revision]),
+  const transactionIds = new Map(
+    sorted.map((request, i) => [request, refused.has(`${i + 1}`) ? undefined : transactionId]),
   );
-  return requests.map((request) => revisions.get(request));
+  return requests.map((request) => transactionIds.get(request));
 }
 
 function notStored(): CheckpointdError {
   return new CheckpointdError(
     "failed_precondition",
-    "extensions: a value that is extended is not stored under that revision, or is shorter",
-    { reason: "NOT_STORED", field: "extensions" },
+    "prefixes: a stored value is not of that transaction any more, or is shorter",
+    { reason: "NOT_STORED", field: "prefixes" },
   );
 }
 
 /** An xmin has the lower half of a transaction's id. */
-const revisionNow = "txid_current() & 4294967295";
+const transactionIdNow = "txid_current() & 4294967295";
 
 // The subquery, unlike a join, leaves the planner the primary key or, while the table is a few
 // pages, a scan of it: so only for values that are extended. `base` is only a pointer to the value
@@ -119,12 +118,12 @@ with new_values as materialized (
     where b.kept is not null
       and stored.thread_id = b.thread_id and stored.checkpoint_ns = b.checkpoint_ns
       and stored.channel = b.channel and stored.version = b.base_version
-      and stored.xmin = b.revision::xid and octet_length(stored.blob) >= b.kept
+      and stored.xmin = b.transaction_id::xid and octet_length(stored.blob) >= b.kept
   ) as base
   from unnest($7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::int[], $13::int[],
       $16::int[], $17::text[], $18::text[], $19::int[])
     as b (thread_id, checkpoint_ns, channel, version, type, start, length,
-      item, base_version, revision, kept)
+      item, base_version, transaction_id, kept)
 ), refused as (
   select distinct item from new_values where kept is not null and base is null
 ), new_blobs as (
@@ -147,4 +146,4 @@ with new_values as materialized (
   where item not in (select item from refused)
   ${replaceCheckpoint}
 )
-select ${revisionNow}, array_to_string(array(select item from refused), ',')`;
+select ${transactionIdNow}, array_to_string(array(select item from refused), ',')`;

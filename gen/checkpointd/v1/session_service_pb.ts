@@ -8,13 +8,15 @@ import type { CheckpointTuple, ErrorDetail } from "./checkpoint_pb.js";
 import { file_checkpointd_v1_checkpoint } from "./checkpoint_pb.js";
 import type { DeleteThreadRequest, DeleteThreadResponse, GetTupleRequest, GetTupleResponse, ListRequest, PutRequest, PutResponse, PutWritesRequest, PutWritesResponse } from "./checkpoint_service_pb.js";
 import { file_checkpointd_v1_checkpoint_service } from "./checkpoint_service_pb.js";
+import type { ClaimThreadsRequest, ClaimThreadsResponse, GetThreadRequest, GetThreadResponse, ReleaseClaimRequest, ReleaseClaimResponse, RenewClaimRequest, RenewClaimResponse } from "./thread_service_pb.js";
+import { file_checkpointd_v1_thread_service } from "./thread_service_pb.js";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file checkpointd/v1/session_service.proto.
  */
 export const file_checkpointd_v1_session_service: GenFile = /*@__PURE__*/
-  fileDesc("CiRjaGVja3BvaW50ZC92MS9zZXNzaW9uX3NlcnZpY2UucHJvdG8SDmNoZWNrcG9pbnRkLnYxIuwDChJPcGVuU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKA0SEgoKdGltZW91dF9tcxgCIAEoDRI0CglnZXRfdHVwbGUYAyABKAsyHy5jaGVja3BvaW50ZC52MS5HZXRUdXBsZVJlcXVlc3RIABIpCgNwdXQYBCABKAsyGi5jaGVja3BvaW50ZC52MS5QdXRSZXF1ZXN0SAASNgoKcHV0X3dyaXRlcxgFIAEoCzIgLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1JlcXVlc3RIABI8Cg1kZWxldGVfdGhyZWFkGAYgASgLMiMuY2hlY2twb2ludGQudjEuRGVsZXRlVGhyZWFkUmVxdWVzdEgAEjEKBmNhbmNlbBgHIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkNhbmNlbE9wZXJhdGlvbkgAEisKBHBpbmcYCCABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUGluZ0gAEjQKCWxpc3RfcGFnZRgJIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkxpc3RQYWdlUmVxdWVzdEgAEjwKDXB1dF9leHRlbmRpbmcYCiABKAsyIy5jaGVja3BvaW50ZC52MS5QdXRFeHRlbmRpbmdSZXF1ZXN0SABCCwoJb3BlcmF0aW9uIhEKD0NhbmNlbE9wZXJhdGlvbiINCgtTZXNzaW9uUGluZyJvCg9MaXN0UGFnZVJlcXVlc3QSKQoEbGlzdBgBIAEoCzIbLmNoZWNrcG9pbnRkLnYxLkxpc3RSZXF1ZXN0EhIKCm1heF90dXBsZXMYAiABKA0SHQoVYWZ0ZXJfY2hlY2twb2ludF9qc29uGAMgASgJIlwKEExpc3RQYWdlUmVzcG9uc2USLwoGdHVwbGVzGAEgAygLMh8uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludFR1cGxlEhcKD25leHRfbWF4X3R1cGxlcxgCIAEoDSJtChNQdXRFeHRlbmRpbmdSZXF1ZXN0EicKA3B1dBgBIAEoCzIaLmNoZWNrcG9pbnRkLnYxLlB1dFJlcXVlc3QSLQoKZXh0ZW5zaW9ucxgCIAMoCzIZLmNoZWNrcG9pbnRkLnYxLkV4dGVuc2lvbiJQCglFeHRlbnNpb24SDAoEYmxvYhgBIAEoDRIPCgd2ZXJzaW9uGAIgASgJEhAKCHJldmlzaW9uGAMgASgJEhIKCmtlcHRfYnl0ZXMYBCABKA0iKAoUUHV0RXh0ZW5kaW5nUmVzcG9uc2USEAoIcmV2aXNpb24YASABKAkiwAQKE09wZW5TZXNzaW9uUmVzcG9uc2USCgoCaWQYASABKA0SNQoJZ2V0X3R1cGxlGAIgASgLMiAuY2hlY2twb2ludGQudjEuR2V0VHVwbGVSZXNwb25zZUgAEioKA3B1dBgDIAEoCzIbLmNoZWNrcG9pbnRkLnYxLlB1dFJlc3BvbnNlSAASNwoKcHV0X3dyaXRlcxgEIAEoCzIhLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1Jlc3BvbnNlSAASPQoNZGVsZXRlX3RocmVhZBgFIAEoCzIkLmNoZWNrcG9pbnRkLnYxLkRlbGV0ZVRocmVhZFJlc3BvbnNlSAASLwoFZXJyb3IYBiABKAsyHi5jaGVja3BvaW50ZC52MS5PcGVyYXRpb25FcnJvckgAEjEKB3dlbGNvbWUYByABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uV2VsY29tZUgAEjEKB2dvb2RieWUYCCABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uR29vZGJ5ZUgAEisKBHBvbmcYCSABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUG9uZ0gAEjUKCWxpc3RfcGFnZRgKIAEoCzIgLmNoZWNrcG9pbnRkLnYxLkxpc3RQYWdlUmVzcG9uc2VIABI9Cg1wdXRfZXh0ZW5kaW5nGAsgASgLMiQuY2hlY2twb2ludGQudjEuUHV0RXh0ZW5kaW5nUmVzcG9uc2VIAEIICgZyZXN1bHQiXAoOT3BlcmF0aW9uRXJyb3ISDAoEY29kZRgBIAEoBRIPCgdtZXNzYWdlGAIgASgJEisKBmRldGFpbBgDIAEoCzIbLmNoZWNrcG9pbnRkLnYxLkVycm9yRGV0YWlsIicKDlNlc3Npb25XZWxjb21lEhUKDW1heF9pbl9mbGlnaHQYASABKA0iEAoOU2Vzc2lvbkdvb2RieWUiDQoLU2Vzc2lvblBvbmcybAoOU2Vzc2lvblNlcnZpY2USWgoLT3BlblNlc3Npb24SIi5jaGVja3BvaW50ZC52MS5PcGVuU2Vzc2lvblJlcXVlc3QaIy5jaGVja3BvaW50ZC52MS5PcGVuU2Vzc2lvblJlc3BvbnNlKAEwAWIGcHJvdG8z", [file_checkpointd_v1_checkpoint, file_checkpointd_v1_checkpoint_service]);
+  fileDesc("CiRjaGVja3BvaW50ZC92MS9zZXNzaW9uX3NlcnZpY2UucHJvdG8SDmNoZWNrcG9pbnRkLnYxItoFChJPcGVuU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKA0SEgoKdGltZW91dF9tcxgCIAEoDRI0CglnZXRfdHVwbGUYAyABKAsyHy5jaGVja3BvaW50ZC52MS5HZXRUdXBsZVJlcXVlc3RIABIpCgNwdXQYBCABKAsyGi5jaGVja3BvaW50ZC52MS5QdXRSZXF1ZXN0SAASNgoKcHV0X3dyaXRlcxgFIAEoCzIgLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1JlcXVlc3RIABI8Cg1kZWxldGVfdGhyZWFkGAYgASgLMiMuY2hlY2twb2ludGQudjEuRGVsZXRlVGhyZWFkUmVxdWVzdEgAEjEKBmNhbmNlbBgHIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkNhbmNlbE9wZXJhdGlvbkgAEisKBHBpbmcYCCABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUGluZ0gAEjQKCWxpc3RfcGFnZRgJIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkxpc3RQYWdlUmVxdWVzdEgAEjwKDXB1dF9leHRlbmRpbmcYCiABKAsyIy5jaGVja3BvaW50ZC52MS5QdXRFeHRlbmRpbmdSZXF1ZXN0SAASNgoKZ2V0X3RocmVhZBgLIAEoCzIgLmNoZWNrcG9pbnRkLnYxLkdldFRocmVhZFJlcXVlc3RIABI8Cg1jbGFpbV90aHJlYWRzGAwgASgLMiMuY2hlY2twb2ludGQudjEuQ2xhaW1UaHJlYWRzUmVxdWVzdEgAEjgKC3JlbmV3X2NsYWltGA0gASgLMiEuY2hlY2twb2ludGQudjEuUmVuZXdDbGFpbVJlcXVlc3RIABI8Cg1yZWxlYXNlX2NsYWltGA4gASgLMiMuY2hlY2twb2ludGQudjEuUmVsZWFzZUNsYWltUmVxdWVzdEgAQgsKCW9wZXJhdGlvbiIRCg9DYW5jZWxPcGVyYXRpb24iDQoLU2Vzc2lvblBpbmcibwoPTGlzdFBhZ2VSZXF1ZXN0EikKBGxpc3QYASABKAsyGy5jaGVja3BvaW50ZC52MS5MaXN0UmVxdWVzdBISCgptYXhfdHVwbGVzGAIgASgNEh0KFWFmdGVyX2NoZWNrcG9pbnRfanNvbhgDIAEoCSJcChBMaXN0UGFnZVJlc3BvbnNlEi8KBnR1cGxlcxgBIAMoCzIfLmNoZWNrcG9pbnRkLnYxLkNoZWNrcG9pbnRUdXBsZRIXCg9uZXh0X21heF90dXBsZXMYAiABKA0ibgoTUHV0RXh0ZW5kaW5nUmVxdWVzdBInCgNwdXQYASABKAsyGi5jaGVja3BvaW50ZC52MS5QdXRSZXF1ZXN0Ei4KCHByZWZpeGVzGAIgAygLMhwuY2hlY2twb2ludGQudjEuU3RvcmVkUHJlZml4IlsKDFN0b3JlZFByZWZpeBISCgpibG9iX2luZGV4GAEgASgNEg8KB3ZlcnNpb24YAiABKAkSFgoOdHJhbnNhY3Rpb25faWQYAyABKAkSDgoGbGVuZ3RoGAQgASgNIi4KFFB1dEV4dGVuZGluZ1Jlc3BvbnNlEhYKDnRyYW5zYWN0aW9uX2lkGAEgASgJIrIGChNPcGVuU2Vzc2lvblJlc3BvbnNlEgoKAmlkGAEgASgNEjUKCWdldF90dXBsZRgCIAEoCzIgLmNoZWNrcG9pbnRkLnYxLkdldFR1cGxlUmVzcG9uc2VIABIqCgNwdXQYAyABKAsyGy5jaGVja3BvaW50ZC52MS5QdXRSZXNwb25zZUgAEjcKCnB1dF93cml0ZXMYBCABKAsyIS5jaGVja3BvaW50ZC52MS5QdXRXcml0ZXNSZXNwb25zZUgAEj0KDWRlbGV0ZV90aHJlYWQYBSABKAsyJC5jaGVja3BvaW50ZC52MS5EZWxldGVUaHJlYWRSZXNwb25zZUgAEi8KBWVycm9yGAYgASgLMh4uY2hlY2twb2ludGQudjEuT3BlcmF0aW9uRXJyb3JIABIxCgd3ZWxjb21lGAcgASgLMh4uY2hlY2twb2ludGQudjEuU2Vzc2lvbldlbGNvbWVIABIxCgdnb29kYnllGAggASgLMh4uY2hlY2twb2ludGQudjEuU2Vzc2lvbkdvb2RieWVIABIrCgRwb25nGAkgASgLMhsuY2hlY2twb2ludGQudjEuU2Vzc2lvblBvbmdIABI1CglsaXN0X3BhZ2UYCiABKAsyIC5jaGVja3BvaW50ZC52MS5MaXN0UGFnZVJlc3BvbnNlSAASPQoNcHV0X2V4dGVuZGluZxgLIAEoCzIkLmNoZWNrcG9pbnRkLnYxLlB1dEV4dGVuZGluZ1Jlc3BvbnNlSAASNwoKZ2V0X3RocmVhZBgMIAEoCzIhLmNoZWNrcG9pbnRkLnYxLkdldFRocmVhZFJlc3BvbnNlSAASPQoNY2xhaW1fdGhyZWFkcxgNIAEoCzIkLmNoZWNrcG9pbnRkLnYxLkNsYWltVGhyZWFkc1Jlc3BvbnNlSAASOQoLcmVuZXdfY2xhaW0YDiABKAsyIi5jaGVja3BvaW50ZC52MS5SZW5ld0NsYWltUmVzcG9uc2VIABI9Cg1yZWxlYXNlX2NsYWltGA8gASgLMiQuY2hlY2twb2ludGQudjEuUmVsZWFzZUNsYWltUmVzcG9uc2VIAEIICgZyZXN1bHQiXAoOT3BlcmF0aW9uRXJyb3ISDAoEY29kZRgBIAEoBRIPCgdtZXNzYWdlGAIgASgJEisKBmRldGFpbBgDIAEoCzIbLmNoZWNrcG9pbnRkLnYxLkVycm9yRGV0YWlsIjsKDlNlc3Npb25XZWxjb21lEhUKDW1heF9pbl9mbGlnaHQYASABKA0SEgoKb3BlcmF0aW9ucxgCIAMoCSIQCg5TZXNzaW9uR29vZGJ5ZSINCgtTZXNzaW9uUG9uZzJsCg5TZXNzaW9uU2VydmljZRJaCgtPcGVuU2Vzc2lvbhIiLmNoZWNrcG9pbnRkLnYxLk9wZW5TZXNzaW9uUmVxdWVzdBojLmNoZWNrcG9pbnRkLnYxLk9wZW5TZXNzaW9uUmVzcG9uc2UoATABYgZwcm90bzM", [file_checkpointd_v1_checkpoint, file_checkpointd_v1_checkpoint_service, file_checkpointd_v1_thread_service]);
 
 /**
  * One operation, or the cancellation of one.
@@ -107,6 +109,38 @@ export type OpenSessionRequest = Message<"checkpointd.v1.OpenSessionRequest"> & 
      */
     value: PutExtendingRequest;
     case: "putExtending";
+  } | {
+    /**
+     * As ThreadService.GetThread.
+     *
+     * @generated from field: checkpointd.v1.GetThreadRequest get_thread = 11;
+     */
+    value: GetThreadRequest;
+    case: "getThread";
+  } | {
+    /**
+     * As ThreadService.ClaimThreads.
+     *
+     * @generated from field: checkpointd.v1.ClaimThreadsRequest claim_threads = 12;
+     */
+    value: ClaimThreadsRequest;
+    case: "claimThreads";
+  } | {
+    /**
+     * As ThreadService.RenewClaim.
+     *
+     * @generated from field: checkpointd.v1.RenewClaimRequest renew_claim = 13;
+     */
+    value: RenewClaimRequest;
+    case: "renewClaim";
+  } | {
+    /**
+     * As ThreadService.ReleaseClaim.
+     *
+     * @generated from field: checkpointd.v1.ReleaseClaimRequest release_claim = 14;
+     */
+    value: ReleaseClaimRequest;
+    case: "releaseClaim";
   } | { case: undefined; value?: undefined };
 };
 
@@ -227,8 +261,7 @@ export const ListPageResponseSchema: GenMessage<ListPageResponse> = /*@__PURE__*
 export type PutExtendingRequest = Message<"checkpointd.v1.PutExtendingRequest"> & {
   /**
    * What to store. Required, without a lease_token; errors name its fields as those of Put do. The
-   * value of a blob that has an extension holds only what comes after the bytes it keeps, and may
-   * be empty.
+   * value of a blob that has a prefix holds only what comes after it, and may be empty.
    *
    * @generated from field: checkpointd.v1.PutRequest put = 1;
    */
@@ -237,9 +270,9 @@ export type PutExtendingRequest = Message<"checkpointd.v1.PutExtendingRequest"> 
   /**
    * At most one for each of put.blobs.
    *
-   * @generated from field: repeated checkpointd.v1.Extension extensions = 2;
+   * @generated from field: repeated checkpointd.v1.StoredPrefix prefixes = 2;
    */
-  extensions: Extension[];
+  prefixes: StoredPrefix[];
 };
 
 /**
@@ -252,18 +285,18 @@ export const PutExtendingRequestSchema: GenMessage<PutExtendingRequest> = /*@__P
 /**
  * Says that a value begins with the first bytes of one that is stored.
  *
- * @generated from message checkpointd.v1.Extension
+ * @generated from message checkpointd.v1.StoredPrefix
  */
-export type Extension = Message<"checkpointd.v1.Extension"> & {
+export type StoredPrefix = Message<"checkpointd.v1.StoredPrefix"> & {
   /**
-   * The position in put.blobs of the value that is extended so. It must have a value.
+   * The position in put.blobs of the value that begins so. It must have a value.
    *
-   * @generated from field: uint32 blob = 1;
+   * @generated from field: uint32 blob_index = 1;
    */
-  blob: number;
+  blobIndex: number;
 
   /**
-   * The version of the same channel, in the same thread and namespace, whose bytes are kept.
+   * The version of the same channel, in the same thread and namespace, that has these bytes.
    * Required, at most 128 bytes, no NUL.
    *
    * @generated from field: string version = 2;
@@ -271,27 +304,27 @@ export type Extension = Message<"checkpointd.v1.Extension"> & {
   version: string;
 
   /**
-   * The revision that the PutExtendingResponse gave that stored it. Required. If it is not stored
-   * under this revision (any more), or is shorter than kept_bytes, the put fails with
+   * The transaction_id that the PutExtendingResponse gave that stored it. Required. If it is not
+   * stored by this transaction (any more), or is shorter than length, the put fails with
    * FAILED_PRECONDITION (NOT_STORED) and stores nothing; send the whole value then.
    *
-   * @generated from field: string revision = 3;
+   * @generated from field: string transaction_id = 3;
    */
-  revision: string;
+  transactionId: string;
 
   /**
    * How many of its first bytes the value begins with. From 1.
    *
-   * @generated from field: uint32 kept_bytes = 4;
+   * @generated from field: uint32 length = 4;
    */
-  keptBytes: number;
+  length: number;
 };
 
 /**
- * Describes the message checkpointd.v1.Extension.
- * Use `create(ExtensionSchema)` to create a new message.
+ * Describes the message checkpointd.v1.StoredPrefix.
+ * Use `create(StoredPrefixSchema)` to create a new message.
  */
-export const ExtensionSchema: GenMessage<Extension> = /*@__PURE__*/
+export const StoredPrefixSchema: GenMessage<StoredPrefix> = /*@__PURE__*/
   messageDesc(file_checkpointd_v1_session_service, 6);
 
 /**
@@ -301,12 +334,12 @@ export const ExtensionSchema: GenMessage<Extension> = /*@__PURE__*/
  */
 export type PutExtendingResponse = Message<"checkpointd.v1.PutExtendingResponse"> & {
   /**
-   * Names what this put stored. A channel version that was stored before is not among it. To be
-   * compared by the server only.
+   * Names the database's transaction that stored what this put brought. A channel version that was
+   * stored before is not among it. To be compared by the server only.
    *
-   * @generated from field: string revision = 1;
+   * @generated from field: string transaction_id = 1;
    */
-  revision: string;
+  transactionId: string;
 };
 
 /**
@@ -414,6 +447,38 @@ export type OpenSessionResponse = Message<"checkpointd.v1.OpenSessionResponse"> 
      */
     value: PutExtendingResponse;
     case: "putExtending";
+  } | {
+    /**
+     * The answer of a get_thread.
+     *
+     * @generated from field: checkpointd.v1.GetThreadResponse get_thread = 12;
+     */
+    value: GetThreadResponse;
+    case: "getThread";
+  } | {
+    /**
+     * The answer of a claim_threads.
+     *
+     * @generated from field: checkpointd.v1.ClaimThreadsResponse claim_threads = 13;
+     */
+    value: ClaimThreadsResponse;
+    case: "claimThreads";
+  } | {
+    /**
+     * The answer of a renew_claim.
+     *
+     * @generated from field: checkpointd.v1.RenewClaimResponse renew_claim = 14;
+     */
+    value: RenewClaimResponse;
+    case: "renewClaim";
+  } | {
+    /**
+     * The answer of a release_claim.
+     *
+     * @generated from field: checkpointd.v1.ReleaseClaimResponse release_claim = 15;
+     */
+    value: ReleaseClaimResponse;
+    case: "releaseClaim";
   } | { case: undefined; value?: undefined };
 };
 
@@ -473,6 +538,14 @@ export type SessionWelcome = Message<"checkpointd.v1.SessionWelcome"> & {
    * @generated from field: uint32 max_in_flight = 1;
    */
   maxInFlight: number;
+
+  /**
+   * The operations that this server knows, by their names in OpenSessionRequest: a client sends no
+   * others, and makes those as calls of the two services.
+   *
+   * @generated from field: repeated string operations = 2;
+   */
+  operations: string[];
 };
 
 /**
@@ -513,17 +586,18 @@ export const SessionPongSchema: GenMessage<SessionPong> = /*@__PURE__*/
   messageDesc(file_checkpointd_v1_session_service, 12);
 
 /**
- * The operations of CheckpointService on one long-lived stream. The operations, their
- * checks, their errors and their results are those of CheckpointService; a session only makes
- * each of them cheaper, because no HTTP request is made for it. A List comes page by page, each
- * an operation of its own, so that one that is read slowly holds up nothing.
+ * The operations of CheckpointService, and the short ones of ThreadService, on one long-lived
+ * stream. The operations, their checks, their errors and their results are those of the two
+ * services; a session only makes each of them cheaper, because no HTTP request is made for it. A
+ * List comes page by page, each an operation of its own, so that one that is read slowly holds up
+ * nothing.
  *
  * A session needs HTTP/2 from end to end, as every RPC with streams both ways. ConnectSaver first
  * tries an upgraded HTTP/1.1 connection, on which a message costs less: a GET of the RPC's path
  * with `Connection: Upgrade` and `Upgrade: checkpointd-session`, answered with 101; then come, in
  * both directions, the enveloped messages that the Connect protocol has on an HTTP/2 stream. On it
  * a client half-closes only when everything was answered: what was not is given up, because a
- * client that vanished looks the same. Clients that can have neither use CheckpointService.
+ * client that vanished looks the same. Clients that can have neither use the two services.
  *
  * @generated from service checkpointd.v1.SessionService
  */
@@ -541,9 +615,9 @@ export const SessionService: GenService<{
    * The call ends with OK after the client half-closed and everything was answered, or after a
    * goodbye; with UNAVAILABLE when the server stops, with INVALID_ARGUMENT when the client breaks
    * the rules stated here, and with RESOURCE_EXHAUSTED at a message larger than the server takes.
-   * Operations without an answer may or may not have been carried out; all are idempotent, so
-   * they can be repeated on another session, or as calls of CheckpointService, which tell each
-   * one's own error.
+   * Operations without an answer may or may not have been carried out. All but claim_threads are
+   * idempotent, so they can be repeated on another session, or as calls of the two services, which
+   * tell each one's own error.
    *
    * The header x-request-id of the response names the session: the one the client gave, or one
    * made here. The server's log has an operation under that name, a slash and its id.
