@@ -126,7 +126,8 @@ function substitute(command: string): string {
     .some((folder) => existsSync(join(folder, program)));
   if (installed) return command;
   const buf = "node_modules/.bin/buf curl --http2-prior-knowledge --protocol";
-  if (program === "curl") return command.replace("curl -s", `${buf} connect`);
+  // It sets the content type itself.
+  if (program === "curl") return command.replace(/^curl -s -H '[^']*'/, `${buf} connect`);
   const [, data = "", address = "", method = ""] =
     /^grpcurl -plaintext (-d '[^']*' )?(\S+) (\S+)/.exec(command) ?? [];
   if (method === "list" || method === "describe") {

@@ -1,7 +1,6 @@
 /** A Chromium to drive: an installed one, or the one that comes with `npm ci`. */
 import { accessSync, constants } from "node:fs";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { type Browser, chromium } from "playwright-core";
@@ -23,10 +22,23 @@ export const noChromium =
 
 /** Starts one, with a fresh profile that goes with it. */
 export async function startChromium(): Promise<TestBrowser> {
-  const { executablePath, env, remove } = installed
-    ? { executablePath: installed, env: {}, remove: async () => {} }
-    : await unpack();
-  const browser = await chromium.launch({
+  if (installed !== undefined) {
+    const browser = await launch(installed, {});
+    return { browser, close: () => browser.close() };
+  }
+  const { folder, executablePath, env } = await unpack();
+  const browser = await launch(executablePath, env);
+  return {
+    browser,
+    async close() {
+      await browser.close();
+      await rm(folder, { recursive: true, force: true });
+    },
+  };
+}
+
+function launch(executablePath: string, env: Record<string, string>): Promise<Browser> {
+  return chromium.launch({
     executablePath,
     env: { ...(process.env as Record<string, string>), ...env },
     args: [
@@ -40,13 +52,6 @@ export async function startChromium(): Promise<TestBrowser> {
       "--disable-sync",
     ],
   });
-  return {
-    browser,
-    async close() {
-      await browser.close();
-      await remove();
-    },
-  };
 }
 
 /** CHROMIUM_PATH, or what the systems' packages are called. */
@@ -67,32 +72,32 @@ function findInstalled(): string | undefined {
 }
 
 /**
- * Unpacks the Chromium of `@sparticuz/chromium` with the libraries and a font it needs beyond
- * libc, which that package itself does in Amazon's Lambda only. Its own `executablePath` is of no
- * use here: it unpacks to /tmp/chromium and believes whatever lies there, also the half of one.
+ * Unpacks the Chromium of `@sparticuz/chromium` with the libraries and a font it needs beyond libc.
+ *
+ * The package is made for Amazon's Lambda: only there does it unpack libraries, and always to the
+ * folder for temporary files, where it believes whatever is called `chromium`, also the half of
+ * one. It reads the environment when it is called, hence what is said to it here. (147.0.0 is its
+ * last release that asks for no later Node than 20.)
  */
 async function unpack() {
   const folder = await mkdtemp(path.join(tmpdir(), "checkpointd-chromium-"));
-  const { inflate } = await import("@sparticuz/chromium");
-  const entry = createRequire(import.meta.url).resolve("@sparticuz/chromium");
-  const bin = path.join(path.dirname(entry), "../../bin");
-  // It unpacks to the folder for temporary files, which it asks for when it is called.
-  const { TMPDIR } = process.env;
-  process.env.TMPDIR = folder;
-  const unpacked = ["chromium.br", "al2023.tar.br", "fonts.tar.br"].map((file) =>
-    inflate(path.join(bin, file)),
-  );
-  if (TMPDIR === undefined) delete process.env.TMPDIR;
-  else process.env.TMPDIR = TMPDIR;
-  await Promise.all(unpacked);
+  const { default: packed } = await import("@sparticuz/chromium");
+  const { TMPDIR, AWS_EXECUTION_ENV } = process.env;
+  Object.assign(process.env, { TMPDIR: folder, AWS_EXECUTION_ENV: "nodejs22.x" });
+  const unpacked = packed.executablePath();
+  for (const [name, value] of Object.entries({ TMPDIR, AWS_EXECUTION_ENV })) {
+    if (value === undefined) delete process.env[name];
+    else process.env[name] = value;
+  }
+  const executablePath = await unpacked;
   const fonts = path.join(folder, "fonts");
   await writeFile(
     path.join(fonts, "fonts.conf"),
     `<fontconfig><dir>${fonts}</dir><cachedir>${folder}/cache</cachedir></fontconfig>`,
   );
   return {
-    executablePath: path.join(folder, "chromium"),
+    folder,
+    executablePath,
     env: { LD_LIBRARY_PATH: path.join(folder, "al2023", "lib"), FONTCONFIG_PATH: fonts },
-    remove: () => rm(folder, { recursive: true, force: true }),
   };
 }
