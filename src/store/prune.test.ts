@@ -292,7 +292,7 @@ describe("pruneThreads", () => {
         }
       })(),
     ]);
-    for (let run = 0; run < 100; run++) {
+    for (let run = 0; run < 20; run++) {
       await prune({ threadIds, keepLast: 1 });
       await delay(1);
     }
