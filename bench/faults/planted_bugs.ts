@@ -24,7 +24,8 @@ const put = "store/put.js";
 const putWrites = "store/put_writes.js";
 const putExtending = "store/put_extending.js";
 const read = "store/read.js";
-const claims = "store/claims.js";
+const tuples = "store/tuples.js";
+const leases = "store/leases.js";
 const db = "store/db.js";
 const session = "client/client_session.js";
 const list = "client/list.js";
@@ -82,7 +83,7 @@ export const bugs: Bug[] = [
     name: "the answers of a batch of puts under leases are in another order",
     patches: [
       patch(
-        put,
+        leases,
         "return requests.map(({ threadId, leaseToken }) =>",
         "return [...requests].reverse().map(({ threadId, leaseToken }) =>",
       ),
@@ -130,13 +131,8 @@ export const bugs: Bug[] = [
     name: "a put under a lost lease is refused and stored",
     patches: [
       patch(
-        put,
-        'join lease on lease.thread_id = b.thread_id collate "C" and lease.token = b.token',
-        "",
-      ),
-      patch(
-        put,
-        'join lease on lease.thread_id = c.thread_id collate "C" and lease.token = c.token',
+        leases,
+        'join lease on lease.thread_id = sent.thread_id collate "C" and lease.token = sent.token',
         "",
       ),
     ],
@@ -153,13 +149,13 @@ export const bugs: Bug[] = [
   },
   {
     name: "a claim takes a thread that is held",
-    patches: [patch(claims, "where held.expires_at <= clock_timestamp()", "where true")],
+    patches: [patch(leases, "where held.expires_at <= clock_timestamp()", "where true")],
   },
   {
     name: "a lease that is lost is renewed",
     patches: [
       patch(
-        claims,
+        leases,
         'collate "C" and token = $2 and expires_at >',
         'collate "C" and $2::text is not null and expires_at >',
       ),
@@ -167,16 +163,15 @@ export const bugs: Bug[] = [
   },
   {
     name: "a release ends somebody else's lease",
-    patches: [patch(claims, " and held.token = ended.token", "")],
+    patches: [patch(leases, " and held.token = ended.token", "")],
   },
   {
     name: "a putWrites that is repeated is stored twice",
     patches: [
       patch(
         putWrites,
-        "`($1, $2, $3, $4, $5, $${at}::int,",
-        // biome-ignore lint/suspicious/noTemplateCurlyInString: it is of the compiled code.
-        "`($1, $2, $3, $4, $5, $${at}::int + 7 * (select count(*)::int from ${schema}.checkpoint_writes where thread_id = $1 and checkpoint_id = $3 and task_id = $4),",
+        "valuesOf(checkpointWrites, writes)",
+        "valuesOf(checkpointWrites, writes).replaceAll('::integer', '::integer + 7 * (select count(*)::int from ' + schema + '.checkpoint_writes where thread_id = $1 and checkpoint_id = $3 and task_id = $4)')",
       ),
     ],
   },
@@ -203,8 +198,8 @@ export const bugs: Bug[] = [
     patches: [
       patch(
         put,
-        "request.blobs\n        .map((blob) => ({ request, blob }))",
-        "request.blobs.slice(0, 8)\n        .map((blob) => ({ request, blob }))",
+        "[...request.blobs].sort(compareChannels).map((part) =>",
+        "[...request.blobs].sort(compareChannels).slice(0, 8).map((part) =>",
       ),
     ],
   },
@@ -310,15 +305,15 @@ export const bugs: Bug[] = [
   },
   {
     name: "a value that is extended lacks a byte",
-    patches: [patch(putExtending, "from 1 for kept)", "from 1 for kept - 1)")],
+    patches: [patch(putExtending, "from 1 for prefix_length)", "from 1 for prefix_length - 1)")],
   },
   {
     name: "a value is extended whatever is stored now",
     patches: [
       patch(
         putExtending,
-        "and stored.xmin = b.transaction_id::xid",
-        "and b.transaction_id is not null",
+        "and stored.xmin = sent.prefix_transaction_id::xid",
+        "and sent.prefix_transaction_id is not null",
       ),
     ],
   },
@@ -326,7 +321,7 @@ export const bugs: Bug[] = [
     name: "a checkpoint is read with its parent's writes",
     patches: [
       patch(
-        read,
+        tuples,
         "and w.checkpoint_id = page.checkpoint_id",
         "and w.checkpoint_id = page.parent_checkpoint_id",
       ),

@@ -2,11 +2,11 @@ import { create } from "@bufbuild/protobuf";
 import type { PutRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { ThreadFilterSchema } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import type { AnswerInit, OperationName, Request } from "../protocol/operations.js";
-import { claimThreads, releaseClaim, renewClaim } from "../store/claims.js";
 import { copyThread } from "../store/copy_thread.js";
 import type { Db, Signal } from "../store/db.js";
 import { deleteRuns } from "../store/delete_runs.js";
 import { deleteThread } from "../store/delete_thread.js";
+import { claimThreads, releaseLease, renewLease } from "../store/leases.js";
 import { listPage } from "../store/list.js";
 import { createPut } from "../store/put.js";
 import { createPutExtending } from "../store/put_extending.js";
@@ -100,10 +100,10 @@ export function createOperations(db: Db, maxMessageSize: number): Operations {
     renewClaim: checked(checkRenewClaim, async (request, signal) => {
       const { threadId, leaseToken, leaseDuration } = request;
       const leaseMs = toMs(leaseDuration, defaultLeaseMs);
-      return { expireTime: await renewClaim(db, threadId, leaseToken, leaseMs, signal) };
+      return { expireTime: await renewLease(db, threadId, leaseToken, leaseMs, signal) };
     }),
     releaseClaim: checked(checkReleaseClaim, async (request, signal) => {
-      await releaseClaim(db, request.threadId, request.leaseToken, signal);
+      await releaseLease(db, request.threadId, request.leaseToken, signal);
       return {};
     }),
     copyThread: checked(checkCopyThread, async (request, signal) => {

@@ -6,7 +6,8 @@ import {
   GetChannelHistoryResponseSchema,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import type { Db, Parameter, Signal } from "./db.js";
-import { beforeFormat4, readValues, toValue, type ValueForm, valueColumns } from "./read.js";
+import { createColumns, text } from "./rows.js";
+import { beforeFormat4, readValues, toValue, type ValueForm, valueColumns } from "./tuples.js";
 
 /** Ancestors one statement walks, and the bytes of values one reads (a larger ancestor alone). */
 const walkedAtOnce = 1_024;
@@ -30,7 +31,7 @@ export async function* channelHistory(
     [threadId, checkpointNs, ...(checkpointId === "" ? [] : [checkpointId])],
     signal,
   );
-  let next = text(target?.[0]);
+  let next = text(target?.[parentColumn.at.parent_checkpoint_id]);
   let remaining = channels;
   // A parent seen before makes a circle, which no graph writes but any client can.
   const seen = new Set<string>();
@@ -44,12 +45,16 @@ export async function* channelHistory(
     const asked = remaining;
     next = "";
     for (const row of rows) {
-      const id = text(row[0]);
+      const id = text(row[walked.at.checkpoint_id]);
       if (seen.has(id)) break;
       seen.add(id);
-      ancestors.push({ id, found: JSON.parse(text(row[2])), bytes: Number(text(row[3])) });
-      next = text(row[1]);
-      remaining = JSON.parse(text(row[4]));
+      ancestors.push({
+        id,
+        found: JSON.parse(text(row[walked.at.found])),
+        bytes: Number(text(row[walked.at.bytes])),
+      });
+      next = text(row[walked.at.parent_checkpoint_id]);
+      remaining = JSON.parse(text(row[walked.at.remaining]));
     }
     if (seen.has(next)) next = "";
     yield* readAncestors(db, request, ancestors, asked, signal);
@@ -103,27 +108,30 @@ async function* readAncestors(
     );
     let message: GetChannelHistoryResponse | undefined;
     for (const row of rows) {
-      const checkpointId = text(row[0]);
+      const { at } = read;
+      const checkpointId = text(row[at.checkpoint_id]);
       if (message && message.checkpointId !== checkpointId) yield message;
       if (message?.checkpointId !== checkpointId) {
         message = create(GetChannelHistoryResponseSchema, { checkpointId });
       }
-      const channel = text(row[2]);
-      const value = toValue(row[6], row[7], row[8]);
-      if (text(row[1]) === "write") {
+      const kind = text(row[at.kind]);
+      const channel = text(row[at.channel]);
+      const value = toValue(row[at.type], row[at.text], row[at.bytes]);
+      if (kind === "write") {
         message?.writes.push(
           create(PendingWriteSchema, {
-            taskId: text(row[3]),
-            taskPath: text(row[4]),
-            idx: Number(text(row[5])),
+            taskId: text(row[at.task_id]),
+            taskPath: text(row[at.task_path]),
+            idx: Number(text(row[at.idx])),
             channel,
             value,
           }),
         );
-      } else if (text(row[1]) === "seed") {
-        message?.seeds.push(create(ChannelBlobSchema, { channel, version: text(row[3]), value }));
-      } else if (text(row[1]) === "inline") {
-        if (message) message.inlineSeeds[channel] = text(row[7]);
+      } else if (kind === "seed") {
+        const version = text(row[at.version]);
+        message?.seeds.push(create(ChannelBlobSchema, { channel, version, value }));
+      } else if (kind === "inline") {
+        if (message) message.inlineSeeds[channel] = text(row[at.text]);
       } else {
         message?.pendingSends.push(value);
       }
@@ -132,22 +140,35 @@ async function* readAncestors(
   }
 }
 
+const parentColumn = createColumns("parent_checkpoint_id");
+
 /** Relies on the primary key; the latest as getTuple's does. */
 const parent = (schema: string) => `
-select parent_checkpoint_id from ${schema}.checkpoints
+select ${parentColumn.names} from ${schema}.checkpoints
 where thread_id = $1 and checkpoint_ns = $2 and checkpoint_id = $3`;
 
 const latestParent = (schema: string) => `
-select parent_checkpoint_id from ${schema}.checkpoints
+select ${parentColumn.names} from ${schema}.checkpoints
 where thread_id = $1 and checkpoint_ns = $2
 order by checkpoint_id collate "C" desc
 limit 1`;
 
 /**
+ * Of an ancestor the channels that have a value there (as JSON), the bytes to read of it, and the
+ * channels that are without a value still (as JSON).
+ */
+const walked = createColumns(
+  "checkpoint_id",
+  "parent_checkpoint_id",
+  "found",
+  "bytes",
+  "remaining",
+);
+
+/**
  * Walks from parent to parent by the primary keys of the three tables. Ids are carried as jsonb:
  * as text a recursive query gives them a collation, and where that is not the key's, which depends
- * on who made the table, the key's index cannot be used. Columns: the ancestor, its
- * parent, the channels that have a value there, the bytes to read, the channels still without.
+ * on who made the table, the key's index cannot be used.
  */
 const walkStatement = (schema: string) => `
 with recursive walk (n, checkpoint_id, parent_id, asked, found, checkpoint) as (
@@ -175,8 +196,11 @@ with recursive walk (n, checkpoint_id, parent_id, asked, found, checkpoint) as (
   ) as held
   where walk.n < $5 and cardinality(open.channels) > 0
 )
-select walk.checkpoint_id #>> '{}', walk.parent_id #>> '{}', array_to_json(walk.found)::text,
-  coalesce((
+select ${walked.all({
+  checkpoint_id: "walk.checkpoint_id #>> '{}'",
+  parent_checkpoint_id: "walk.parent_id #>> '{}'",
+  found: "array_to_json(walk.found)::text",
+  bytes: `coalesce((
     select sum(octet_length(w.blob) + 64) from ${schema}.checkpoint_writes w
     where w.thread_id = $1 and w.checkpoint_ns = $2 and w.checkpoint_id = walk.checkpoint_id #>> '{}'
       and w.channel = any(walk.asked)
@@ -184,14 +208,34 @@ select walk.checkpoint_id #>> '{}', walk.parent_id #>> '{}', array_to_json(walk.
     select sum(octet_length(s.blob))
     from unnest(walk.found) as seeded (name)
     cross join lateral (${storedSeed(schema, "walk", "seeded.name")}) as s
-  ), 0),
-  array_to_json(array(select unnest(walk.asked) except select unnest(walk.found)))::text
+  ), 0)`,
+  remaining:
+    "array_to_json(array(select unnest(walk.asked) except select unnest(walk.found)))::text",
+})}
 from walk
 where walk.n > 0
 order by walk.n`;
 
+/** Which columns a row has besides depends on its kind: write, seed, inline or send. */
+const read = createColumns(
+  "checkpoint_id",
+  "kind",
+  "channel",
+  "version",
+  "task_id",
+  "task_path",
+  "idx",
+  "type",
+  "text",
+  "bytes",
+);
+
 const valuesStatement = (schema: string, values: ValueForm) => {
-  const value = (row: string) => valueColumns(row, values).join(", ");
+  const value = (row: string) => {
+    const [text, bytes] = valueColumns(row, values);
+    return { type: `${row}.type`, text: `${text}::text`, bytes };
+  };
+  const key = { checkpoint_id: "checkpoint_id" };
   return `
 with ancestor as materialized (
   select a.n, c.*
@@ -204,10 +248,16 @@ with ancestor as materialized (
 ), wanted as materialized (
   select channel, last_n from unnest($5::text[], $6::int[]) as w (channel, last_n)
 )
-select checkpoint_id, kind, channel, a, b, idx, type, as_text, as_bytes from (
-  select n, 0 as part, checkpoint_id, 'write' as kind, w.channel, w.task_id as a,
-    w.task_path as b, w.idx, w.type, ${valueColumns("w", values)[0]}::text as as_text,
-    ${valueColumns("w", values)[1]} as as_bytes, w.task_id collate "C" as sort_task
+select ${read.names} from (
+  select n, 0 as part, w.task_id collate "C" as sort_task, ${read.some({
+    ...key,
+    kind: "'write'",
+    channel: "w.channel",
+    task_id: "w.task_id",
+    task_path: "w.task_path",
+    idx: "w.idx",
+    ...value("w"),
+  })}
   from ancestor
   cross join lateral (
     select task_id, task_path, idx, channel, type, blob from ${schema}.checkpoint_writes w
@@ -216,20 +266,36 @@ select checkpoint_id, kind, channel, a, b, idx, type, as_text, as_bytes from (
     offset 0
   ) as w
   union all
-  select n, 1, checkpoint_id, 'seed', wanted.channel, s.version, null, null, s.type, ${value("s")}, null
+  select n, 1, null, ${read.union({
+    ...key,
+    kind: "'seed'",
+    channel: "wanted.channel",
+    version: "s.version",
+    ...value("s"),
+  })}
   from ancestor
   join wanted on wanted.last_n = ancestor.n
   cross join lateral (${storedSeed(schema, "ancestor", "wanted.channel")}) as s
   union all
-  select n, 2, checkpoint_id, 'inline', wanted.channel, null, null, null, null,
-    ${inline("ancestor", "wanted.channel")}::text, null, null
+  select n, 2, null, ${read.union({
+    ...key,
+    kind: "'inline'",
+    channel: "wanted.channel",
+    text: `${inline("ancestor", "wanted.channel")}::text`,
+  })}
   from ancestor
   join wanted on wanted.last_n = ancestor.n
   where ${inline("ancestor", "wanted.channel")} is not null
   union all
-  select n, 3, checkpoint_id, 'send', '__pregel_tasks', null, null,
-    row_number() over (partition by n order by s.task_path collate "C", s.task_id collate "C", s.idx)::int,
-    s.type, ${value("s")}, null
+  select n, 3, null, ${read.union({
+    ...key,
+    kind: "'send'",
+    channel: "'__pregel_tasks'",
+    idx: `row_number() over (
+      partition by n order by s.task_path collate "C", s.task_id collate "C", s.idx
+    )::int`,
+    ...value("s"),
+  })}
   from ancestor
   join wanted on wanted.last_n = ancestor.n and wanted.channel = '__pregel_tasks'
   cross join lateral (${sends(schema, "ancestor", "offset 0")}) as s
@@ -254,7 +320,3 @@ const sends = (schema: string, c: string, end: string) => `
       where ${beforeFormat4(`${c}.checkpoint`)} and s.thread_id = $1 and s.checkpoint_ns = $2
         and s.checkpoint_id = ${c}.parent_checkpoint_id and s.channel = '__pregel_tasks'
       ${end}`;
-
-function text(column: Buffer | null | undefined): string {
-  return column?.toString("utf8") ?? "";
-}

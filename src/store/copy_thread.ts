@@ -1,7 +1,15 @@
 import type { ThreadCounts } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { CheckpointdError } from "../errors.js";
+import { countsOf, toCounts } from "./counts.js";
 import type { Db, Signal } from "./db.js";
-import { toCounts } from "./threads.js";
+import { createColumns, text } from "./rows.js";
+import {
+  checkpointBlobs,
+  checkpoints,
+  checkpointWrites,
+  columnNames,
+  type Table,
+} from "./tables.js";
 
 /**
  * Copies everything of a thread under another name in one statement, so all or nothing, and
@@ -18,8 +26,8 @@ export async function copyThread(
     if ((error as { code?: string }).code === "23505") throw targetNotEmpty();
     throw error;
   });
-  if (row?.[4]?.toString() === "t") throw targetNotEmpty();
-  return toCounts(row, 0);
+  if (text(row?.[answer.at.is_taken]) === "t") throw targetNotEmpty();
+  return toCounts(row, answer.at);
 }
 
 function targetNotEmpty(): CheckpointdError {
@@ -30,32 +38,32 @@ function targetNotEmpty(): CheckpointdError {
   );
 }
 
+const answer = createColumns("checkpoints", "blobs", "writes", "stored_bytes", "is_taken");
+
 const statement = (schema: string) => `
 with target as materialized (
   select exists (select from ${schema}.checkpoints where thread_id = $2::text)
     or exists (select from ${schema}.checkpoint_blobs where thread_id = $2::text)
     or exists (select from ${schema}.checkpoint_writes where thread_id = $2::text) as is_taken
 ), checkpoints as (
-  insert into ${schema}.checkpoints (thread_id, checkpoint_ns, checkpoint_id,
-    parent_checkpoint_id, type, checkpoint, metadata, created_at)
-  select $2::text, checkpoint_ns, checkpoint_id,
-    parent_checkpoint_id, type, checkpoint, metadata, created_at
-  from ${schema}.checkpoints where thread_id = $1::text and not (select is_taken from target)
+  ${copyRows(schema, checkpoints, ["type", "created_at"])}
   returning octet_length(checkpoint::text) + octet_length(metadata::text) as bytes
 ), blobs as (
-  insert into ${schema}.checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-  select $2::text, checkpoint_ns, channel, version, type, blob
-  from ${schema}.checkpoint_blobs where thread_id = $1::text and not (select is_taken from target)
+  ${copyRows(schema, checkpointBlobs)}
   returning octet_length(blob) as bytes
 ), writes as (
-  insert into ${schema}.checkpoint_writes
-    (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-  select $2::text, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob
-  from ${schema}.checkpoint_writes where thread_id = $1::text and not (select is_taken from target)
+  ${copyRows(schema, checkpointWrites)}
   returning octet_length(blob) as bytes
 )
-select (select count(*) from checkpoints), (select count(*) from blobs),
-  (select count(*) from writes),
-  (select coalesce(sum(bytes), 0) from checkpoints)
-    + (select coalesce(sum(bytes), 0) from blobs) + (select coalesce(sum(bytes), 0) from writes),
-  (select is_taken from target)`;
+select ${answer.all({
+  ...countsOf("checkpoints", "blobs", "writes"),
+  is_taken: "(select is_taken from target)",
+})}`;
+
+/** Inserts the rows of the source as those of the target; `more` are columns that no put writes. */
+function copyRows(schema: string, table: Table<never, never>, more: readonly string[] = []) {
+  const columns = [...columnNames(table), ...more].filter((name) => name !== "thread_id");
+  return `insert into ${schema}.${table.name} (thread_id, ${columns.join(", ")})
+  select $2::text, ${columns.join(", ")}
+  from ${schema}.${table.name} where thread_id = $1::text and not (select is_taken from target)`;
+}

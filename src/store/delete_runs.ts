@@ -4,9 +4,11 @@ import {
   ThreadCountsSchema,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { CheckpointdError } from "../errors.js";
+import { add } from "./counts.js";
 import type { Db, Signal } from "./db.js";
 import { rebuildsFromParent } from "./delta_channels.js";
-import { add, batchRows, type Place, removeCheckpoints, removeUnusedBlobs } from "./remove.js";
+import { batchRows, type Place, removeCheckpoints, removeUnusedBlobs } from "./remove.js";
+import { createColumns, text } from "./rows.js";
 
 /**
  * Deletes the checkpoints of these runs with their writes and the values that nothing names any
@@ -32,8 +34,12 @@ export async function deleteRuns(
     const rows = await db.runLong(findStatement(db.schema), [runIds, batchRows], signal);
     const places = new Map<string, Place[]>();
     for (const row of rows) {
-      const [threadId = "", checkpointNs = "", checkpointId = ""] = row.map(String);
-      places.set(threadId, [...(places.get(threadId) ?? []), { checkpointNs, checkpointId }]);
+      const threadId = text(row[found.at.thread_id]);
+      const place = {
+        checkpointNs: text(row[found.at.checkpoint_ns]),
+        checkpointId: text(row[found.at.checkpoint_id]),
+      };
+      places.set(threadId, [...(places.get(threadId) ?? []), place]);
     }
     for (const [threadId, each] of places) {
       add(removed, await removeCheckpoints(db, threadId, each, signal));
@@ -47,8 +53,10 @@ export async function deleteRuns(
 const ofRuns = (c: string) =>
   `${c}.metadata ? 'run_id' and ${c}.metadata ->> 'run_id' = any($1::text[])`;
 
+const found = createColumns("thread_id", "checkpoint_ns", "checkpoint_id");
+
 const findStatement = (schema: string) => `
-select c.thread_id, c.checkpoint_ns, c.checkpoint_id
+select ${found.names}
 from ${schema}.checkpoints c
 where ${ofRuns("c")}
 order by c.thread_id collate "C"

@@ -1,4 +1,4 @@
-import { channelVersions } from "./read.js";
+import { channelVersions } from "./tuples.js";
 
 /**
  * A condition in SQL: whether a checkpoint holds no value of a delta channel, so that the channel

@@ -2,15 +2,18 @@ import type { CheckpointKey, CheckpointTuple } from "../../gen/checkpointd/v1/ch
 import { type ListRequest, ListView } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import type { Db, Parameter, Row, Signal } from "./db.js";
 import { explainJson } from "./json.js";
+import { text } from "./rows.js";
 import {
   beforeFormat4,
   channelVersions,
+  partColumns,
   partRows,
   readValues,
   toTuples,
+  tupleRow,
   tupleRows,
   type ValueForm,
-} from "./read.js";
+} from "./tuples.js";
 
 /** The bounds of one page of a list. */
 export interface PageBounds {
@@ -98,7 +101,8 @@ export interface Page {
 
 /**
  * Reads the checkpoints that match the request and come after `last` (or `request.after`), in the
- * order of `list`: at most `maxTuples`, or few if it is 0.
+ * order of `list`: at most `maxTuples`, or few if it is 0. Throws INVALID_ARGUMENT if the metadata
+ * filter is no JSON that Postgres takes.
  */
 export async function listPage(
   db: Db,
@@ -122,16 +126,13 @@ export async function listPage(
   );
   const tuples = [...toTuples(result).values()];
   const found = tuples.length;
-  const candidates = Number(result[0]?.[candidatesColumn] ?? 0);
+  const candidates = Number(text(result[0]?.[tupleRow.at.candidates]));
   const isCut = candidates > found;
   if (found === limit || (!isCut && found < rows)) return { tuples, nextMaxTuples: 0 };
   // A page that was cut for its bytes tells how many rows fit: ask for few more.
   const more = isCut ? found + 1 + (found >> 3) : found * 2;
   return { tuples, nextMaxTuples: Math.min(bounds.maxRows, more) };
 }
-
-/** Where `pageStatement` adds the number of candidates to the columns of `tupleRows`. */
-const candidatesColumn = 10;
 
 /**
  * The id as checkpointd_checkpoints_newest_idx has it. If that index were on the plain column
@@ -270,7 +271,7 @@ const isUnchanged = "coalesce(versions_before ->> v.key = v.value, false)";
 
 const unchangedRows = `
     union all
-    select n, 4, v.key, null, null, null, null, null, null, null
+    select ${partColumns.union({ n: "n", kind: "4", channel: "v.key", sort_key: `v.key collate "C"` })}
     from page
     cross join lateral jsonb_each_text(channel_versions) as v
     where ${isUnchanged}`;
@@ -299,8 +300,15 @@ with candidate as materialized (
     - octet_length(metadata_json) as preceding_bytes
   from candidate
 )
-select n, 0, thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, null, metadata_json,
-  null, null, (select count(*) from candidate)
+select ${tupleRow.some({
+  n: "n",
+  thread_id: "thread_id",
+  checkpoint_ns: "checkpoint_ns",
+  checkpoint_id: "checkpoint_id",
+  parent_checkpoint_id: "parent_checkpoint_id",
+  metadata_json: "metadata_json",
+  candidates: "(select count(*) from candidate)",
+})}
 from page
 ${limitBytes}
 order by n`;

@@ -1,5 +1,7 @@
 import type { Db, Signal } from "./db.js";
 import { BOOKKEEPING, readMigrationFiles } from "./migration_files.js";
+import { createColumns, text } from "./rows.js";
+import { checkpointBlobs, checkpoints, checkpointWrites, columnNames } from "./tables.js";
 
 /** Something that keeps the tables from being used, as Postgres would say it. */
 export class TableTrouble extends Error {
@@ -30,29 +32,11 @@ export interface Look {
   locks: string[];
 }
 
-/** The columns that our statements name. */
-const needed: Record<string, string[]> = {
-  checkpoints: [
-    "thread_id",
-    "checkpoint_ns",
-    "checkpoint_id",
-    "parent_checkpoint_id",
-    "checkpoint",
-    "metadata",
-    "created_at",
-  ],
-  checkpoint_blobs: ["thread_id", "checkpoint_ns", "channel", "version", "type", "blob"],
-  checkpoint_writes: [
-    "thread_id",
-    "checkpoint_ns",
-    "checkpoint_id",
-    "task_id",
-    "task_path",
-    "idx",
-    "channel",
-    "type",
-    "blob",
-  ],
+/** The columns that our statements name: those that puts write, and what else is read. */
+const needed: Record<string, readonly string[]> = {
+  [checkpoints.name]: [...columnNames(checkpoints), "created_at"],
+  [checkpointBlobs.name]: columnNames(checkpointBlobs),
+  [checkpointWrites.name]: columnNames(checkpointWrites),
   checkpointd_claims: ["thread_id", "token", "owner", "expires_at"],
 };
 
@@ -67,14 +51,18 @@ let known: ReadonlySet<string> | undefined;
  * Throws what the connection does.
  */
 export async function lookAtTables(db: Db, schema: string, signal: Signal): Promise<Look> {
-  const rows = (await db.run(statement, [schema], signal)).map((row) => row.map(String));
-  const of = (kind: string) => rows.filter(([found]) => found === kind);
-  if (of("trouble").some(([, , code]) => code === "25006")) {
+  const rows = (await db.run(statement, [schema], signal)).map((row) => ({
+    kind: text(row[found.at.kind]),
+    code: text(row[found.at.code]),
+    message: text(row[found.at.text]),
+  }));
+  const of = (kind: string) => rows.filter((row) => row.kind === kind);
+  const trouble = of("trouble");
+  if (trouble.some(({ code }) => code === "25006")) {
     // Fails as every write does, and with that makes the pool look where the address leads now.
     await db.run(`delete from ${db.schema}.checkpoints where false`, [], signal);
   }
-  const trouble = of("trouble").map(([, , code = "", message = ""]) => ({ code, message }));
-  const bookkeeping = of("bookkeeping")[0]?.[2];
+  const bookkeeping = of("bookkeeping")[0]?.code;
   const look: Look = {
     // A database that nobody has set up lacks all of them; one sentence names them all.
     trouble: trouble[0]
@@ -89,8 +77,8 @@ export async function lookAtTables(db: Db, schema: string, signal: Signal): Prom
     newer: [],
     missing: [],
     mayReadMigrations: bookkeeping !== "unreadable",
-    hasSettings: of("setting")[0]?.[2] === "force_generic_plan",
-    locks: of("lock").map(([, , , text = ""]) => text),
+    hasSettings: of("setting")[0]?.code === "force_generic_plan",
+    locks: of("lock").map(({ message }) => message),
   };
   if (bookkeeping !== "with safe" && bookkeeping !== "without safe") return look;
   const safe = bookkeeping === "with safe" ? "safe" : "false";
@@ -99,12 +87,12 @@ export async function lookAtTables(db: Db, schema: string, signal: Signal): Prom
     [],
     signal,
   );
-  const names = new Set(applied.map(([name]) => String(name)));
+  const names = new Set(applied.map(([name]) => text(name)));
   known ??= new Set((await readMigrationFiles()).map(({ name }) => name));
   const ours = known;
   look.newer = applied
-    .filter(([name, isSafe]) => !ours.has(String(name)) && String(isSafe) !== "t")
-    .map(([name]) => String(name));
+    .filter(([name, isSafe]) => !ours.has(text(name)) && text(isSafe) !== "t")
+    .map(([name]) => text(name));
   look.missing = [...ours].filter((name) => !names.has(name));
   return look;
 }
@@ -113,7 +101,13 @@ const neededRows = Object.entries(needed)
   .map(([table, columns]) => `('${table}', '{${columns.join()}}'::text[])`)
   .join(", ");
 
-/** Catalogs only. Kinds: trouble (the gravest first), bookkeeping, setting, lock. */
+/**
+ * What a row tells of: trouble (the gravest first), bookkeeping, setting or lock. The state of the
+ * bookkeeping and the value of the setting stand in `code`.
+ */
+const found = createColumns("kind", "rank", "code", "text");
+
+/** Reads catalogs only. */
 const statement = `
 with home as (
   select oid, has_schema_privilege(oid, 'usage') as may_use
@@ -125,9 +119,13 @@ found as (
   left join home on true
   left join pg_catalog.pg_class c on c.relnamespace = home.oid and c.relname = needed.name
 )
-select 'trouble' as kind, 1 as rank, '25006' as code,
-  case when pg_is_in_recovery() then 'the database is a standby' else 'the database is read-only' end
-  as text
+select ${found.all({
+  kind: "'trouble'",
+  rank: "1",
+  code: "'25006'",
+  text: `case when pg_is_in_recovery() then 'the database is a standby'
+    else 'the database is read-only' end`,
+})}
 where current_setting('transaction_read_only') = 'on'
 union all
 select 'trouble', 2, '3F000', 'the schema does not exist' where not exists (select from home)

@@ -32,8 +32,8 @@ const PASSING = new Set(["23505", "42P06", "42P07", "42710", "XX000", "40P01", "
 /** Where to migrate. */
 export interface Target {
   /**
-   * A postgres:// URL, of one host or several, of a direct connection: a transaction pooler cannot hold the lock. Through
-   * one, all that works is to find that there is nothing to do.
+   * A postgres:// URL, of one host or several, of a direct connection: a transaction pooler cannot
+   * hold the lock. Through one, all that works is to find that there is nothing to do.
    */
   databaseUrl: string;
   /** The schema of LangGraph's tables, created when it does not exist. */

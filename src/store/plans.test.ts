@@ -19,11 +19,11 @@ import {
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { createDatabase, openPool, type TestDatabase, withDatabase } from "../testing/postgres.js";
 import { channelHistory } from "./channel_history.js";
-import { claimThreads, releaseClaim, renewClaim } from "./claims.js";
 import { copyThread } from "./copy_thread.js";
 import type { Db, Parameter, Run } from "./db.js";
 import { deleteRuns } from "./delete_runs.js";
 import { deleteThread } from "./delete_thread.js";
+import { claimThreads, releaseLease, renewLease } from "./leases.js";
 import { list } from "./list.js";
 import { migrate } from "./migrate.js";
 import { pruneThreads } from "./prune.js";
@@ -267,17 +267,17 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
     ["getThread", (db) => getThread(db, one), [index.latest]],
     ["getThread, counted", (db) => getThread(db, { ...one, withCounts: true }), [index.latest]],
     [
-      "claimThreads, renewClaim, releaseClaim",
+      "claimThreads, renewLease, releaseLease",
       async (db) => {
         const filter = create(ThreadFilterSchema, { statuses: [ThreadStatus.PENDING] });
-        const claim = { owner: "o", leaseMs: 1_000, graceMs: 0, limit: 3, filter, threadId: "" };
-        await claimThreads(db, claim);
+        const wanted = { owner: "o", leaseMs: 1_000, graceMs: 0, limit: 3, filter, threadId: "" };
+        await claimThreads(db, wanted);
         const [{ leaseToken = "" } = {}] = await claimThreads(db, {
-          ...claim,
+          ...wanted,
           threadId: "long",
           filter: create(ThreadFilterSchema),
         });
-        await renewClaim(db, "long", leaseToken, 60_000);
+        await renewLease(db, "long", leaseToken, 60_000);
         const underLease = { ...named, leaseToken, checkpointJson: "{}" };
         await createPut(db)(
           create(PutRequestSchema, { ...underLease, blobs: [{ channel: "a", version: "1" }] }),
@@ -287,7 +287,7 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
           const request = { ...named, leaseToken, taskId: "task", writes };
           await createPutWrites(db)(create(PutWritesRequestSchema, request));
         }
-        await releaseClaim(db, "long", leaseToken);
+        await releaseLease(db, "long", leaseToken);
       },
       byTime,
     ],

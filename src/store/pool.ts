@@ -211,7 +211,9 @@ export function createPool(target: Target, stall: StallWatch): Pool {
       `select state like 'idle%' or wait_event is not distinct from 'ClientRead'
        from pg_stat_activity where pid = ${connection.backendPid}`,
     );
-    return row !== undefined && String(row[0]) !== "t";
+    if (!row) return false;
+    const [isIdle] = row;
+    return String(isIdle) !== "t";
   }
 
   /** Ends processes of the Postgres that the connection leads to. */

@@ -9,17 +9,18 @@ import {
   ThreadOrder,
   ThreadPositionSchema,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import { add, countColumns, countsOf, toCounts } from "./counts.js";
 import type { Db, Parameter, Signal } from "./db.js";
 import { rebuildsFromParent } from "./delta_channels.js";
 import {
-  add,
   batchRows,
   namedBlobs,
   type Place,
   removeCheckpoints,
   removeUnusedBlobs,
 } from "./remove.js";
-import { readThreads, type ThreadPage, toCounts, updatedAt } from "./threads.js";
+import { createColumns, text } from "./rows.js";
+import { isUnderLease, readThreads, type ThreadPage, updatedAt } from "./threads.js";
 
 /** What to remove. */
 export interface Prune {
@@ -99,7 +100,7 @@ async function* threadIds(
         after,
         examine: 500,
         limit: 500,
-        unclaimed: true,
+        unleased: true,
         ...(prune.without ? { without: prune.without } : {}),
       },
       signal,
@@ -133,8 +134,8 @@ async function pruneOne(
     await prune.pause?.();
     const places = rows.map(
       (row): Place => ({
-        checkpointNs: String(row[0]),
-        checkpointId: String(row[1]),
+        checkpointNs: text(row[going.at.ns]),
+        checkpointId: text(row[going.at.id]),
       }),
     );
     for (let i = 0; i < places.length; i += batchRows) {
@@ -150,7 +151,7 @@ async function pruneOne(
   }
   if (prune.keepLast === 0) {
     const [row] = await db.runLong(leftoversStatement(db.schema), parameters, signal);
-    add(removed, toCounts(row, 0));
+    add(removed, toCounts(row, countColumns.at));
   }
   return removed;
 }
@@ -164,7 +165,7 @@ async function countOne(
 ): Promise<ThreadCounts> {
   const parameters = ruleParameters(threadId, prune, cutoff);
   const [row] = await db.runLong(countStatement(db.schema), parameters, signal);
-  return toCounts(row, 0);
+  return toCounts(row, countColumns.at);
 }
 
 const ruleParameters = (
@@ -199,10 +200,7 @@ stored as materialized (
     ) <= $2::int or coalesce(${updatedAt("c")} >= $3::timestamptz, false) as is_recent
   from ${schema}.checkpoints c
   where c.thread_id = $1
-    and not exists (
-      select from ${schema}.checkpointd_claims l
-      where l.thread_id = $1::text collate "C" and l.expires_at > clock_timestamp()
-    )
+    and not ${isUnderLease(schema, "$1::text")}
     and ($2::int > 0 or $3::timestamptz is null or not exists (
       select from ${schema}.checkpoints c
       where c.thread_id = $1 and ${updatedAt("c")} >= $3::timestamptz
@@ -240,10 +238,12 @@ stored as materialized (
   )
 )`;
 
+const going = createColumns("ns", "id");
+
 /** The oldest first, so that a call that is cut off leaves the latest in place. */
 const goingStatement = (schema: string) => `
 with recursive ${rule(schema)}
-select ns, id from stored
+select ${going.names} from stored
 where not exists (select from kept where kept.ns = stored.ns and kept.id = stored.id)
 order by id collate "C", ns
 limit $4`;
@@ -269,10 +269,7 @@ with recursive ${rule(schema)}, going as materialized (
   from ${schema}.checkpoints c
   where c.thread_id = $1 and (c.checkpoint_ns, c.checkpoint_id) in (select ns, id from going)
 )
-select (select count(*) from checkpoints), (select count(*) from blobs),
-  (select count(*) from writes),
-  (select coalesce(sum(bytes), 0) from checkpoints)
-    + (select coalesce(sum(bytes), 0) from blobs) + (select coalesce(sum(bytes), 0) from writes)`;
+select ${countColumns.all(countsOf("checkpoints", "blobs", "writes"))}`;
 
 /** Writes of a thread that has no checkpoint any more, for a whole thread that goes. */
 const leftoversStatement = (schema: string) => `
@@ -282,4 +279,9 @@ with gone as (
     and not exists (select from ${schema}.checkpoints c where c.thread_id = $1)
   returning octet_length(blob) as bytes
 )
-select 0, 0, count(*), coalesce(sum(bytes), 0) from gone`;
+select ${countColumns.all({
+  checkpoints: "0",
+  blobs: "0",
+  writes: "count(*)",
+  stored_bytes: "coalesce(sum(bytes), 0)",
+})} from gone`;

@@ -1,19 +1,33 @@
+import type { ChannelBlob } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { PutRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import type { StoredPrefix } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { CheckpointdError } from "../errors.js";
 import { createBatch } from "./batch.js";
 import type { Db, Run, Signal } from "./db.js";
 import {
+  type Batch,
+  createStatement,
+  insertInto,
+  keepStored,
+  replaceStored,
+  type Statement,
+  select,
+  sentRequests,
+  sentRows,
+  sentValues,
+} from "./insert.js";
+import {
   compareChannels,
   compareKeys,
-  keepBlob,
-  oneStatement,
+  createPutOne,
+  type NewBlob,
   putOne,
-  replaceCheckpoint,
   runPuts,
   sizeOfPut,
 } from "./put.js";
-import { createSingleStatements, mostSingleValues, unpack, unpacked } from "./values.js";
+import { createColumns, text } from "./rows.js";
+import { type Column, checkpointBlobs, checkpoints } from "./tables.js";
+import { mostSingleValues, unpacked } from "./values.js";
 
 /** A put whose values may begin as stored ones do. */
 export interface PutExtending {
@@ -22,15 +36,15 @@ export interface PutExtending {
 }
 
 /**
- * Returns put with stored prefixes: Postgres makes each value of the first bytes of a stored one and of
- * those that came, so that a long value neither travels nor passes through this process. The same
- * is stored as put stores, all or nothing. Returns the id of the transaction that stored it. Throws
- * FAILED_PRECONDITION (NOT_STORED), and stores nothing, where a value that is extended is not
- * stored by that transaction or is shorter than what is kept of it.
+ * Returns put with stored prefixes: Postgres makes each value of the first bytes of a stored one
+ * and of those that came, so that a long value neither travels nor passes through this process. The
+ * same is stored as put stores, all or nothing. Returns the id of the transaction that stored it.
+ * Throws FAILED_PRECONDITION (NOT_STORED), and stores nothing, where a value that is extended was
+ * not stored by that transaction or is shorter than its prefix.
  *
- * The transaction that inserted a row is its xmin for as long as the row lives. Rows of blobs are never updated, so the same version with the same xmin is the
- * same value: not that of a thread that was deleted and begun anew, nor what somebody else stored
- * under the same version. (After a failover that lost transactions an id can be given a second
+ * The transaction that inserted a row is its xmin for as long as the row lives. Rows of blobs are
+ * never updated, so the same version with the same xmin is the same value: not that of a thread
+ * that was deleted and begun anew, nor what somebody else stored under the same version. (After a failover that lost transactions an id can be given a second
  * time; that the version is the same as well takes a saver whose versions are not random.) A dump
  * that is restored has new ids, and the prefix is refused.
  *
@@ -40,10 +54,8 @@ export interface PutExtending {
 export function createPutExtending(
   db: Db,
 ): (request: PutExtending, signal?: Signal) => Promise<string> {
-  const text = statement(db.schema);
-  const statementOfOne = createSingleStatements(
-    (blobs, bytesOf) => `${oneStatement(db.schema, blobs, bytesOf)} returning ${transactionIdNow}`,
-  );
+  const statement = batchStatement(db.schema);
+  const statementOf = createPutOne(db.schema, `returning ${transactionIdNow}`);
   const batch = createBatch<PutExtending, string | undefined>(db, {
     maxItems: () => 32,
     maxBytes: 1024 * 1024,
@@ -54,10 +66,10 @@ export function createPutExtending(
     run: async (run, requests, signal) => {
       const [only] = requests.length === 1 ? requests : [];
       if (!only || only.prefixes.length > 0 || only.put.blobs.length > mostSingleValues) {
-        return putAll(text, run, requests, signal);
+        return putAll(statement, run, requests, signal);
       }
-      const rows = await putOne(statementOfOne, run, only.put, signal);
-      return rows.map(([transactionId]) => String(transactionId));
+      const rows = await putOne(statementOf, run, only.put, signal);
+      return rows.map(([transactionId]) => text(transactionId));
     },
   });
   return async (request, signal) => {
@@ -67,32 +79,32 @@ export function createPutExtending(
   };
 }
 
+/** A blob, the place of its put among those of the statement, and what its value begins with. */
+interface ExtendingBlob extends NewBlob {
+  item: number;
+  prefix: StoredPrefix | undefined;
+}
+
 /** The transaction that stored each, or undefined where what it extends is not stored. */
 async function putAll(
-  text: string,
+  statement: Statement<Batch<PutRequest, ChannelBlob, ExtendingBlob>>,
   run: Run,
   requests: readonly PutExtending[],
   signal: Signal | undefined,
 ): Promise<(string | undefined)[]> {
   const sorted = [...requests].sort((a, b) => compareKeys(a.put, b.put));
   const puts = sorted.map(({ put }) => put);
-  const blobs = sorted.flatMap(({ put, prefixes }, i) => {
+  const blobs = sorted.flatMap(({ put, prefixes }, item) => {
     const byBlob = new Map(prefixes.map((prefix) => [prefix.blobIndex, prefix]));
     return put.blobs
-      .map((blob, at) => ({ item: i + 1, request: put, blob, prefix: byBlob.get(at) }))
-      .sort((a, b) => compareChannels(a.blob, b.blob));
+      .map((part, i) => ({ request: put, part, item, prefix: byBlob.get(i) }))
+      .sort((a, b) => compareChannels(a.part, b.part));
   });
-  const prefixes = [
-    blobs.map(({ item }) => item),
-    blobs.map(({ prefix }) => prefix?.version ?? null),
-    blobs.map(({ prefix }) => prefix?.transactionId ?? null),
-    blobs.map(({ prefix }) => prefix?.length ?? null),
-  ];
-  const rows = await runPuts(run, text, puts, blobs, prefixes, signal);
-  const [transactionId, refusedItems] = rows[0]!.map(String) as [string, string];
-  const refused = new Set(refusedItems.split(","));
+  const [row] = await runPuts(run, statement, puts, blobs, signal);
+  const transactionId = text(row?.[answer.at.transaction_id]);
+  const refused = new Set<number>(JSON.parse(text(row?.[answer.at.refused_items])));
   const transactionIds = new Map(
-    sorted.map((request, i) => [request, refused.has(`${i + 1}`) ? undefined : transactionId]),
+    sorted.map((request, item) => [request, refused.has(item) ? undefined : transactionId]),
   );
   return requests.map((request) => transactionIds.get(request));
 }
@@ -108,42 +120,58 @@ function notStored(): CheckpointdError {
 /** An xmin has the lower half of a transaction's id. */
 const transactionIdNow = "txid_current() & 4294967295";
 
+/** What is stored of a blob besides its row, as columns of `sent`; null where nothing is extended. */
+const prefixColumns: readonly Column<ExtendingBlob>[] = [
+  { name: "item", type: "integer", of: ({ item }) => item },
+  { name: "prefix_version", type: "text", of: ({ prefix }) => prefix?.version ?? null },
+  {
+    name: "prefix_transaction_id",
+    type: "text",
+    of: ({ prefix }) => prefix?.transactionId ?? null,
+  },
+  { name: "prefix_length", type: "integer", of: ({ prefix }) => prefix?.length ?? null },
+];
+const itemOfPut: Column<PutRequest> = { name: "item", type: "integer", of: (_, index) => index };
+
+const answer = createColumns("transaction_id", "refused_items");
+
 // The subquery, unlike a join, leaves the planner the primary key or, while the table is a few
-// pages, a scan of it: so only for values that are extended. `base` is only a pointer to the value
-// until the insert reads it.
-const statement = (schema: string) => `
+// pages, a scan of it: so only for values that are extended. `extended` is only a pointer to the
+// value until the insert reads it.
+const batchStatement = (schema: string) =>
+  createStatement<Batch<PutRequest, ChannelBlob, ExtendingBlob>>(
+    (bind) => `
 with new_values as materialized (
-  select b.*, (
+  select sent.*, (
     select stored.blob from ${schema}.checkpoint_blobs as stored
-    where b.kept is not null
-      and stored.thread_id = b.thread_id and stored.checkpoint_ns = b.checkpoint_ns
-      and stored.channel = b.channel and stored.version = b.base_version
-      and stored.xmin = b.transaction_id::xid and octet_length(stored.blob) >= b.kept
-  ) as base
-  from unnest($7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::int[], $13::int[],
-      $16::int[], $17::text[], $18::text[], $19::int[])
-    as b (thread_id, checkpoint_ns, channel, version, type, start, length,
-      item, base_version, transaction_id, kept)
+    where sent.prefix_length is not null
+      and stored.thread_id = sent.thread_id and stored.checkpoint_ns = sent.checkpoint_ns
+      and stored.channel = sent.channel and stored.version = sent.prefix_version
+      and stored.xmin = sent.prefix_transaction_id::xid
+      and octet_length(stored.blob) >= sent.prefix_length
+  ) as extended
+  from ${sentRows(bind, checkpointBlobs, [], prefixColumns)}
 ), refused as (
-  select distinct item from new_values where kept is not null and base is null
+  select distinct item from new_values where prefix_length is not null and extended is null
 ), new_blobs as (
-  insert into ${schema}.checkpoint_blobs as stored
-    (thread_id, checkpoint_ns, channel, version, type, blob)
-  select thread_id, checkpoint_ns, channel, version, type,
-    case when kept is null then ${unpacked}
-      else substring(base from 1 for kept) || ${unpacked} end
-  from new_values cross join ${unpack("$14", "$15")}
+  ${insertInto(schema, checkpointBlobs)}
+  select ${select(
+    checkpointBlobs,
+    `case when prefix_length is null then ${unpacked}
+      else substring(extended from 1 for prefix_length) || ${unpacked} end`,
+  )}
+  from new_values as sent cross join ${sentValues(bind)}
   where item not in (select item from refused)
-  ${keepBlob}
+  ${keepStored(checkpointBlobs)}
 ), new_checkpoints as (
-  insert into ${schema}.checkpoints
-    (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
-  select thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id,
-    checkpoint::jsonb, metadata::jsonb
-  from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
-    with ordinality
-    as c (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata, item)
+  ${insertInto(schema, checkpoints)}
+  select ${select(checkpoints)}
+  from ${sentRequests(bind, checkpoints, [itemOfPut])}
   where item not in (select item from refused)
-  ${replaceCheckpoint}
+  ${replaceStored(checkpoints)}
 )
-select ${transactionIdNow}, array_to_string(array(select item from refused), ',')`;
+select ${answer.all({
+      transaction_id: transactionIdNow,
+      refused_items: "array_to_json(array(select item from refused))::text",
+    })}`,
+  );

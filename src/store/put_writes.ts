@@ -1,15 +1,22 @@
 import type { PutWritesRequest, Write } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { createBatch } from "./batch.js";
-import { heldLeases, leaseLost } from "./claims.js";
-import { type Db, expectCount, type Parameter, type Run, type Signal } from "./db.js";
+import { type Db, expectCount, type Run, type Signal } from "./db.js";
 import {
+  type Batch,
   createSingleStatements,
-  mostSingleValues,
-  packBytes,
-  type SingleStatement,
-  unpack,
-  unpacked,
-} from "./values.js";
+  createStatement,
+  insertInto,
+  keepStored,
+  replaceStored,
+  type Statement,
+  select,
+  sentRows,
+  sentValues,
+  toBatch,
+} from "./insert.js";
+import { haveLease, heldLeases, joinLease, leaseLost, leaseToken, selectLeases } from "./leases.js";
+import { checkpointWrites } from "./tables.js";
+import { mostSingleValues } from "./values.js";
 
 /**
  * Returns putWrites: stores the writes of a task in one statement. If all are special (idx
@@ -39,10 +46,13 @@ export function createPutWrites(
 }
 
 const batchOptions = (schema: string, replace: boolean, underLease: boolean) => {
-  const statementOfOne = createSingleStatements((writes, bytesOf) =>
-    oneStatement(schema, replace, writes, bytesOf),
+  const statementOf = createSingleStatements(
+    checkpointWrites,
+    (valuesOf, writes) => `${insertInto(schema, checkpointWrites)}
+${valuesOf(checkpointWrites, writes)}
+${ifStored(replace)}`,
   );
-  const statementOfAll = statement(schema, replace, underLease);
+  const ofBatch = batchStatement(schema, replace, underLease);
   return {
     maxItems: () => 32,
     maxBytes: 1024 * 1024,
@@ -53,19 +63,22 @@ const batchOptions = (schema: string, replace: boolean, underLease: boolean) => 
     },
     keyOf: (request: PutWritesRequest) =>
       `${request.threadId}\0${request.checkpointNs}\0${request.checkpointId}\0${request.taskId}`,
-    run: (run: Run, requests: readonly PutWritesRequest[], signal: Signal | undefined) => {
+    run: async (run: Run, requests: readonly PutWritesRequest[], signal: Signal | undefined) => {
       const [only] = requests.length === 1 ? requests : [];
       const writes = only ? onePerIdx(only.writes, replace) : [];
-      return only && !underLease && writes.length <= mostSingleValues
-        ? putWritesOfOne(statementOfOne, run, only, writes, signal)
-        : putAllWrites(statementOfAll, replace, underLease, run, requests, signal);
+      if (!only || underLease || writes.length > mostSingleValues) {
+        return putAllWrites(ofBatch, replace, underLease, run, requests, signal);
+      }
+      const { text, parameters } = statementOf(only, writes);
+      await run(text, parameters, signal);
+      return [true];
     },
   };
 };
 
 /** Tells of each whether it was stored; not if its lease is lost. */
 async function putAllWrites(
-  text: string,
+  statement: Statement<Batch<PutWritesRequest, Write>>,
   replace: boolean,
   underLease: boolean,
   run: Run,
@@ -73,65 +86,15 @@ async function putAllWrites(
   signal: Signal | undefined,
 ): Promise<boolean[]> {
   const sorted = [...requests].sort(compareKeys);
-  const rows = sorted.flatMap((request) =>
-    onePerIdx(request.writes, replace).map((write) => ({ request, write })),
+  const writes = sorted.flatMap((request) =>
+    onePerIdx(request.writes, replace).map((part) => ({ request, part })),
   );
-  const values = packBytes(rows.map(({ write }) => write.value?.data));
-  const held = await run(
-    text,
-    [
-      rows.map(({ request }) => request.threadId),
-      rows.map(({ request }) => request.checkpointNs),
-      rows.map(({ request }) => request.checkpointId),
-      rows.map(({ request }) => request.taskId),
-      rows.map(({ request }) => request.taskPath),
-      rows.map(({ write }) => write.idx),
-      rows.map(({ write }) => write.channel),
-      rows.map(({ write }) => write.value?.type ?? null),
-      values.starts,
-      values.lengths,
-      values.texts,
-      values.bytes,
-      ...(underLease ? [rows.map(({ request }) => request.leaseToken)] : []),
-    ],
-    signal,
-  );
-  if (!underLease) {
-    // Of those that are kept Postgres counts the new ones.
-    if (replace) expectCount(held, rows.length);
-    return requests.map(() => true);
-  }
-  const leases = new Set(held.map(([threadId, token]) => `${threadId}\0${token}`));
-  return requests.map(({ threadId, leaseToken }) => leases.has(`${threadId}\0${leaseToken}`));
-}
-
-/** The putWrites of one task with few writes: see putOne of put.ts. */
-async function putWritesOfOne(
-  statementOf: (values: (Uint8Array | undefined)[]) => SingleStatement,
-  run: Run,
-  { threadId, checkpointNs, checkpointId, taskId, taskPath }: PutWritesRequest,
-  writes: readonly Write[],
-  signal: Signal | undefined,
-): Promise<boolean[]> {
-  const { text, parameters } = statementOf(writes.map(({ value }) => value?.data));
-  await run(
-    text,
-    [
-      threadId,
-      checkpointNs,
-      checkpointId,
-      taskId,
-      taskPath,
-      ...writes.flatMap(({ idx, channel, value }, i) => [
-        idx,
-        channel,
-        value?.type ?? null,
-        parameters[i] as Parameter,
-      ]),
-    ],
-    signal,
-  );
-  return [true];
+  const batch = toBatch(checkpointWrites, sorted, writes);
+  const rows = await run(statement.text, statement.parametersOf(batch), signal);
+  if (underLease) return haveLease(rows, requests);
+  // Of those that are kept Postgres counts the new ones.
+  if (replace) expectCount(rows, writes.length);
+  return requests.map(() => true);
 }
 
 function compareKeys(a: PutWritesRequest, b: PutWritesRequest): number {
@@ -150,41 +113,16 @@ function onePerIdx(writes: readonly Write[], lastWins: boolean): readonly Write[
   return [...byIdx.values()].sort((a, b) => a.idx - b.idx);
 }
 
-/**
- * Those that are kept are locked (`do nothing` would not lock them): a deleteThread beside a call
- * that is repeated takes all of them or none.
- */
-const ifStored = (replace: boolean) =>
-  replace
-    ? "do update set channel = excluded.channel, type = excluded.type, blob = excluded.blob"
-    : "do update set type = stored.type where false";
+const ifStored = (replace: boolean) => (replace ? replaceStored : keepStored)(checkpointWrites);
 
-const oneStatement = (
-  schema: string,
-  replace: boolean,
-  writes: number,
-  bytesOf: (parameter: number) => string,
-) => {
-  const rows = Array.from({ length: writes }, (_, i) => {
-    const at = 6 + 4 * i;
-    return `($1, $2, $3, $4, $5, $${at}::int, $${at + 1}, $${at + 2}, ${bytesOf(at + 3)})`;
-  });
-  return `insert into ${schema}.checkpoint_writes as stored
-  (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-values ${rows.join()}
-on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) ${ifStored(replace)}`;
-};
-
-const statement = (schema: string, replace: boolean, underLease: boolean) => `
-${underLease ? `with ${heldLeases(schema, "$1", "$13")}, stored as (` : ""}
-insert into ${schema}.checkpoint_writes as stored
-  (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-select w.thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type,
-  ${unpacked}
-from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int[], $7::text[],
-    $8::text[], $9::int[], $10::int[]${underLease ? ", $13::text[]" : ""})
-  as w (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, start, length
-    ${underLease ? ", token" : ""})
-${underLease ? `join lease on lease.thread_id = w.thread_id collate "C" and lease.token = w.token` : ""}
-cross join ${unpack("$11", "$12")}
-on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) ${ifStored(replace)}${underLease ? ")\nselect thread_id, token from lease" : ""}`;
+const batchStatement = (schema: string, replace: boolean, underLease: boolean) =>
+  createStatement<Batch<PutWritesRequest, Write>>(
+    (bind) => `
+${underLease ? `with ${heldLeases(schema, bind)}, new_writes as (` : ""}
+${insertInto(schema, checkpointWrites)}
+select ${select(checkpointWrites)}
+from ${sentRows(bind, checkpointWrites, underLease ? [leaseToken] : [])}
+${underLease ? joinLease : ""}
+cross join ${sentValues(bind)}
+${ifStored(replace)}${underLease ? `)\n${selectLeases}` : ""}`,
+  );

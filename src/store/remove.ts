@@ -4,9 +4,10 @@ import {
   type ThreadCounts,
   ThreadCountsSchema,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import { add, countColumns, toCounts } from "./counts.js";
 import type { Db, Row, Signal } from "./db.js";
-import { beforeFormat4, channelVersions } from "./read.js";
-import { toCounts } from "./threads.js";
+import { createColumns, text } from "./rows.js";
+import { beforeFormat4, channelVersions } from "./tuples.js";
 
 /** Rows that one statement removes, and so locks, at the most. */
 export const batchRows = 500;
@@ -36,7 +37,7 @@ export async function removeCheckpoints(
     ],
     signal,
   );
-  return toCounts(row, 0);
+  return toCounts(row, countColumns.at);
 }
 
 /**
@@ -58,25 +59,22 @@ export async function removeUnusedBlobs(
   for (;;) {
     const unused = await db.run(unusedStatement(db.schema), [threadId, batchRows], signal);
     if (unused.length === 0) return removed;
-    const column = (index: number) => unused.map((row) => String(row[index]));
-    const parameters = [threadId, column(0), column(1), column(2)];
+    const { at } = blobKey;
+    const parameters = [
+      threadId,
+      unused.map((row) => text(row[at.checkpoint_ns])),
+      unused.map((row) => text(row[at.channel])),
+      unused.map((row) => text(row[at.version])),
+    ];
     const rows = await db.transaction<Row[]>(async (run) => {
       await run(lockStatement(db.schema), parameters);
       return run(blobsStatement(db.schema), parameters);
     }, signal);
-    const batch = toCounts(rows[0], 0);
+    const batch = toCounts(rows[0], countColumns.at);
     add(removed, batch);
     // Those that are left are in use again.
     if (batch.blobs === 0n) return removed;
   }
-}
-
-/** Adds `more` to `total`. */
-export function add(total: ThreadCounts, more: ThreadCounts): void {
-  total.checkpoints += more.checkpoints;
-  total.blobs += more.blobs;
-  total.writes += more.writes;
-  total.storedBytes += more.storedBytes;
 }
 
 /** Relies on the primary keys of checkpoints and checkpoint_writes. */
@@ -98,8 +96,13 @@ with place as materialized (
       and (w.checkpoint_ns, w.checkpoint_id) in (select * from needed_sends))
   returning octet_length(w.blob) as bytes
 )
-select (select count(*) from gone), 0, (select count(*) from gone_writes),
-  (select coalesce(sum(bytes), 0) from gone) + (select coalesce(sum(bytes), 0) from gone_writes)`;
+select ${countColumns.all({
+  checkpoints: "(select count(*) from gone)",
+  blobs: "0",
+  writes: "(select count(*) from gone_writes)",
+  stored_bytes:
+    "(select coalesce(sum(bytes), 0) from (table gone union all table gone_writes) as gone)",
+})}`;
 
 /** What the checkpoints of thread $1 name. */
 export const namedBlobs = (schema: string, condition = "true") => `
@@ -108,9 +111,12 @@ export const namedBlobs = (schema: string, condition = "true") => `
   cross join lateral jsonb_each_text(${channelVersions("c.checkpoint")}) as v
   where c.thread_id = $1 and ${condition}`;
 
+/** Of the blobs of one thread. */
+const blobKey = createColumns("checkpoint_ns", "channel", "version");
+
 const unusedStatement = (schema: string) => `
 with named as materialized (${namedBlobs(schema)})
-select b.checkpoint_ns, b.channel, b.version
+select ${blobKey.names}
 from ${schema}.checkpoint_blobs b
 where b.thread_id = $1
   and not exists (
@@ -140,4 +146,9 @@ with named as materialized (
     )
   returning coalesce(octet_length(b.blob), 0) as bytes
 )
-select 0, count(*), 0, coalesce(sum(bytes), 0) from gone`;
+select ${countColumns.all({
+  checkpoints: "0",
+  blobs: "count(*)",
+  writes: "0",
+  stored_bytes: "coalesce(sum(bytes), 0)",
+})} from gone`;

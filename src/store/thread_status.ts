@@ -7,7 +7,7 @@
  * that waits for others and a deferred node that has run for work to do; "versions_seen lags
  * behind channel_versions" alone is true of most completed threads.
  */
-import { channelVersions } from "./read.js";
+import { channelVersions } from "./tuples.js";
 
 /** LangGraph's task id for writes that belong to no task. */
 const nullTask = "00000000-0000-0000-0000-000000000000";

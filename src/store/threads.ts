@@ -5,8 +5,6 @@ import {
   type ListThreadsRequest,
   type Thread,
   ThreadClaimSchema,
-  type ThreadCounts,
-  ThreadCountsSchema,
   type ThreadFilter,
   ThreadOrder,
   type ThreadPosition,
@@ -14,8 +12,10 @@ import {
   ThreadSchema,
   ThreadStatus,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import { countNames, toCounts } from "./counts.js";
 import type { Db, Parameter, Row, Signal } from "./db.js";
 import { explainJson } from "./json.js";
+import { createColumns, text } from "./rows.js";
 import { threadStatus } from "./thread_status.js";
 
 /** Threads that one statement looks at: few at first, so that the first page is there soon. */
@@ -86,12 +86,15 @@ export interface ThreadPage {
   /** Threads returned at the most. */
   limit: number;
   /** Whether to leave out threads under a lease. */
-  unclaimed?: boolean;
+  unleased?: boolean;
   /** Metadata that a thread must not contain. */
   without?: readonly string[];
 }
 
-/** Reads a page, and where the next one begins: undefined at the end. */
+/**
+ * Reads a page, how many threads were examined for it, and where the next one begins: undefined at
+ * the end. Throws INVALID_ARGUMENT if the metadata filter is no JSON that Postgres takes.
+ */
 export async function readThreads(
   db: Db,
   page: ThreadPage,
@@ -106,14 +109,14 @@ export async function readThreads(
   // The last row says how far the statement came.
   const end = rows[rows.length - 1];
   const threads = rows.slice(0, -1).map(toThread);
-  const examined = Number(text(end, 3));
+  const examined = Number(text(end?.[at.examined]));
   const last = threads[threads.length - 1];
   const full = threads.length === page.limit;
   let next: ThreadPosition | undefined;
   if (full && last?.updateTime) {
     next = position(last.threadId, last.updateTime);
   } else if (examined === page.examine) {
-    next = position(text(end, 0), toTimestamp(text(end, 2)));
+    next = position(text(end?.[at.thread_id]), toTimestamp(text(end?.[at.updated_at])));
   }
   return { threads, next, examined };
 }
@@ -164,11 +167,8 @@ function pageStatement(
   } else if (filter?.threadIdPrefix) {
     conditions.push(`starts_with(t.thread_id, ${bind(filter.threadIdPrefix)})`);
   }
-  if (page.unclaimed) {
-    conditions.push(`not exists (
-      select from ${schema}.checkpointd_claims l
-      where l.thread_id = t.thread_id collate "C" and l.expires_at > clock_timestamp()
-    )`);
+  if (page.unleased) {
+    conditions.push(`not ${isUnderLease(schema, "t.thread_id")}`);
   }
   const statuses = (filter?.statuses ?? []).map((status) => statusNames[status] ?? "");
   const [sort, reverse] = byId
@@ -188,12 +188,15 @@ with examined as materialized (${examined}
   order by ${sort}
   limit ${bind(page.limit)}
 )
-select * from (
-  select ${columns(schema, page.withCounts)}, row_number() over (order by ${sort}) as n
+select ${threadColumns.names} from (
+  select ${selectThread(schema, page.withCounts)}, row_number() over (order by ${sort}) as n
   from matching t
   union all
-  select t.thread_id, null, ${micros("t.updated_at")}, (select count(*) from examined)::text,
-    null, null, null, null, null, null, null, null, null, null
+  select ${threadColumns.union({
+    thread_id: "t.thread_id",
+    updated_at: micros("t.updated_at"),
+    examined: "(select count(*) from examined)::text",
+  })}, null
   from (select) as always
   left join lateral (select * from examined t order by ${reverse} limit 1) as t on true
 ) as rows
@@ -277,7 +280,7 @@ function updatedWithin(time: string, filter: ThreadFilter | undefined, bind: Bin
 }
 
 const namedStatement = (schema: string, withCounts: boolean) => `
-select ${columns(schema, withCounts)}
+select ${selectThread(schema, withCounts)}
 from (
   select t.*, s.status, s.pending_nodes
   from (
@@ -288,31 +291,67 @@ from (
   cross join lateral ${threadStatus(schema, "t")} as s
 ) as t`;
 
+/**
+ * The columns of a thread, times in microseconds. `lease` is JSON, null where there is none;
+ * `examined` is only in the last row of a page.
+ */
+const threadColumns = createColumns(
+  "thread_id",
+  "checkpoint_id",
+  "updated_at",
+  "step",
+  "source",
+  "status",
+  "pending_nodes",
+  "metadata",
+  "lease",
+  ...countNames,
+  "examined",
+);
+const { at } = threadColumns;
+
 /** The columns of `toThread`, of a relation `t` of threads with their status. */
-const columns = (schema: string, withCounts: boolean) => `t.thread_id, t.checkpoint_id,
-    ${micros("t.updated_at")},
-    case when t.metadata ->> 'step' ~ '^-?[0-9]{1,9}$' then t.metadata ->> 'step' end,
-    t.metadata ->> 'source', t.status, array_to_json(t.pending_nodes)::text, t.metadata::text,
-    (select json_build_array(l.owner, ${micros("l.expires_at")})::text
-      from ${schema}.checkpointd_claims l
-      where l.thread_id = t.thread_id collate "C" and l.expires_at > clock_timestamp()),
-    ${withCounts ? counts(schema) : "null, null, null, null"}`;
+const selectThread = (schema: string, withCounts: boolean) =>
+  threadColumns.all({
+    thread_id: "t.thread_id",
+    checkpoint_id: "t.checkpoint_id",
+    updated_at: micros("t.updated_at"),
+    step: "case when t.metadata ->> 'step' ~ '^-?[0-9]{1,9}$' then t.metadata ->> 'step' end",
+    source: "t.metadata ->> 'source'",
+    status: "t.status",
+    pending_nodes: "array_to_json(t.pending_nodes)::text",
+    metadata: "t.metadata::text",
+    lease: `(select json_build_array(l.owner, ${micros("l.expires_at")})::text
+      from ${schema}.checkpointd_claims l where ${holds("t.thread_id")})`,
+    ...(withCounts ? counts(schema) : withoutCounts),
+    examined: "null",
+  });
+
+/** A condition in SQL: whether somebody holds a lease on the thread. Relies on the primary key. */
+export const isUnderLease = (schema: string, threadId: string) =>
+  `exists (select from ${schema}.checkpointd_claims l where ${holds(threadId)})`;
+
+const holds = (threadId: string) =>
+  `l.thread_id = ${threadId} collate "C" and l.expires_at > clock_timestamp()`;
+
+const withoutCounts = { checkpoints: "null", blobs: "null", writes: "null", stored_bytes: "null" };
 
 /** How much is stored of a thread. Sizes of values come from the rows and their TOAST pointers. */
-const counts = (schema: string) => `
-    (select count(*) from ${schema}.checkpoints c where c.thread_id = t.thread_id)::text,
-    (select count(*) from ${schema}.checkpoint_blobs b where b.thread_id = t.thread_id)::text,
-    (select count(*) from ${schema}.checkpoint_writes w where w.thread_id = t.thread_id)::text,
-    (
+const counts = (schema: string) => ({
+  checkpoints: `(select count(*) from ${schema}.checkpoints c where c.thread_id = t.thread_id)`,
+  blobs: `(select count(*) from ${schema}.checkpoint_blobs b where b.thread_id = t.thread_id)`,
+  writes: `(select count(*) from ${schema}.checkpoint_writes w where w.thread_id = t.thread_id)`,
+  stored_bytes: `(
       (select sum(octet_length(checkpoint::text) + octet_length(metadata::text))
         from ${schema}.checkpoints c where c.thread_id = t.thread_id)
       + coalesce((select sum(octet_length(blob))
         from ${schema}.checkpoint_blobs b where b.thread_id = t.thread_id), 0)
       + coalesce((select sum(octet_length(blob))
         from ${schema}.checkpoint_writes w where w.thread_id = t.thread_id), 0)
-    )::text`;
+    )`,
+});
 
-/** A time in microseconds, the database's precision. */
+/** SQL that tells a time in microseconds since 1970, the database's precision, as text. */
 export const micros = (time: string) => `(extract(epoch from ${time}) * 1000000)::bigint::text`;
 
 function bindTime(time: Timestamp, bind: Bind): string {
@@ -320,6 +359,7 @@ function bindTime(time: Timestamp, bind: Bind): string {
   return `${bind(iso.replace(/\.000Z$/, `.${String(time.nanos).padStart(9, "0").slice(0, 6)}Z`))}::timestamptz`;
 }
 
+/** Returns the time that so many microseconds after 1970 are, which `micros` makes of a time. */
 export function toTimestamp(microseconds: string): Timestamp {
   const all = BigInt(microseconds);
   const fraction = ((all % 1_000_000n) + 1_000_000n) % 1_000_000n;
@@ -338,36 +378,21 @@ const statusNames: Record<ThreadStatus, string | undefined> = {
 };
 
 function toThread(row: Row): Thread {
-  const status = text(row, 5);
+  const status = text(row[at.status]);
   const thread = create(ThreadSchema, {
-    threadId: text(row, 0),
-    checkpointId: text(row, 1),
-    updateTime: toTimestamp(text(row, 2)),
-    source: text(row, 4),
+    threadId: text(row[at.thread_id]),
+    checkpointId: text(row[at.checkpoint_id]),
+    updateTime: toTimestamp(text(row[at.updated_at])),
+    source: text(row[at.source]),
     status: Number(Object.entries(statusNames).find(([, name]) => name === status)?.[0] ?? 0),
-    pendingNodes: JSON.parse(text(row, 6)) as string[],
-    metadataJson: text(row, 7),
+    pendingNodes: JSON.parse(text(row[at.pending_nodes])) as string[],
+    metadataJson: text(row[at.metadata]),
   });
-  if (row[3]) thread.step = Number(text(row, 3));
-  if (row[8]) {
-    const [owner, expires] = JSON.parse(text(row, 8)) as [string, string];
+  if (row[at.step]) thread.step = Number(text(row[at.step]));
+  if (row[at.lease]) {
+    const [owner, expires] = JSON.parse(text(row[at.lease])) as [string, string];
     thread.claim = create(ThreadClaimSchema, { owner, expireTime: toTimestamp(expires) });
   }
-  if (row[9]) thread.counts = toCounts(row, 9);
+  if (row[at.checkpoints]) thread.counts = toCounts(row, at);
   return thread;
-}
-
-/** Four columns from `first` on: checkpoints, blobs, writes, bytes. */
-export function toCounts(row: Row | undefined, first: number): ThreadCounts {
-  const count = (index: number) => BigInt(row?.[first + index]?.toString("latin1") ?? 0);
-  return create(ThreadCountsSchema, {
-    checkpoints: count(0),
-    blobs: count(1),
-    writes: count(2),
-    storedBytes: count(3),
-  });
-}
-
-function text(row: Row | undefined, index: number): string {
-  return row?.[index]?.toString("utf8") ?? "";
 }

@@ -63,35 +63,24 @@ export function unpack(texts: string, bytes: string): string {
   return `(select convert_to(${texts}::text, 'UTF8') as texts, ${bytes}::bytea as bytes offset 0) as packed`;
 }
 
-/** The most values that a statement has a parameter for each of. */
+/** A statement that has a parameter for each value has at most so many values. */
 export const mostSingleValues = 8;
 
-/** A statement with a parameter for each value, and the values as those. */
-export interface SingleStatement {
-  text: string;
-  /** In the order of the values; null for an absent one. */
-  parameters: (string | Uint8Array | null)[];
-}
-
 /**
- * Returns the statement for values, at most `mostSingleValues` of them. `build` writes one, given
- * how many values there are and the SQL of the value that is the parameter of a number.
+ * Makes parameters of values, for a statement that has one for each: all as text if all are text,
+ * otherwise all as bytes. An absent value is null.
  */
-export function createSingleStatements(
-  build: (values: number, bytesOf: (parameter: number) => string) => string,
-): (values: readonly (Uint8Array | undefined)[]) => SingleStatement {
-  const counts = Array.from({ length: mostSingleValues + 1 }, (_, count) => count);
-  const ofTexts = counts.map((count) => build(count, (n) => `convert_to($${n}::text, 'UTF8')`));
-  const ofBytes = counts.map((count) => build(count, (n) => `$${n}::bytea`));
-  return (values) => {
-    // A statement for every mixture of texts and other bytes would be too many of them.
-    const areTexts = values.every((value) => value === undefined || isText(value));
-    const parameters = values.map((value) => {
+export function toSingleValues(values: readonly (Uint8Array | undefined)[]): {
+  areTexts: boolean;
+  values: (string | Uint8Array | null)[];
+} {
+  const areTexts = values.every((value) => value === undefined || isText(value));
+  return {
+    areTexts,
+    values: values.map((value) => {
       if (value === undefined) return null;
-      if (!areTexts) return value;
-      return asBuffer(value).toString("utf8");
-    });
-    return { text: (areTexts ? ofTexts : ofBytes)[values.length] as string, parameters };
+      return areTexts ? asBuffer(value).toString("utf8") : value;
+    }),
   };
 }
 

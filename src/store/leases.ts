@@ -10,11 +10,14 @@ import {
   ThreadStatus,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { CheckpointdError } from "../errors.js";
-import type { Db, Signal } from "./db.js";
+import type { Db, Row, Signal } from "./db.js";
+import type { Bind } from "./insert.js";
+import { createColumns, text } from "./rows.js";
+import type { Column } from "./tables.js";
 import { micros, readNamedThreads, readThreads, toTimestamp } from "./threads.js";
 
-/** What a claim asks for. Durations in milliseconds. */
-export interface Claim {
+/** Which threads a worker wants leases on, and for how long. Durations in milliseconds. */
+export interface WantedLeases {
   owner: string;
   leaseMs: number;
   graceMs: number;
@@ -23,6 +26,12 @@ export interface Claim {
   filter: ThreadFilter;
   /** Only this thread; empty: any. */
   threadId: string;
+}
+
+/** A request that is to be carried out only while its lease on the thread is held. */
+export interface UnderLease {
+  threadId: string;
+  leaseToken: string;
 }
 
 /**
@@ -35,19 +44,19 @@ export interface Claim {
  */
 export async function claimThreads(
   db: Db,
-  claim: Claim,
+  wanted: WantedLeases,
   signal?: Signal,
 ): Promise<ClaimedThread[]> {
-  if (claim.threadId !== "") {
-    return takeLeases(db, claim, [claim.threadId], claim.filter.statuses, signal);
+  if (wanted.threadId !== "") {
+    return takeLeases(db, wanted, [wanted.threadId], wanted.filter.statuses, signal);
   }
-  const claimed: ClaimedThread[] = [];
+  const leased: ClaimedThread[] = [];
   const statuses =
-    claim.filter.statuses.length > 0 ? claim.filter.statuses : [ThreadStatus.PENDING];
+    wanted.filter.statuses.length > 0 ? wanted.filter.statuses : [ThreadStatus.PENDING];
   const filter = create(ThreadFilterSchema, {
-    ...claim.filter,
+    ...wanted.filter,
     statuses,
-    updatedBefore: earlier(claim.filter.updatedBefore, Date.now() - claim.graceMs),
+    updatedBefore: earlier(wanted.filter.updatedBefore, Date.now() - wanted.graceMs),
   });
   let after: Parameters<typeof readThreads>[1]["after"];
   do {
@@ -59,22 +68,22 @@ export async function claimThreads(
         withCounts: false,
         after,
         examine: 1_000,
-        limit: claim.limit - claimed.length,
-        unclaimed: true,
+        limit: wanted.limit - leased.length,
+        unleased: true,
       },
       signal,
     );
     const candidates = page.threads.map((thread) => thread.threadId);
-    claimed.push(...(await takeLeases(db, claim, candidates, statuses, signal)));
+    leased.push(...(await takeLeases(db, wanted, candidates, statuses, signal)));
     after = page.next;
-  } while (after && claimed.length < claim.limit);
-  return claimed;
+  } while (after && leased.length < wanted.limit);
+  return leased;
 }
 
 /** Of those named, leases on the ones that are free and stand as wanted. */
 async function takeLeases(
   db: Db,
-  claim: Claim,
+  wanted: WantedLeases,
   threadIds: readonly string[],
   statuses: readonly ThreadStatus[],
   signal: Signal | undefined,
@@ -82,42 +91,48 @@ async function takeLeases(
   if (threadIds.length === 0) return [];
   const tokens = threadIds.map(() => randomUUID());
   const rows = await db.run(
-    claimStatement(db.schema),
-    [threadIds, tokens, claim.owner, claim.leaseMs],
+    takeStatement(db.schema),
+    [threadIds, tokens, wanted.owner, wanted.leaseMs],
     signal,
   );
   const leases = new Map(
-    rows.map((row) => row.map(String) as [string, string, string]).map((row) => [row[0], row]),
+    rows.map((row) => [
+      text(row[taken.at.thread_id]),
+      { token: text(row[taken.at.token]), expires: text(row[taken.at.expires_at]) },
+    ]),
   );
   if (leases.size === 0) return [];
   const threads = await readNamedThreads(db, [...leases.keys()], false, signal);
-  const wanted = threads.filter(
+  const matching = threads.filter(
     (thread) => statuses.length === 0 || statuses.includes(thread.status),
   );
-  const kept = new Set(wanted.map((thread) => thread.threadId));
-  const dropped = [...leases.values()].filter(([threadId]) => !kept.has(threadId));
+  const kept = new Set(matching.map((thread) => thread.threadId));
+  const dropped = [...leases].filter(([threadId]) => !kept.has(threadId));
   if (dropped.length > 0) {
     await db.run(
       releaseStatement(db.schema),
-      [dropped.map(([threadId]) => threadId), dropped.map(([, token]) => token)],
+      [dropped.map(([threadId]) => threadId), dropped.map(([, { token }]) => token)],
       signal,
     );
   }
   const order = new Map(threadIds.map((threadId, i) => [threadId, i]));
-  return wanted
+  return matching
     .sort((a, b) => (order.get(a.threadId) ?? 0) - (order.get(b.threadId) ?? 0))
     .map((thread) => {
-      const [, leaseToken, expires] = leases.get(thread.threadId) ?? ["", "", "0"];
+      const { token, expires } = leases.get(thread.threadId)!;
       return create(ClaimedThreadSchema, {
         thread,
-        leaseToken,
+        leaseToken: token,
         expireTime: toTimestamp(expires),
       });
     });
 }
 
-/** Prolongs a lease that is still held, and returns when it ends. Throws LEASE_LOST otherwise. */
-export async function renewClaim(
+/**
+ * Makes a lease that is still held end in so many milliseconds, by the database's clock, and returns
+ * when that is. Throws LEASE_LOST if it is not held.
+ */
+export async function renewLease(
   db: Db,
   threadId: string,
   token: string,
@@ -126,11 +141,12 @@ export async function renewClaim(
 ): Promise<Timestamp> {
   const [row] = await db.run(renewStatement(db.schema), [threadId, token, leaseMs], signal);
   if (!row) throw leaseLost();
-  return toTimestamp(String(row[0]));
+  const [expires] = row;
+  return toTimestamp(text(expires));
 }
 
-/** Ends a lease. Nothing happens if it is not held. */
-export async function releaseClaim(
+/** Ends a lease. Does nothing if it is not held, so it may be repeated. */
+export async function releaseLease(
   db: Db,
   threadId: string,
   token: string,
@@ -139,7 +155,7 @@ export async function releaseClaim(
   await db.run(releaseStatement(db.schema), [[threadId], [token]], signal);
 }
 
-/** The lease that came with a request is not held any more; nothing was stored. */
+/** Returns the error of a request whose lease is not held any more: nothing of it was stored. */
 export function leaseLost(): CheckpointdError {
   return new CheckpointdError(
     "failed_precondition",
@@ -157,36 +173,65 @@ function earlier(time: Timestamp | undefined, milliseconds: number): Timestamp {
     : limit;
 }
 
+const taken = createColumns("thread_id", "token", "expires_at");
+
 /**
- * Rows in the order of the key, so that two claims wait for each other's rows in one order. Who
+ * Rows in the order of the key, so that two callers wait for each other's rows in one order. Who
  * comes second finds the row taken and gets nothing. Relies on the primary key.
  */
-const claimStatement = (schema: string) => `
+const takeStatement = (schema: string) => `
 insert into ${schema}.checkpointd_claims as held (thread_id, token, owner, expires_at)
 select thread_id, token, $3::text, clock_timestamp() + $4::int * interval '1 millisecond'
-from unnest($1::text[], $2::text[]) as wanted (thread_id, token)
+from unnest($1::text[], $2::text[]) as asked (thread_id, token)
 order by thread_id collate "C"
 on conflict (thread_id) do update
   set token = excluded.token, owner = excluded.owner, expires_at = excluded.expires_at
   where held.expires_at <= clock_timestamp()
-returning thread_id, token, ${micros("expires_at")}`;
+returning ${taken.all({
+  thread_id: "thread_id",
+  token: "token",
+  expires_at: micros("expires_at"),
+})}`;
 
 /**
- * A CTE of the leases of these parameters that are held (thread_id, token). Their rows are locked
- * until the statement ends, so that nobody else can take a thread while its last write under the
- * old lease is on its way: what the next owner reads includes it.
+ * A CTE of the leases of the requests that are held: `lease` (thread_id, token). Their rows are
+ * locked until the statement ends, so that nobody else can take a thread while its last write
+ * under the old lease is on its way: what the next owner reads includes it.
  */
-export const heldLeases = (schema: string, threadIds: string, tokens: string) => `
+export const heldLeases = (schema: string, bind: Bind<{ requests: readonly UnderLease[] }>) => `
 lease as materialized (
   select l.thread_id, l.token
   from ${schema}.checkpointd_claims l
   where (l.thread_id, l.token) in (
-      select thread_id collate "C", token from unnest(${threadIds}::text[], ${tokens}::text[]) as sent (thread_id, token)
+      select thread_id collate "C", token
+      from unnest(
+        ${bind(({ requests }) => requests.map(({ threadId }) => threadId))}::text[],
+        ${bind(({ requests }) => requests.map(({ leaseToken }) => leaseToken))}::text[]
+      ) as asked (thread_id, token)
     )
     and l.expires_at > clock_timestamp()
   order by l.thread_id
   for share
 )`;
+
+/** Leaves of the relation `sent`, which has `leaseToken` among its columns, what is under a lease. */
+export const joinLease = `join lease on lease.thread_id = sent.thread_id collate "C" and lease.token = sent.token`;
+
+/** The lease of each request, as a column of `sent`. */
+export const leaseToken: Column<UnderLease> = {
+  name: "token",
+  type: "text",
+  of: (request) => request.leaseToken,
+};
+
+/** Ends a statement that begins with `heldLeases`: what `haveLease` wants. */
+export const selectLeases = "select thread_id, token from lease";
+
+/** Tells of each request whether its lease was held, from the rows of `selectLeases`. */
+export function haveLease(rows: readonly Row[], requests: readonly UnderLease[]): boolean[] {
+  const held = new Set(rows.map(([threadId, token]) => `${text(threadId)}\0${text(token)}`));
+  return requests.map(({ threadId, leaseToken }) => held.has(`${threadId}\0${leaseToken}`));
+}
 
 const renewStatement = (schema: string) => `
 update ${schema}.checkpointd_claims

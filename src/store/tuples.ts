@@ -1,0 +1,287 @@
+/** Checkpoints as tuples: the rows of what belongs to them, and how these become tuples. */
+import { create } from "@bufbuild/protobuf";
+import {
+  ChannelBlobSchema,
+  type CheckpointTuple,
+  CheckpointTupleSchema,
+  PendingWriteSchema,
+  type Value,
+  ValueSchema,
+} from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import type { Parameter, Row, Run, Signal } from "./db.js";
+import { bytes, type Cell, createColumns, text } from "./rows.js";
+
+/**
+ * The channel versions of a checkpoint as an object. A client that stored something else
+ * there must not make its thread unreadable: jsonb_each_text fails on anything but an object.
+ */
+export function channelVersions(checkpoint: string): string {
+  return `case when jsonb_typeof(${checkpoint} -> 'channel_versions') = 'object'
+      then ${checkpoint} -> 'channel_versions' end`;
+}
+
+/** Whether a checkpoint's pending sends are its parent's writes, as they were before format 4. */
+export function beforeFormat4(checkpoint: string): string {
+  return `case when jsonb_typeof(${checkpoint} -> 'v') = 'number'
+      then (${checkpoint} ->> 'v')::numeric < 4 else false end`;
+}
+
+/**
+ * How values come: "text" has those of type json as they are and the others in hexadecimal,
+ * two bytes for one; "bytes" has all in hexadecimal.
+ */
+export type ValueForm = "text" | "bytes";
+
+/**
+ * Reads with values as text, which is cheaper. A client may have stored as json what is no
+ * UTF-8, which must not make its thread unreadable: then reads again with all of them as bytes.
+ */
+export async function readValues(
+  run: Run,
+  statement: (values: ValueForm) => string,
+  parameters: readonly Parameter[],
+  signal: Signal | undefined,
+): Promise<Row[]> {
+  try {
+    return await run(statement("text"), parameters, signal);
+  } catch (error) {
+    if ((error as { code?: string }).code !== "22021") throw error;
+    return run(statement("bytes"), parameters, signal);
+  }
+}
+
+/**
+ * The columns of the row of a tuple itself, which has `n`. They are as many as those of `partRow`
+ * and have their types, because a union has both (`bytes` is null here): with a column of its own
+ * for each name a lone getTuple took 3 % longer.
+ */
+export const tupleRow = createColumns(
+  "n",
+  "thread_id",
+  "checkpoint_ns",
+  "checkpoint_id",
+  "parent_checkpoint_id",
+  "checkpoint_json",
+  "metadata_json",
+  "bytes",
+  "candidates",
+);
+
+/**
+ * The columns of a row of what belongs to the tuple before it; `n` is null. A blob has a version, a
+ * write a task, an unchanged channel only its name, and a pending send only its value.
+ */
+export const partRow = createColumns(
+  "n",
+  "channel",
+  "version",
+  "task_id",
+  "task_path",
+  "type",
+  "text",
+  "bytes",
+  "idx",
+);
+
+/**
+ * The rows of the tuples in the CTE `page` (n, the key, parent_checkpoint_id,
+ * checkpoint_json, metadata_json, channel_versions, before_format_4), for `toTuples`:
+ * ordered by n, then the tuple itself, its blobs by channel, its writes by task and idx, its pending
+ * sends by path, task and idx, its unchanged channels. `parts` has all but the first, as `partRows` does. The SQL expression `candidates`
+ * is added to the rows of the tuples themselves.
+ */
+export function tupleRows(values: ValueForm, parts: string, candidates = "null"): string {
+  const [text, bytes] = valueColumns("part", values);
+  const tuple = tupleRow.some({
+    n: "n",
+    thread_id: "thread_id",
+    checkpoint_ns: "checkpoint_ns",
+    checkpoint_id: "checkpoint_id",
+    parent_checkpoint_id: "parent_checkpoint_id",
+    checkpoint_json: "checkpoint_json",
+    metadata_json: "metadata_json",
+    candidates,
+  });
+  const part = partRow.union({
+    channel: "channel",
+    version: "version",
+    task_id: "task_id",
+    task_path: "task_path",
+    type: "type",
+    text,
+    bytes,
+    idx: "idx",
+  });
+  return `
+select ${tupleRow.names}
+from (
+  select ${tuple}, n as tuple_n, 0 as kind, null collate "C" as sort_path,
+    null collate "C" as sort_key, null as sort_idx
+  from page
+  union all
+  select ${part}, n, kind, sort_path, sort_key, idx
+  from ${parts} as part
+) as tuple_row
+order by tuple_n, kind, sort_path, sort_key, sort_idx`;
+}
+
+/** The columns of `partRows`; `kind` is there for the order of what belongs to a tuple. */
+export const partColumns = createColumns(
+  "n",
+  "kind",
+  "channel",
+  "version",
+  "task_id",
+  "task_path",
+  "idx",
+  "type",
+  "blob",
+  "sort_path",
+  "sort_key",
+);
+
+/**
+ * What belongs to the tuples of the CTE `page`, their values not yet touched; of the blobs only
+ * those for whose channel (`v.key`) and version (`v.value`) the SQL condition `isWanted` holds.
+ *
+ * The look-ups are lateral with a bound of their own so that the planner cannot turn them
+ * into a scan of the whole table, whatever it believes about the number of channels.
+ */
+export function partRows(schema: string, page: string, isWanted = "true"): string {
+  const blob = {
+    n: "n",
+    kind: "1",
+    channel: "v.key",
+    version: "v.value",
+    type: "b.type",
+    blob: "b.blob",
+    sort_key: `v.key collate "C"`,
+  };
+  const write = {
+    n: "n",
+    kind: "2",
+    channel: "w.channel",
+    task_id: "w.task_id",
+    task_path: "nullif(w.task_path, '')",
+    idx: "w.idx",
+    type: "w.type",
+    blob: "w.blob",
+    sort_key: `w.task_id collate "C"`,
+  };
+  const send = {
+    n: "n",
+    kind: "3",
+    idx: "s.idx",
+    type: "s.type",
+    blob: "s.blob",
+    sort_path: `s.task_path collate "C"`,
+    sort_key: `s.task_id collate "C"`,
+  };
+  return `
+select ${partColumns.some(blob)}
+from ${page} as page
+cross join lateral (select * from jsonb_each_text(channel_versions) as v where ${isWanted}) as v
+cross join lateral (
+  select type, blob from ${schema}.checkpoint_blobs b
+  where b.thread_id = page.thread_id and b.checkpoint_ns = page.checkpoint_ns
+    and b.channel = v.key and b.version = v.value
+  limit 1
+) as b
+where b.type <> 'empty'
+union all
+select ${partColumns.union(write)}
+from ${page} as page
+cross join lateral (
+  select task_id, task_path, idx, channel, type, blob from ${schema}.checkpoint_writes w
+  where w.thread_id = page.thread_id and w.checkpoint_ns = page.checkpoint_ns
+    and w.checkpoint_id = page.checkpoint_id
+  offset 0
+) as w
+union all
+select ${partColumns.union(send)}
+from ${page} as page
+cross join lateral (
+  select task_path, task_id, idx, type, blob from ${schema}.checkpoint_writes s
+  where page.before_format_4 and s.thread_id = page.thread_id
+    and s.checkpoint_ns = page.checkpoint_ns and s.checkpoint_id = page.parent_checkpoint_id
+    and s.channel = '__pregel_tasks'
+  offset 0
+) as s`;
+}
+
+/** Two columns of a row with a type and a blob, for `toValue`: the value as text, and as bytes. */
+export function valueColumns(row: string, values: ValueForm): [string, string] {
+  return values === "text"
+    ? [
+        `case when ${row}.type = 'json' then convert_from(${row}.blob, 'UTF8') end`,
+        `case when ${row}.type <> 'json' then ${row}.blob end`,
+      ]
+    : ["null", `${row}.blob`];
+}
+
+/** Puts the rows of `tupleRows` back together, by n: the one place where rows become tuples. */
+export function toTuples(rows: readonly Row[]): Map<number, CheckpointTuple> {
+  const { at } = partRow;
+  const tuples = new Map<number, CheckpointTuple>();
+  let tuple: CheckpointTuple | undefined;
+  for (const row of rows) {
+    if (row[tupleRow.at.n] || !tuple) {
+      tuple = toTuple(row);
+      tuples.set(Number(text(row[tupleRow.at.n])), tuple);
+    } else if (row[at.version]) {
+      tuple.blobs.push(
+        create(ChannelBlobSchema, {
+          channel: text(row[at.channel]),
+          version: text(row[at.version]),
+          value: toValue(row[at.type], row[at.text], row[at.bytes]),
+        }),
+      );
+    } else if (row[at.task_id]) {
+      tuple.pendingWrites.push(
+        create(PendingWriteSchema, {
+          taskId: text(row[at.task_id]),
+          channel: text(row[at.channel]),
+          idx: Number(text(row[at.idx])),
+          value: toValue(row[at.type], row[at.text], row[at.bytes]),
+          taskPath: text(row[at.task_path]),
+        }),
+      );
+    } else if (row[at.channel]) {
+      tuple.unchangedChannels.push(text(row[at.channel]));
+    } else {
+      tuple.pendingSends.push(toValue(row[at.type], row[at.text], row[at.bytes]));
+    }
+  }
+  return tuples;
+}
+
+/** About how many bytes a row of `tupleRows` has: those of its JSON or its value. */
+export function bytesOfRow(row: Row): number {
+  const { n, checkpoint_json, metadata_json } = tupleRow.at;
+  const { text, bytes } = partRow.at;
+  const [first, second] = row[n] ? [checkpoint_json, metadata_json] : [text, bytes];
+  return (row[first]?.length ?? 0) + (row[second]?.length ?? 0);
+}
+
+function toTuple(row: Row): CheckpointTuple {
+  const { at } = tupleRow;
+  const tuple = create(CheckpointTupleSchema, {
+    key: {
+      threadId: text(row[at.thread_id]),
+      checkpointNs: text(row[at.checkpoint_ns]),
+      checkpointId: text(row[at.checkpoint_id]),
+    },
+    checkpointJson: text(row[at.checkpoint_json]),
+    metadataJson: text(row[at.metadata_json]),
+  });
+  // Some old savers stored '' for "no parent".
+  if (row[at.parent_checkpoint_id]?.length) {
+    tuple.parentCheckpointId = text(row[at.parent_checkpoint_id]);
+  }
+  return tuple;
+}
+
+/** A value from its type and the two columns of `valueColumns`. */
+export function toValue(type: Cell, asText: Cell, asBytes: Cell): Value {
+  return create(ValueSchema, { type: text(type), data: asText ?? bytes(asBytes) });
+}
