@@ -4,7 +4,7 @@ import { define, UsageError } from "../settings/flags.js";
 import { age, present } from "../settings/kinds.js";
 import { keepLast } from "../settings/retention_rules.js";
 import { confirm, print, printJson, printTable, startProgress, toCount, toSize } from "./print.js";
-import type { ThreadsCommand } from "./threads.js";
+import type { ThreadsCommand } from "./threads_command.js";
 import { filterFlags, json, toFilter, yes } from "./threads_flags.js";
 
 export const copyFlags = { json };

@@ -1,10 +1,10 @@
 import pg from "pg";
 import { afterAll, beforeAll, expect, it, vi } from "vitest";
-import type { Server } from "../server/main.js";
+import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { type Relay, startRelay } from "../testing/relay.js";
-import { startTestServer } from "../testing/server.js";
-import { runThreads } from "./threads.js";
+import { startTestServer } from "../testing/test_server.js";
+import { runThreads } from "./threads_command.js";
 
 const count = 300;
 /** What the command has told so far, and what is done when it tells of how far it has come. */

@@ -2,7 +2,7 @@ import { emptyCheckpoint } from "@langchain/langgraph-checkpoint";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { startRelay } from "../testing/relay.js";
-import { startTestServer } from "../testing/server.js";
+import { startTestServer } from "../testing/test_server.js";
 import { ConnectSaver } from "./saver.js";
 
 let database: TestDatabase;

@@ -18,7 +18,7 @@ import { block, untilBlocked } from "../testing/blocking.js";
 import { startEdge } from "../testing/edge.js";
 import { startForeignSessions } from "../testing/foreign_sessions.js";
 import { startRelay } from "../testing/relay.js";
-import { startTestServer } from "../testing/server.js";
+import { startTestServer } from "../testing/test_server.js";
 
 let edge: Awaited<ReturnType<typeof startEdge>>;
 beforeAll(async () => {

@@ -17,9 +17,9 @@ import {
   type RunnerTask,
   test,
 } from "vitest";
-import type { Server } from "../server/main.js";
+import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
-import { startTestServer } from "../testing/server.js";
+import { startTestServer } from "../testing/test_server.js";
 import { ConnectSaver, type ConnectSaverUrlOptions } from "./saver.js";
 
 // The suites take vitest's functions from the global scope, and skip cases by the saver's name.

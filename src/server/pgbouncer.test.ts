@@ -10,7 +10,7 @@ import { captureLog } from "../testing/captured_log.js";
 import { createClients, createTransport } from "../testing/edge.js";
 import { startPgBouncer } from "../testing/pgbouncer.js";
 import { createDatabase } from "../testing/postgres.js";
-import { startServer } from "./main.js";
+import { startServer } from "./server.js";
 
 const cleanups: (() => Promise<unknown>)[] = [];
 afterEach(async () => {

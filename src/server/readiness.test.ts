@@ -179,7 +179,7 @@ test("a table that somebody has locked does not make it not ready; who has is sa
 
 test("a breaking migration of a newer version: calls are refused until it is undone", async () => {
   const { url, sql } = await setUp();
-  const { startTestServer } = await import("../testing/server.js");
+  const { startTestServer } = await import("../testing/test_server.js");
   const { log, lines } = captureLog();
   const server = await startTestServer(url, { log, migrate: false });
   cleanups.push(() => server.drain());

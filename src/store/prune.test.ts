@@ -16,11 +16,11 @@ import {
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { ConnectSaver } from "../client/saver.js";
 import type { Pruned, PruneOptions } from "../client/threads.js";
-import type { Server } from "../server/main.js";
+import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { createRandom } from "../testing/random.js";
 import { type Graph, type Scenario, scenarios } from "../testing/scenarios.js";
-import { startTestServer } from "../testing/server.js";
+import { startTestServer } from "../testing/test_server.js";
 
 let database: TestDatabase;
 let pool: pg.Pool;

@@ -16,10 +16,10 @@ import { createDatabase, openPool, type TestDatabase } from "../testing/postgres
 import { channelHistory } from "./channel_history.js";
 import type { Db } from "./db.js";
 import { deleteRuns } from "./delete_runs.js";
-import { list } from "./list.js";
+import { list } from "./list_checkpoints.js";
 import { lookAtTables } from "./look.js";
 import { pruneThreads } from "./prune.js";
-import { listThreads } from "./threads.js";
+import { listThreads } from "./read_threads.js";
 
 let database: TestDatabase;
 let sql: pg.Client;

@@ -1,6 +1,6 @@
 import { CheckpointdError } from "../errors.js";
 
-/** Clients give a server up that is silent for 5 s (see client/session.ts); this is well before. */
+/** Clients give a server up that is silent for 5 s (see client/client_session.ts); this is well before. */
 const stallMs = 2_000;
 const tickMs = 200;
 /** Within which all that arrived meanwhile is read. */
