@@ -9,6 +9,8 @@ const colours: Record<Contender, string> = {
   connect: "#2f81f7",
   grpc: "#a371f7",
   "http-json": "#d29922",
+  http2: "#39c5cf",
+  unary: "#8b949e",
   memory: "#57ab5a",
 };
 const ink = "#7d8590";

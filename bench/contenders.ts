@@ -1,16 +1,27 @@
 import { type BaseCheckpointSaver, MemorySaver } from "@langchain/langgraph-checkpoint";
 import { PostgresSaver } from "@langchain/langgraph-checkpoint-postgres";
 import pg from "pg";
+import { openHttp2Stream } from "../src/client/session_socket.js";
+import { UrlTransport } from "../src/client/transport.js";
 import { ConnectSaver } from "../src/index.js";
 import { HttpSaver } from "./http_saver.js";
 import { poolSize } from "./settings.js";
 
 /**
  * What is compared: LangGraph's saver on Postgres itself, ConnectSaver as it comes, the same
- * over the gRPC protocol, and a proxy that speaks JSON over HTTP. `memory` stores nothing and
- * shows what LangGraph costs by itself; it runs only where it is asked for.
+ * over the gRPC protocol, and a proxy that speaks JSON over HTTP. Only where they are asked for run
+ * `memory`, which stores nothing and shows what LangGraph costs by itself, `http2`, whose sessions
+ * are streams of HTTP/2, and `unary`, which has no sessions.
  */
-export const contenders = ["direct", "connect", "grpc", "http-json", "memory"] as const;
+export const contenders = [
+  "direct",
+  "connect",
+  "grpc",
+  "http-json",
+  "memory",
+  "http2",
+  "unary",
+] as const;
 
 /** One of `contenders`. */
 export type Contender = (typeof contenders)[number];
@@ -45,6 +56,22 @@ export function openSaver(contender: Contender, target: Target): OpenSaver {
     case "grpc": {
       const saver = ConnectSaver.fromUrl(target.url!, { protocol: "grpc" });
       return { saver, close: () => saver.end() };
+    }
+    case "unary": {
+      const saver = ConnectSaver.fromUrl(target.url!, { session: false });
+      return { saver, close: () => saver.end() };
+    }
+    case "http2": {
+      const transport = new UrlTransport(target.url!, {});
+      if (transport.sessions) transport.sessions.open = openHttp2Stream;
+      const saver = new ConnectSaver(transport);
+      return {
+        saver,
+        async close() {
+          await saver.end();
+          transport.close();
+        },
+      };
     }
     case "http-json": {
       const saver = new HttpSaver(target.url!);

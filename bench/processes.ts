@@ -70,6 +70,8 @@ export async function startServer(
       return undefined;
     case "connect":
     case "grpc":
+    case "http2":
+    case "unary":
       return listen("../src/cli/main.js", serveArgs(databaseUrl, flags), "checkpointd is ready");
     case "http-json":
       return listen("./http_proxy.js", [databaseUrl], "listens on");

@@ -1,7 +1,7 @@
 import { type DestinationStream, type LogFn, type Logger, pino } from "pino";
 
 /** The levels of the log, from silent to chatty. */
-export const logLevels = ["silent", "error", "warn", "info", "debug"] as const;
+export type LogLevel = "silent" | "error" | "warn" | "info" | "debug";
 
 /** A structured log. Fields first, then a fixed sentence. */
 export type Log = Logger;
@@ -22,7 +22,7 @@ const kindFields = ["rpc", "code", "reason", "slow", "rule", "pid"] as const;
  * out. Lines of level debug are all written.
  */
 export function createLog(
-  level: (typeof logLevels)[number],
+  level: LogLevel,
   destination: DestinationStream = pino.destination(2),
   windowMs = 10_000,
 ): Log {

@@ -84,7 +84,8 @@ async function call<Result>(
     const { code, rawMessage } = error as { code?: number; rawMessage?: string };
     const reason = client.errorDetail(error)?.reason;
     const word = code === undefined ? String(rawMessage ?? error) : String(client.Code[code]);
-    answer({ outcome: "failed", code: word, ...(reason ? { reason } : {}) });
+    const more = reason ? { reason } : { message: String((error as Error).message).slice(0, 200) };
+    answer({ outcome: "failed", code: word, ...more });
     if (code === undefined) process.stderr.write(`${agent}: ${(error as Error).stack}\n`);
     return { ok: false, error };
   }

@@ -68,6 +68,8 @@ export interface Answer {
   outcome: "ok" | "failed";
   code?: string;
   reason?: string;
+  /** What else was said, of a failure without a reason. */
+  message?: string;
   /** For how long the agent's event loop was late, at the most, while the call went on. */
   lagMs?: number;
   /** Of a getTuple: the checkpoint that was read, and what it holds. */

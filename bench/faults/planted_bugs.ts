@@ -27,21 +27,21 @@ const read = "store/read.js";
 const tuples = "store/tuples.js";
 const leases = "store/leases.js";
 const db = "store/db.js";
-const session = "client/session.js";
-const calls = "client/calls.js";
+const session = "client/client_session.js";
+const list = "client/list.js";
 
 /** The guard of the row count, which would show some of them earlier. */
 const noCount = patch(db, "if (count === rows)\n        return;", "return;");
-const checkedPut = "checkPut(request);\n            await put(request, signal);";
+const storedPut = "await put(request, signal);";
 
 export const bugs: Bug[] = [
   {
     name: "a put is acknowledged before its statement ended",
-    patches: [patch(operations, checkedPut, "put(request, signal).catch(() => {});")],
+    patches: [patch(operations, storedPut, "put(request, signal).catch(() => {});")],
   },
   {
     name: "a put swallows the error of its statement",
-    patches: [patch(operations, checkedPut, "await put(request, signal).catch(() => {});")],
+    patches: [patch(operations, storedPut, "await put(request, signal).catch(() => {});")],
   },
   {
     name: "a putWrites swallows the error of its statement",
@@ -237,8 +237,8 @@ export const bugs: Bug[] = [
     patches: [
       patch(
         operations,
-        checkedPut,
-        `${checkedPut}\n            setTimeout(() => put(request).catch(() => {}), 250);`,
+        storedPut,
+        `${storedPut}\n            setTimeout(() => put(request).catch(() => {}), 250);`,
       ),
     ],
   },
@@ -256,16 +256,16 @@ export const bugs: Bug[] = [
     name: "a list leaves out the first of its last page",
     patches: [
       patch(
-        calls,
+        list,
         "if (nextMaxTuples === 0) {",
-        "if (nextMaxTuples === 0) {\n                    if (pages > 1) tuples.shift();",
+        "if (nextMaxTuples === 0) {\n            if (pages > 1) tuples.shift();",
       ),
     ],
   },
   {
     name: "a list repeats the last of each page",
     patches: [
-      patch(calls, "list.after = last.key;", "list.after = tuples.at(-2)?.key ?? last.key;"),
+      patch(list, "list.after = last.key;", "list.after = tuples.at(-2)?.key ?? last.key;"),
     ],
   },
   {
@@ -284,7 +284,7 @@ export const bugs: Bug[] = [
       patch(
         session,
         "            pending.reject(error);\n        }\n        this.#sent.clear();",
-        "            pending.resolve({ case: pending.operation.case, value: {} });\n        }\n        this.#sent.clear();",
+        "            pending.resolve({});\n        }\n        this.#sent.clear();",
       ),
     ],
   },
@@ -294,7 +294,7 @@ export const bugs: Bug[] = [
       patch(
         session,
         "this.#giveUp(pending, deadlineExceeded());",
-        "pending.resolve({ case: pending.operation.case, value: {} }), this.#giveUp(pending, deadlineExceeded());",
+        "pending.resolve({}), this.#giveUp(pending, deadlineExceeded());",
       ),
     ],
   },

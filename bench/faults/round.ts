@@ -123,7 +123,8 @@ export async function runRound(world: World, plan: RoundPlan): Promise<RoundResu
     if (event.e !== "answer") continue;
     const ok = event.outcome === "ok";
     answers.push({ at: event.at, ok });
-    const what = `${event.code} ${event.reason ?? ""}`.trim();
+    const isOdd = /^(Internal|Unknown)$/.test(event.code ?? "");
+    const what = `${event.code} ${event.reason ?? (isOdd ? event.message : "")}`.trim();
     if (!ok) failures[what] = (failures[what] ?? 0) + 1;
   }
   answers.sort((a, b) => a.at - b.at);

@@ -73,7 +73,11 @@ function pooled(): Kind {
         const { databaseUrl, serversUrl, onStop } = prepared;
         await migrate({ databaseUrl, schema: "public" });
         const settings = { pool_mode: "transaction", default_pool_size: 6, max_client_conn: 200 };
-        bouncer = await startPgBouncer(serversUrl, settings);
+        // One that ends by itself is started again, as systemd does it.
+        bouncer = await startPgBouncer(serversUrl, settings, (log) => {
+          console.log(`PgBouncer ended by itself:\n${log}`);
+          void bouncer?.start();
+        });
         onStop(() => bouncer!.close());
         prepared.serversUrl = bouncer.url;
       },

@@ -1,15 +1,15 @@
-import { UsageError } from "../config.js";
-import { help, threadsHelp } from "./help.js";
-import { runMigrate } from "./migrate.js";
-import { runServe } from "./serve.js";
-import { runThreads } from "./threads.js";
+import { UsageError, unknownCommand } from "../settings/flags.js";
+import { help } from "./help.js";
 import { version } from "./version.js";
 
-/** Exit codes: 0 done, 1 failed, 2 the command line is wrong. */
+/**
+ * The commands by name; each loads only what it needs itself. Exit codes: 0 done, 1 failed, 2 the
+ * command line is wrong.
+ */
 const commands: Record<string, (args: string[]) => Promise<number>> = {
-  serve: runServe,
-  migrate: runMigrate,
-  threads: runThreads,
+  serve: async (args) => (await import("./serve.js")).runServe(args),
+  migrate: async (args) => (await import("./migrate.js")).runMigrate(args),
+  threads: async (args) => (await import("./threads.js")).runThreads(args),
 };
 
 async function main(args: string[]): Promise<number> {
@@ -22,14 +22,12 @@ async function main(args: string[]): Promise<number> {
     (name === undefined ? process.stderr : process.stdout).write(help());
     return name === undefined ? 2 : 0;
   }
-  const command = commands[name];
-  if (!command) {
-    throw new UsageError(
-      `Unknown command "${name}". Commands are ${Object.keys(commands).join(", ")}.`,
-    );
-  }
-  if (rest.includes("--help") || rest.includes("-h")) {
-    process.stdout.write(name === "threads" ? threadsHelp() : help());
+  const command = Object.hasOwn(commands, name) ? commands[name] : undefined;
+  if (!command) return unknownCommand(name, Object.keys(commands));
+  const flags = rest.includes("--") ? rest.slice(0, rest.indexOf("--")) : rest;
+  if (flags.includes("--help") || flags.includes("-h")) {
+    const text = name === "threads" ? (await import("./threads_help.js")).threadsHelp() : help();
+    process.stdout.write(text);
     return 0;
   }
   return command(rest);
@@ -43,7 +41,10 @@ export async function run(args: string[]): Promise<number> {
     const usage = error instanceof UsageError;
     const message = error instanceof Error ? error.message : String(error);
     process.stderr.write(`checkpointd: ${message}\n`);
-    if (usage) process.stderr.write("Run checkpointd --help for all flags.\n");
+    if (usage) {
+      const command = args[0] === "threads" ? "checkpointd threads" : "checkpointd";
+      process.stderr.write(`Run ${command} --help for all flags.\n`);
+    }
     return usage ? 2 : 1;
   }
 }

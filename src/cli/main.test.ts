@@ -1,9 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { readConfig, settings, UsageError } from "../config.js";
 import { createDatabase } from "../testing/postgres.js";
 import { runCommand } from "../testing/serve.js";
-import { migrateSettings } from "./migrate.js";
-import { serveSettings } from "./serve.js";
 
 describe("the command line", () => {
   it.each([
@@ -20,6 +17,8 @@ describe("the command line", () => {
   it.each([
     [[], {}, "Usage:"],
     [["surf"], {}, 'Unknown command "surf". Commands are serve, migrate, threads.'],
+    [["migrat"], {}, 'Unknown command "migrat". Did you mean migrate?'],
+    [["--port", "1"], {}, "The command comes before its flags, such as --port."],
     [["serve", "--prot", "1"], {}, "Unknown flag --prot. Did you mean --port?"],
     [["serve", "--frobnicate"], {}, "Unknown flag --frobnicate. Allowed are --database-url,"],
     [["serve", "extra"], {}, 'Unexpected argument "extra".'],
@@ -36,6 +35,14 @@ describe("the command line", () => {
     [["serve", "--migrate=maybe"], {}, '--migrate must be true or false, not "maybe".'],
     [["serve", "--schema", "pg_x"], {}, "--schema must be a schema name"],
     [["serve", "--cors-origins", "example.com"], {}, "--cors-origins must be origins such as"],
+    [["serve", "--migrate=flase"], {}, 'true or false, not "flase". Did you mean false?'],
+    [["serve", "--log-level=inf"], {}, 'debug, not "inf". Did you mean info?'],
+    [
+      ["serve", "--retention", "keep=2"],
+      {},
+      '--retention is wrong in rule 1, "keep=2": there is no condition "keep". Did you mean keep_last?',
+    ],
+    [["migrate", "--port", "1"], {}, "Unknown flag --port. Allowed are --database-url, --schema,"],
     [["serve"], { CHECKPOINTD_LOG_LEVEL: "loud" }, "CHECKPOINTD_LOG_LEVEL must be one of silent,"],
     [["serve"], { DATABASE_URL: "mysql://secret@x" }, "DATABASE_URL must be a URL such as"],
     [["serve"], { DATABASE_URL: "postgres://u:secret%zz@x/y" }, "DATABASE_URL must be a URL such"],
@@ -88,53 +95,5 @@ describe("the command line", () => {
       stderr: expect.stringMatching(/^checkpointd: the database that .* does not exist: .*\n$/),
     });
     await database.drop();
-  });
-});
-
-describe("settings", () => {
-  it("come from the flag, else from the variable, else from the default", () => {
-    const read = (args: string[], env: Record<string, string>) =>
-      readConfig(["port"], args, env).port;
-    expect(read(["--port", "1"], { CHECKPOINTD_PORT: "2" })).toBe(1);
-    expect(read([], { CHECKPOINTD_PORT: "2" })).toBe(2);
-    expect(read([], { CHECKPOINTD_PORT: "" })).toBe(8080);
-  });
-
-  it("have a database URL of one host or several", () => {
-    const read = (url: string) => () => readConfig(["database-url"], ["--database-url", url], {});
-    for (const hosts of ["h", "h:1,h:2", "u:p@h,[::1]:3", "u:p%25,@h:1,h"]) {
-      expect(read(`postgres://${hosts}/x?target_session_attrs=any`)).not.toThrow();
-    }
-    for (const hosts of ["h:1,h:x", "h:99999", "u:p%@h"]) {
-      expect(read(`postgres://${hosts}/x`)).toThrow("must be a URL such as");
-    }
-  });
-
-  it("have units and lists", () => {
-    const config = readConfig(
-      ["drain-timeout", "max-message-size", "cors-origins", "migrate", "prepare"],
-      [
-        "--drain-timeout=2m",
-        "--cors-origins",
-        "https://a.example, http://localhost:1",
-        "--no-migrate",
-      ],
-      { CHECKPOINTD_MAX_MESSAGE_SIZE: "512KiB", CHECKPOINTD_PREPARE: "false" },
-    );
-    expect(config).toEqual({
-      "drain-timeout": 120_000,
-      "max-message-size": 524_288,
-      "cors-origins": ["https://a.example", "http://localhost:1"],
-      migrate: false,
-      prepare: false,
-    });
-  });
-
-  it("all have a command, a default that is allowed and a variable of their own", () => {
-    const names = Object.keys(settings);
-    expect([...serveSettings].sort()).toEqual([...names].sort());
-    for (const name of migrateSettings) expect(names).toContain(name);
-    expect(() => readConfig(serveSettings, [], {})).not.toThrow(UsageError);
-    expect(new Set(Object.values(settings).map(({ env }) => env)).size).toBe(names.length);
   });
 });

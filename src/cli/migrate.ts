@@ -1,27 +1,24 @@
-import { readConfig, UsageError } from "../config.js";
+import { readFlags, UsageError } from "../settings/flags.js";
 import { dryRun, migrate } from "../store/migrate.js";
 import { explainTrouble } from "../store/trouble.js";
-
-/** The settings `checkpointd migrate` takes. */
-export const migrateSettings = ["database-url", "schema"] as const;
+import { migrateSettings } from "./settings.js";
 
 /**
  * Brings the tables up to date, or prints the SQL that would. Exits 0 when nothing is left to do. A
  * signal ends the running statement and undoes its migration; then it exits 1.
  */
 export async function runMigrate(args: string[]): Promise<number> {
-  const config = readConfig(migrateSettings, args, process.env, ["dry-run"]);
-  const databaseUrl = config["database-url"];
+  const { values } = readFlags(migrateSettings, args, process.env);
+  const { databaseUrl, schema } = values;
   if (databaseUrl === undefined) {
     throw new UsageError("migrate needs a database: give --database-url or set DATABASE_URL.");
   }
-  const { schema } = config;
   const stop = new AbortController();
   for (const name of ["SIGTERM", "SIGINT"] as const) {
     process.once(name, () => stop.abort(new Error(`stopped by ${name}`)));
   }
   try {
-    if (config["dry-run"]) {
+    if (values.dryRun) {
       process.stdout.write(await dryRun({ databaseUrl, schema, signal: stop.signal }));
       return 0;
     }

@@ -1,6 +1,6 @@
 /** What people read: tables, sizes, ages, colours on a terminal, progress, a question. */
 import { createInterface } from "node:readline/promises";
-import { UsageError } from "../config.js";
+import { UsageError } from "../settings/flags.js";
 
 export type Colour = "red" | "yellow" | "green" | "cyan" | "dim" | "bold";
 const codes: Record<Colour, number> = { red: 31, yellow: 33, green: 32, cyan: 36, dim: 2, bold: 1 };

@@ -6,10 +6,10 @@ import { delimiter, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type SettingName, settings } from "../config.js";
 import type { Server } from "../server/main.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { startTestServer } from "../testing/server.js";
+import { settings } from "./settings.js";
 
 const run = promisify(execFile);
 const root = fileURLToPath(new URL("../..", import.meta.url));
@@ -28,9 +28,9 @@ describe("the README", () => {
   });
 
   it("has the table of settings that the code has", () => {
-    const rows = Object.keys(settings).map((name) => {
-      const { env, fallback, meaning } = settings[name as SettingName];
-      return `| \`--${name}\` | \`${env}\` | ${fallback === undefined ? "" : `\`${fallback}\``} | ${meaning} |`;
+    const rows = Object.values(settings).map(({ flag, env, fallback, help }) => {
+      const shown = fallback === undefined ? "" : `\`${fallback}\``;
+      return `| \`--${flag}\` | \`${env}\` | ${shown} | ${help} |`;
     });
     const table = /<!-- settings[^\n]*\n([\s\S]*?)<!-- \/settings -->/.exec(readme)?.[1];
     expect(table?.trim().split("\n").slice(2)).toEqual(rows);

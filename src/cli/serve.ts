@@ -1,37 +1,13 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { setFlagsFromString } from "node:v8";
-import { readConfig, UsageError } from "../config.js";
 import { createLog, type Log } from "../log.js";
 import { type Server, startServer } from "../server/main.js";
+import { readFlags, UsageError } from "../settings/flags.js";
 import { type Embedded, startEmbedded } from "../store/embedded.js";
+import { serverOptions, settings } from "./settings.js";
 import { isWorker, stopSignal as stop } from "./stop_signal.js";
 import { logUnhandled } from "./unhandled.js";
 import { aborted, runWorker, startWorkers, type Workers } from "./workers.js";
-
-/** The settings `checkpointd serve` takes. */
-export const serveSettings = [
-  "database-url",
-  "schema",
-  "data-dir",
-  "host",
-  "port",
-  "workers",
-  "pool-size",
-  "queue-limit",
-  "queue-timeout",
-  "prepare",
-  "migrate",
-  "max-message-size",
-  "compression",
-  "call-timeout",
-  "slow-call",
-  "session-age",
-  "drain-timeout",
-  "retention",
-  "retention-interval",
-  "cors-origins",
-  "log-level",
-] as const;
 
 /**
  * Serves until SIGTERM or SIGINT, then drains and exits 0, also when it had not started yet:
@@ -45,48 +21,32 @@ export async function runServe(args: string[]): Promise<number> {
   // half of what this process did (130 us of CPU a putWrites instead of 240).
   setFlagsFromString("--heap-growing-percent=300");
   if (isWorker) return runWorker();
-  const config = readConfig(serveSettings, args, process.env);
-  const { workers } = config;
-  if (workers > config["pool-size"]) {
+  const { values } = readFlags(settings, args, process.env);
+  // These serve takes itself, the others are the server's: see serverOptions.
+  const { databaseUrl, dataDir, workers, logLevel, ...given } = values;
+  const { poolSize, drainTimeoutMs } = given;
+  if (workers > poolSize) {
     throw new UsageError(
-      `--workers (${workers}) must not be greater than --pool-size (${config["pool-size"]}): each worker needs a connection.`,
+      `--workers (${workers}) must not be greater than --pool-size (${poolSize}): each worker needs a connection.`,
     );
   }
-  const log = createLog(config["log-level"]);
+  const log = createLog(logLevel);
   logUnhandled(log);
-  const drainMs = config["drain-timeout"];
   let embedded: Embedded | undefined;
   let server: (Server & Partial<Workers>) | undefined;
   try {
     stop.throwIfAborted();
-    if (config["database-url"] === undefined) {
+    if (databaseUrl === undefined) {
       embedded = await startEmbedded({
-        dataDir: config["data-dir"],
+        dataDir,
         onProgress: (line) => process.stdout.write(`${line}\n`),
         signal: stop,
       });
     }
-    const options = {
-      databaseUrl: config["database-url"] ?? (embedded?.databaseUrl as string),
-      schema: config.schema,
-      poolSize: config["pool-size"],
-      queueLimit: config["queue-limit"],
-      queueTimeoutMs: config["queue-timeout"],
-      prepare: config.prepare,
-      host: config.host,
-      port: config.port,
-      migrate: config.migrate,
-      maxMessageSize: config["max-message-size"],
-      compression: config.compression,
-      callTimeoutMs: config["call-timeout"],
-      slowCallMs: config["slow-call"],
-      sessionAgeMs: config["session-age"],
-      drainTimeoutMs: drainMs,
-      retention: config.retention ?? [],
-      retentionIntervalMs: config["retention-interval"],
-      corsOrigins: config["cors-origins"] ?? [],
+    const options = serverOptions(given, {
+      databaseUrl: databaseUrl ?? (embedded?.databaseUrl as string),
       log,
-    };
+    });
     server =
       workers === 1 ? await startServer(options) : await startWorkers(workers, options, stop);
     process.stdout.write(`checkpointd listens on ${server.url}\n`);
@@ -103,7 +63,7 @@ export async function runServe(args: string[]): Promise<number> {
     if (stop.aborted && error === stop.reason) return 0;
     throw error;
   } finally {
-    if (server) await drainWithin(server, drainMs + drainGraceMs, log);
+    if (server) await drainWithin(server, drainTimeoutMs + drainGraceMs, log);
     await embedded?.stop();
   }
 }

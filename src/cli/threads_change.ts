@@ -1,44 +1,86 @@
 /** `checkpointd threads cp`, `rm` and `prune`. */
 import type { PruneOptions, ThreadCounts } from "../client/threads.js";
-import { UsageError } from "../config.js";
+import { define, UsageError } from "../settings/flags.js";
+import { age, present } from "../settings/kinds.js";
+import { keepLast } from "../settings/retention_rules.js";
 import { confirm, print, printJson, printTable, startProgress, toCount, toSize } from "./print.js";
 import type { ThreadsCommand } from "./threads.js";
-import { readFilter, readInteger, toAge } from "./threads_flags.js";
+import { filterFlags, json, toFilter, yes } from "./threads_flags.js";
 
-export async function runCopy({ threads, words, has }: ThreadsCommand): Promise<number> {
+export const copyFlags = { json };
+
+export async function runCopy(command: ThreadsCommand<typeof copyFlags>): Promise<number> {
+  const { threads, words } = command;
   const [source = "", target = ""] = words;
   const copied = await threads.copy(source, target);
   if (copied.checkpoints + copied.writes + copied.blobs === 0) {
     throw new Error(`no thread ${JSON.stringify(source)}`);
   }
-  if (has("json")) printJson(copied);
+  if (command.flags.json) printJson(copied);
   else print(`Copied ${toWords(copied)}.`);
   return 0;
 }
 
-export async function runRemove({ calls, threads, words, has }: ThreadsCommand): Promise<number> {
+export const removeFlags = { yes };
+
+export async function runRemove(command: ThreadsCommand<typeof removeFlags>): Promise<number> {
+  const { calls, threads, words } = command;
   const missing: string[] = [];
   for (const threadId of words) if (!(await threads.get(threadId))) missing.push(threadId);
   if (missing.length > 0)
     throw new Error(`no thread ${missing.map((id) => JSON.stringify(id)).join(", ")}`);
   const what =
     words.length === 1 ? `thread ${JSON.stringify(words[0])}` : `${words.length} threads`;
-  if (!(await confirm(`Delete ${what}?`, has("yes")))) return 1;
-  for (const threadId of words) await calls.unary("deleteThread", { threadId });
+  if (!(await confirm(`Delete ${what}?`, command.flags.yes))) return 1;
+  for (const threadId of words) {
+    await calls.call((service, context) => service.deleteThread({ threadId }, context));
+  }
   print(`Deleted ${what}.`);
   return 0;
 }
 
-export async function runPrune(command: ThreadsCommand): Promise<number> {
-  const options = readOptions(command);
-  const asJson = command.has("json");
-  if (command.has("dry-run")) {
-    const { threads, total } = await prune(command, { ...options, dryRun: true }, !asJson);
-    if (asJson) printJson({ dryRun: true, threads, ...total });
+export const pruneFlags = {
+  ...filterFlags,
+  keepLast: define({
+    flag: "keep-last",
+    kind: keepLast,
+    unset: undefined,
+    help: "so many checkpoints of each namespace stay",
+  }),
+  olderThanMs: define({
+    flag: "older-than",
+    kind: age,
+    unset: undefined,
+    help: "only what is older (30m, 12h, 90d)",
+  }),
+  delete: define({
+    flag: "delete",
+    kind: present,
+    unset: false,
+    help: "the whole thread goes",
+  }),
+  dryRun: define({
+    flag: "dry-run",
+    kind: present,
+    unset: false,
+    help: "say what would be removed, and remove nothing",
+  }),
+  yes,
+  json,
+};
+
+type PruneCommand = ThreadsCommand<typeof pruneFlags>;
+
+export async function runPrune(command: PruneCommand): Promise<number> {
+  const options = toOptions(command);
+  const { dryRun, json: asJson } = command.flags;
+  if (dryRun) {
+    const { threads, total } = await prune(command, { ...options, dryRun }, !asJson);
+    if (asJson) printJson({ dryRun, threads, ...total });
     else print(`Would remove ${toWords(total)} of ${toCount(threads, "thread")}.`);
     return 0;
   }
-  if (!command.has("yes")) {
+  if (!command.flags.yes) {
     const { threads, total } = await prune(command, { ...options, dryRun: true }, false);
     if (threads === 0) {
       print("Nothing to remove.");
@@ -48,43 +90,41 @@ export async function runPrune(command: ThreadsCommand): Promise<number> {
       return 1;
   }
   const { threads, total } = await prune(command, options, false);
-  if (asJson) printJson({ dryRun: false, threads, ...total });
+  if (asJson) printJson({ dryRun, threads, ...total });
   else print(`Removed ${toWords(total)} of ${toCount(threads, "thread")}.`);
   return 0;
 }
 
-function readOptions(command: ThreadsCommand): PruneOptions {
-  const keepLast = readInteger(command, "keep-last", 1);
-  const isDelete = command.has("delete");
-  if ((keepLast === undefined) === !isDelete) {
+function toOptions({ flags, words }: PruneCommand): PruneOptions {
+  const { keepLast, olderThanMs } = flags;
+  if ((keepLast === undefined) === !flags.delete) {
     throw new UsageError("prune needs --keep-last N or --delete, and not both.");
   }
-  const age = command.flag("older-than");
-  const olderThanMs = age === undefined ? undefined : toAge(age);
-  if (age !== undefined && olderThanMs === undefined) {
-    throw new UsageError(`--older-than must be an age such as 12h or 30d, not "${age}".`);
-  }
-  const filter = readFilter(command);
-  if (command.words.length > 0 && Object.keys(filter).length > 0) {
+  const filter = toFilter(flags);
+  if (words.length > 0 && Object.keys(filter).length > 0) {
     throw new UsageError("prune takes threads or a filter, not both.");
   }
   return {
     ...filter,
-    ...(command.words.length > 0 ? { threadIds: [...new Set(command.words)] } : {}),
+    ...(words.length > 0 ? { threadIds: [...new Set(words)] } : {}),
     ...(keepLast === undefined ? { delete: true as const } : { keepLast }),
     ...(olderThanMs === undefined ? {} : { olderThanMs }),
   };
 }
 
-async function prune({ threads }: ThreadsCommand, options: PruneOptions, isListed: boolean) {
+/**
+ * Counts each thread once: a dry run whose connection was cut begins anew, and tells again of
+ * threads that it has told of. (What is removed is gone, so it is told of once, or in two parts.)
+ */
+async function prune({ threads }: PruneCommand, options: PruneOptions, isListed: boolean) {
   const total: ThreadCounts = { checkpoints: 0, blobs: 0, writes: 0, storedBytes: 0 };
-  let count = 0;
+  const seen = new Set<string>();
   const progress = startProgress();
   const rows = async function* () {
     for await (const { threadId, removed, threadsExamined } of threads.prune(options)) {
       progress.say(`${threadsExamined} threads looked at, ${toSize(total.storedBytes)} removed`);
-      if (threadId === undefined) continue;
-      count++;
+      if (threadId === undefined || (options.dryRun && seen.has(threadId))) continue;
+      seen.add(threadId);
       total.checkpoints += removed.checkpoints;
       total.blobs += removed.blobs;
       total.writes += removed.writes;
@@ -106,7 +146,7 @@ async function prune({ threads }: ThreadsCommand, options: PruneOptions, isListe
   } finally {
     progress.end();
   }
-  return { threads: count, total };
+  return { threads: seen.size, total };
 }
 
 const toWords = ({ checkpoints, blobs, writes, storedBytes }: ThreadCounts) =>

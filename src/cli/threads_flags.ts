@@ -1,64 +1,114 @@
+/** The flags that several of the `threads` commands take. */
 import type { ThreadFilter, ThreadState } from "../client/threads.js";
-import { UsageError } from "../config.js";
-import type { ThreadsCommand } from "./threads.js";
+import { define, type Values } from "../settings/flags.js";
+import {
+  anyText,
+  integer,
+  jsonObject,
+  type Kind,
+  present,
+  Refusal,
+  someOf,
+  text,
+  time,
+} from "../settings/kinds.js";
 
-const units: Record<string, number> = { s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 };
-const states = ["completed", "pending", "interrupted", "failed"] as const;
+/** Headers, one a flag. A value may be a secret: it is not repeated where it is wrong. */
+const headers: Kind<Record<string, string>> = {
+  allowed: '"name: value"',
+  parse(header, earlier = {}) {
+    const [, name, value] = /^\s*([\w-]+)\s*:\s*(.*)$/.exec(header) ?? [];
+    if (name === undefined || value === undefined) throw new Refusal(`must be ${this.allowed}.`);
+    return { ...earlier, [name]: value };
+  },
+};
+
+/** The flags of all. */
+export const connectionFlags = {
+  url: define({
+    flag: "url",
+    env: "CHECKPOINTD_URL",
+    kind: text,
+    fallback: "http://127.0.0.1:8080",
+    help: "the service",
+  }),
+  headers: define({
+    flag: "header",
+    kind: headers,
+    unset: {},
+    help: '"name: value" sent with every call; may be repeated',
+  }),
+};
+
+const states = ["completed", "pending", "interrupted", "failed"] satisfies readonly ThreadState[];
 
 /** The flags that say which threads. */
-export function readFilter({ flag }: Pick<ThreadsCommand, "flag">): ThreadFilter {
-  const filter: ThreadFilter = {};
-  const status = flag("status");
-  if (status !== undefined) filter.status = status.split(",").map(toState);
-  const prefix = flag("prefix");
-  if (prefix !== undefined) filter.prefix = prefix;
-  const metadata = flag("metadata");
-  if (metadata !== undefined) filter.metadata = toObject(metadata);
-  const after = flag("updated-after");
-  if (after !== undefined) filter.updatedAfter = toTime("updated-after", after);
-  const before = flag("updated-before");
-  if (before !== undefined) filter.updatedBefore = toTime("updated-before", before);
-  return filter;
-}
+export const filterFlags = {
+  status: define({
+    flag: "status",
+    kind: someOf(states),
+    unset: undefined,
+    help: `how they stand: some of ${states.join(", ")}, separated by commas`,
+  }),
+  prefix: define({
+    flag: "prefix",
+    kind: anyText,
+    unset: undefined,
+    help: "what their ids begin with",
+  }),
+  metadata: define({
+    flag: "metadata",
+    kind: jsonObject,
+    unset: undefined,
+    help: "a JSON object that the latest checkpoint's metadata contains",
+  }),
+  updatedAfter: define({
+    flag: "updated-after",
+    kind: time,
+    unset: undefined,
+    help: "a time (2026-01-31T12:00:00Z) or an age (30m, 12h, 7d)",
+  }),
+  updatedBefore: define({
+    flag: "updated-before",
+    kind: time,
+    unset: undefined,
+    help: "a time or an age",
+  }),
+};
 
-/** A flag that is a whole number; undefined if it was not given. */
-export function readInteger(
-  { flag }: Pick<ThreadsCommand, "flag">,
-  name: string,
-  least: number,
-): number | undefined {
-  const text = flag(name);
-  if (text === undefined) return undefined;
-  const number = /^\d{1,9}$/.test(text) ? Number(text) : Number.NaN;
-  if (number >= least) return number;
-  throw new UsageError(`--${name} must be a whole number from ${least}, not "${text}".`);
-}
+export const limit = define({
+  flag: "limit",
+  kind: integer(0, 999_999_999),
+  unset: undefined,
+  help: "how many at the most",
+});
 
-/** An age such as 30m, 12h or 90d in milliseconds; undefined for anything else. */
-export function toAge(text: string): number | undefined {
-  const [, amount, unit = ""] = /^(\d{1,6})([smhd])$/.exec(text) ?? [];
-  return amount === undefined ? undefined : Number(amount) * (units[unit] ?? 0);
-}
+export const ns = define({
+  flag: "ns",
+  kind: anyText,
+  unset: "",
+  help: "the namespace of a subgraph",
+});
 
-function toTime(name: string, text: string): Date {
-  const age = toAge(text);
-  const time = age === undefined ? Date.parse(text) : Date.now() - age;
-  if (!Number.isNaN(time)) return new Date(time);
-  throw new UsageError(
-    `--${name} must be a time such as 2026-01-31T12:00:00Z or an age such as 12h, not "${text}".`,
-  );
-}
+export const json = define({
+  flag: "json",
+  kind: present,
+  unset: false,
+  help: "print JSON lines",
+});
 
-function toState(text: string): ThreadState {
-  const state = states.find((known) => known === text.trim());
-  if (state) return state;
-  throw new UsageError(`--status must be some of ${states.join(", ")}, not "${text}".`);
-}
+export const yes = define({
+  flag: "yes",
+  kind: present,
+  unset: false,
+  help: "do not ask before something is deleted",
+});
 
-function toObject(text: string): Record<string, unknown> {
-  try {
-    const value = JSON.parse(text);
-    if (typeof value === "object" && value !== null && !Array.isArray(value)) return value;
-  } catch {}
-  throw new UsageError(`--metadata must be a JSON object such as {"tenant":"acme"}.`);
+/** Which threads the flags say; no key for a flag that was not given. */
+export function toFilter(flags: Values<typeof filterFlags>): ThreadFilter {
+  const { status, prefix, metadata, updatedAfter, updatedBefore } = flags;
+  const filter = { status, prefix, metadata, updatedAfter, updatedBefore };
+  return Object.fromEntries(
+    Object.entries(filter).filter(([, value]) => value !== undefined),
+  ) as ThreadFilter;
 }

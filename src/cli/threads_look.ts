@@ -1,7 +1,11 @@
 /** `checkpointd threads ls`, `show` and `history`. */
+
 import type { CheckpointTuple, Value } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { ListView } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { readList } from "../client/list.js";
 import type { ListThreadsOptions, Thread } from "../client/threads.js";
+import { define } from "../settings/flags.js";
+import { anyText, present } from "../settings/kinds.js";
 import {
   type Colour,
   type Column,
@@ -16,7 +20,7 @@ import {
   toSize,
 } from "./print.js";
 import type { ThreadsCommand } from "./threads.js";
-import { readFilter, readInteger } from "./threads_flags.js";
+import { filterFlags, json, limit, ns, toFilter } from "./threads_flags.js";
 
 /** Rows of a table unless --limit says otherwise. */
 const tableRows = 50;
@@ -28,13 +32,30 @@ const statusColours: Record<string, Colour> = {
   completed: "green",
 };
 
-export async function runList(command: ThreadsCommand): Promise<number> {
-  const asJson = command.has("json");
-  const limit = readInteger(command, "limit", 0) ?? (asJson ? undefined : tableRows);
-  const counts = command.has("counts");
+export const listFlags = {
+  ...filterFlags,
+  limit,
+  byId: define({
+    flag: "by-id",
+    kind: present,
+    unset: false,
+    help: "in the order of their ids, not the latest first",
+  }),
+  counts: define({
+    flag: "counts",
+    kind: present,
+    unset: false,
+    help: "count what is stored of each",
+  }),
+  json,
+};
+
+export async function runList(command: ThreadsCommand<typeof listFlags>): Promise<number> {
+  const { json: asJson, byId, counts } = command.flags;
+  const limit = command.flags.limit ?? (asJson ? undefined : tableRows);
   const options: ListThreadsOptions = {
-    ...readFilter(command),
-    order: command.has("by-id") ? "id" : "newest",
+    ...toFilter(command.flags),
+    order: byId ? "id" : "newest",
     counts,
     // One more than is shown tells whether there are more.
     ...(limit === undefined ? {} : { limit: asJson ? limit : limit + 1 }),
@@ -81,13 +102,25 @@ export async function runList(command: ThreadsCommand): Promise<number> {
   return 0;
 }
 
-export async function runShow(command: ThreadsCommand): Promise<number> {
+export const showFlags = {
+  checkpointId: define({
+    flag: "checkpoint",
+    kind: anyText,
+    unset: "",
+    help: "the checkpoint's id; the latest unless given",
+  }),
+  checkpointNs: ns,
+  json,
+};
+
+export async function runShow(command: ThreadsCommand<typeof showFlags>): Promise<number> {
   const [threadId = ""] = command.words;
-  const checkpointNs = command.flag("ns") ?? "";
-  const checkpointId = command.flag("checkpoint") ?? "";
+  const { checkpointNs, checkpointId } = command.flags;
   const [thread, { tuple }] = await Promise.all([
     command.threads.get(threadId, { counts: true }),
-    command.calls.unary("getTuple", { threadId, checkpointNs, checkpointId }),
+    command.calls.call((service, context) =>
+      service.getTuple({ threadId, checkpointNs, checkpointId }, context),
+    ),
   ]);
   if (!tuple) {
     throw new Error(
@@ -96,7 +129,7 @@ export async function runShow(command: ThreadsCommand): Promise<number> {
         : `no such checkpoint of thread ${JSON.stringify(threadId)}`,
     );
   }
-  if (command.has("json")) {
+  if (command.flags.json) {
     printJson({
       ...(thread ? toJson(thread) : { threadId }),
       checkpoint: {
@@ -143,16 +176,18 @@ export async function runShow(command: ThreadsCommand): Promise<number> {
   return 0;
 }
 
-export async function runHistory(command: ThreadsCommand): Promise<number> {
+export const historyFlags = { checkpointNs: ns, limit, json };
+
+export async function runHistory(command: ThreadsCommand<typeof historyFlags>): Promise<number> {
   const [threadId = ""] = command.words;
-  const limit = readInteger(command, "limit", 0);
-  const tuples = command.calls.list({
+  const { checkpointNs, limit } = command.flags;
+  const tuples = readList(command.calls, {
     threadId,
-    checkpointNs: command.flag("ns") ?? "",
+    checkpointNs,
     view: ListView.METADATA,
     ...(limit === undefined ? {} : { limit }),
   });
-  if (command.has("json")) {
+  if (command.flags.json) {
     for await (const tuple of tuples) {
       printJson({ ...facts(tuple), metadata: JSON.parse(tuple.metadataJson) });
     }

@@ -16,16 +16,29 @@ import {
   CheckpointTupleSchema,
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { Calls } from "../client/calls.js";
+import { readList } from "../client/list.js";
+import { define } from "../settings/flags.js";
+import { text } from "../settings/kinds.js";
 import { print, startProgress, toCount, toSize } from "./print.js";
 import type { ThreadsCommand } from "./threads.js";
 
 /** Values of one request at the most; a larger one travels alone. */
 const requestBytes = 16 * 1024 * 1024;
 
-export async function runExport({ calls, words, flag }: ThreadsCommand): Promise<number> {
+export const exportFlags = {
+  out: define({
+    flag: "out",
+    kind: text,
+    unset: undefined,
+    help: "the file to write; standard output unless given",
+  }),
+};
+
+export async function runExport(command: ThreadsCommand<typeof exportFlags>): Promise<number> {
+  const { calls, words } = command;
   const [threadId = ""] = words;
-  const file = flag("out");
-  const tuples = calls.list({ threadId });
+  const file = command.flags.out;
+  const tuples = readList(calls, { threadId });
   // Before a file is made: a thread that does not exist leaves none.
   let next = await tuples.next();
   if (next.done) throw new Error(`no thread ${JSON.stringify(threadId)}`);
@@ -69,11 +82,21 @@ export async function runExport({ calls, words, flag }: ThreadsCommand): Promise
   return 0;
 }
 
+export const importFlags = {
+  as: define({
+    flag: "as",
+    kind: text,
+    unset: undefined,
+    help: "the thread's name; the one it was exported from unless given",
+  }),
+};
+
 /**
  * Restores the thread under a name of its own first and copies it from there in one statement, so
  * that the thread is whole or not there at all. Refuses a name under which something is stored.
  */
-export async function runImport({ calls, threads, words, flag }: ThreadsCommand): Promise<number> {
+export async function runImport(command: ThreadsCommand<typeof importFlags>): Promise<number> {
+  const { calls, threads, words } = command;
   const [file] = words;
   const input: Readable =
     file === undefined || file === "-" ? process.stdin : createReadStream(file);
@@ -82,7 +105,7 @@ export async function runImport({ calls, threads, words, flag }: ThreadsCommand)
   failed.catch(() => {});
   const temporary = `importing-${randomUUID()}`;
   const progress = startProgress();
-  let target = flag("as");
+  let target = command.flags.as;
   let stored = 0;
   let end: number | undefined;
   let isBegun = false;
@@ -123,7 +146,7 @@ export async function runImport({ calls, threads, words, flag }: ThreadsCommand)
   } finally {
     progress.end();
     lines.close();
-    await calls.unary("deleteThread", { threadId: temporary });
+    await calls.call((service, context) => service.deleteThread({ threadId: temporary }, context));
   }
   print(`Imported ${toCount(stored, "checkpoint")} as ${JSON.stringify(target)}.`);
   return 0;
@@ -133,13 +156,14 @@ async function storeTuple(calls: Calls, threadId: string, tuple: CheckpointTuple
   const { checkpointNs = "", checkpointId = "" } = tuple.key ?? {};
   const name = { threadId, checkpointNs, checkpointId };
   for (const blobs of inRequests(tuple.blobs)) {
-    await calls.unary("put", {
+    const put = {
       ...name,
       parentCheckpointId: tuple.parentCheckpointId ?? "",
       checkpointJson: tuple.checkpointJson,
       metadataJson: tuple.metadataJson,
       blobs,
-    });
+    };
+    await calls.call((service, context) => service.put(put, context));
   }
   const tasks = new Map<string, CheckpointTuple["pendingWrites"]>();
   for (const write of tuple.pendingWrites) {
@@ -149,7 +173,7 @@ async function storeTuple(calls: Calls, threadId: string, tuple: CheckpointTuple
   for (const [task, writes] of tasks) {
     const [taskId, taskPath] = JSON.parse(task) as [string, string];
     for (const part of inRequests(writes)) {
-      await calls.unary("putWrites", {
+      const putWrites = {
         ...name,
         taskId,
         taskPath,
@@ -158,7 +182,8 @@ async function storeTuple(calls: Calls, threadId: string, tuple: CheckpointTuple
           channel,
           ...(value ? { value } : {}),
         })),
-      });
+      };
+      await calls.call((service, context) => service.putWrites(putWrites, context));
     }
   }
 }

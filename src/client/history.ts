@@ -36,10 +36,10 @@ export async function readDeltaHistory(
   channels: string[],
 ): Promise<Record<string, DeltaChannelHistory>> {
   if (channels.length === 0) return {};
-  const walks = await calls.attempt(async (options) => {
+  const walks = await calls.call(async (service, context) => {
     const walks = new Map<string, Walk>(channels.map((channel) => [channel, { blocks: [] }]));
     const request = { ...target, channels: [...walks.keys()] };
-    for await (const message of calls.threads.getChannelHistory(request, options)) {
+    for await (const message of service.getChannelHistory(request, context)) {
       await collect(serde, message, walks);
     }
     return walks;

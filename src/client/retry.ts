@@ -1,6 +1,7 @@
 /** Which failures are worth another try, and how long to wait before it. */
 import { Code, ConnectError } from "@connectrpc/connect";
 import { type ErrorDetail, ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import { retryAfterHeader } from "../protocol/wire.js";
 
 /**
  * How calls that found no server are repeated, until their deadline unless `attempts` ends it
@@ -34,7 +35,7 @@ function askedPauseMs(error: unknown): number {
   const { seconds, nanos } = errorDetail(error)?.retryDelay ?? { seconds: 0n, nanos: 0 };
   const asked = Number(seconds) * 1000 + nanos / 1e6;
   if (asked > 0 || !(error instanceof ConnectError)) return asked;
-  const header = Number(error.metadata.get("retry-after"));
+  const header = Number(error.metadata.get(retryAfterHeader));
   return header > 0 ? header * 1000 : 0;
 }
 

@@ -13,7 +13,7 @@ import {
   type PendingWrite,
   type SerializerProtocol,
 } from "@langchain/langgraph-checkpoint";
-import { Calls, type CallsOptions, type ListInit } from "./calls.js";
+import { Calls, type CallsOptions } from "./calls.js";
 import {
   fromTuple,
   toBlobs,
@@ -23,9 +23,11 @@ import {
   toWrites,
 } from "./codec.js";
 import { readDeltaHistory } from "./history.js";
+import { type ListInit, readList } from "./list.js";
 import { checkName, LEASE_TOKEN, readConfig, requireKey } from "./names.js";
+import { openService } from "./service.js";
 import { Threads } from "./threads.js";
-import { type OpenTransport, openTransport, type TransportOptions } from "./transport.js";
+import { type TransportOptions, UrlTransport } from "./transport.js";
 import { nextVersion } from "./versions.js";
 
 /** Options of a saver over any transport. */
@@ -58,29 +60,30 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
   #close: () => void = () => {};
 
   /**
-   * A saver over a Connect transport of your own, which stays yours to close. Throws a
-   * TypeError naming the option if its value is not allowed.
+   * A saver over a Connect transport of your own, which stays yours to close: each call is an RPC.
+   * Throws a TypeError naming the option if its value is not allowed.
    */
-  constructor(
-    transport: Transport,
-    options: ConnectSaverOptions = {},
-    openSession?: OpenTransport["openSession"],
-  ) {
+  constructor(transport: Transport, options: ConnectSaverOptions = {}) {
     super(options.serde);
-    this.#calls = new Calls(transport, options, openSession);
+    if (typeof transport?.unary !== "function") {
+      throw new TypeError(
+        "a saver takes a Connect transport; of a URL ConnectSaver.fromUrl makes one",
+      );
+    }
+    this.#calls = new Calls(openService(transport, options), options);
     this.threads = new Threads(this.#calls);
   }
 
   /**
-   * A saver for the service at `url`, over one HTTP/2 connection that the first call opens and
+   * A saver for the service at `url`, on a few connections that the first calls open and
    * {@link end} closes. Does not connect, so it does not fail if the service is not there yet;
    * awaiting the result does no harm. Throws a TypeError if the URL (http: or https:, with a
    * path prefix if need be) or an option is not allowed.
    */
   static fromUrl(url: string | URL, options: ConnectSaverUrlOptions = {}): ConnectSaver {
-    const { transport, close, openSession } = openTransport(url, options);
-    const saver = new ConnectSaver(transport, options, openSession);
-    saver.#close = close;
+    const transport = new UrlTransport(url, options);
+    const saver = new ConnectSaver(transport, options);
+    saver.#close = () => transport.close();
     return saver;
   }
 
@@ -91,11 +94,9 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
   override async getTuple(config: RunnableConfig): Promise<CheckpointTuple | undefined> {
     const { threadId, checkpointNs = "", checkpointId = "" } = readConfig(config);
     if (threadId === undefined) return undefined;
-    const { tuple } = await this.#calls.unary("getTuple", {
-      threadId,
-      checkpointNs,
-      checkpointId,
-    });
+    const { tuple } = await this.#calls.call((service, context) =>
+      service.getTuple({ threadId, checkpointNs, checkpointId }, context),
+    );
     if (tuple === undefined) return undefined;
     return fromTuple(this.serde, tuple, config.configurable?.thread_id);
   }
@@ -110,7 +111,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
     config: RunnableConfig,
     options: CheckpointListOptions = {},
   ): AsyncGenerator<CheckpointTuple> {
-    for await (const tuple of this.#calls.list(toListRequest(config, options))) {
+    for await (const tuple of readList(this.#calls, toListRequest(config, options))) {
       yield await fromTuple(this.serde, tuple);
     }
   }
@@ -144,7 +145,11 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       toBlobs(this.serde, checkpoint.channel_values ?? {}, newVersions),
       toMetadataJson(metadata),
     ]);
-    await this.#stored(leaseToken, this.#calls.put({ ...request, blobs, metadataJson }));
+    const put = { ...request, blobs, metadataJson };
+    await this.#stored(
+      leaseToken,
+      this.#calls.call((service, context) => service.put(put, context)),
+    );
     return {
       configurable: {
         thread_id: config.configurable?.thread_id,
@@ -174,8 +179,11 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       taskId: checkName("taskId", taskId),
     };
     if (writes.length === 0) return;
-    const encoded = await toWrites(this.serde, writes);
-    await this.#stored(leaseToken, this.#calls.unary("putWrites", { ...request, writes: encoded }));
+    const putWrites = { ...request, writes: await toWrites(this.serde, writes) };
+    await this.#stored(
+      leaseToken,
+      this.#calls.call((service, context) => service.putWrites(putWrites, context)),
+    );
   }
 
   async #stored(leaseToken: string, call: Promise<unknown>): Promise<void> {
@@ -188,9 +196,8 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
 
   /** Deletes everything of the thread, all or nothing. Succeeds if there is nothing. */
   override async deleteThread(threadId: string): Promise<void> {
-    await this.#calls.unary("deleteThread", {
-      threadId: checkName("threadId", threadId),
-    });
+    const request = { threadId: checkName("threadId", threadId) };
+    await this.#calls.call((service, context) => service.deleteThread(request, context));
   }
 
   /**

@@ -167,15 +167,18 @@ export class Threads {
       ...(options.limit === undefined ? {} : { limit: options.limit }),
     };
     if (request.limit === 0) return;
-    const stream = this.#calls.stream((callOptions) =>
-      this.#calls.threads.listThreads(request, callOptions),
+    const stream = this.#calls.stream(
+      (service, context) => service.listThreads(request, context),
+      ({ thread }) => {
+        if (!thread) return;
+        const { threadId, updateTime } = thread;
+        request.after = { threadId, ...(updateTime ? { updateTime } : {}) };
+        if (request.limit !== undefined) request.limit--;
+      },
     );
     for await (const { thread } of stream) {
-      if (!thread) continue;
-      const { threadId, updateTime } = thread;
-      request.after = { threadId, ...(updateTime ? { updateTime } : {}) };
-      yield fromThread(thread);
-      if (request.limit !== undefined && --request.limit === 0) return;
+      if (thread) yield fromThread(thread);
+      if (request.limit === 0) return;
     }
   }
 
@@ -185,8 +188,8 @@ export class Threads {
       threadId: checkName("threadId", threadId),
       withCounts: options.counts ?? false,
     };
-    const { thread } = await this.#calls.attempt((callOptions) =>
-      this.#calls.threads.getThread(request, callOptions),
+    const { thread } = await this.#calls.call((service, context) =>
+      service.getThread(request, context),
     );
     return thread && fromThread(thread);
   }
@@ -198,20 +201,17 @@ export class Threads {
    */
   async claim(options: ClaimOptions): Promise<Lease[]> {
     const { owner, leaseMs, graceMs, limit = 1, threadId = "" } = options;
-    const { threads } = await this.#calls.attempt(
-      (callOptions) =>
-        this.#calls.threads.claimThreads(
-          {
-            owner,
-            limit,
-            threadId,
-            filter: toFilter(options),
-            ...(leaseMs === undefined ? {} : { leaseDuration: durationFromMs(leaseMs) }),
-            ...(graceMs === undefined ? {} : { grace: durationFromMs(graceMs) }),
-          },
-          callOptions,
-        ),
-      false,
+    const request = {
+      owner,
+      limit,
+      threadId,
+      filter: toFilter(options),
+      ...(leaseMs === undefined ? {} : { leaseDuration: durationFromMs(leaseMs) }),
+      ...(graceMs === undefined ? {} : { grace: durationFromMs(graceMs) }),
+    };
+    const { threads } = await this.#calls.call(
+      (service, context) => service.claimThreads(request, context),
+      { idempotent: false },
     );
     return threads.flatMap(({ thread, leaseToken, expireTime }) =>
       thread && expireTime
@@ -230,8 +230,8 @@ export class Threads {
       leaseToken: token,
       ...(leaseMs === undefined ? {} : { leaseDuration: durationFromMs(leaseMs) }),
     };
-    const { expireTime } = await this.#calls.attempt((callOptions) =>
-      this.#calls.threads.renewClaim(request, callOptions),
+    const { expireTime } = await this.#calls.call((service, context) =>
+      service.renewClaim(request, context),
     );
     return toDate(expireTime);
   }
@@ -239,9 +239,7 @@ export class Threads {
   /** Ends a lease; nothing happens if it is not held any more. */
   async release(threadId: string, token: string): Promise<void> {
     const request = { threadId, leaseToken: token };
-    await this.#calls.attempt((callOptions) =>
-      this.#calls.threads.releaseClaim(request, callOptions),
-    );
+    await this.#calls.call((service, context) => service.releaseClaim(request, context));
   }
 
   /**
@@ -254,9 +252,9 @@ export class Threads {
       sourceThreadId: checkName("source", source),
       targetThreadId: checkName("target", target),
     };
-    const { copied } = await this.#calls.attempt(
-      (callOptions) => this.#calls.threads.copyThread(request, callOptions),
-      false,
+    const { copied } = await this.#calls.call(
+      (service, context) => service.copyThread(request, context),
+      { idempotent: false },
     );
     return fromCounts(copied);
   }
@@ -267,15 +265,15 @@ export class Threads {
    * rebuilds a delta channel from one of them.
    */
   async deleteRuns(runIds: readonly string[]): Promise<ThreadCounts> {
-    const { removed } = await this.#calls.attempt((callOptions) =>
-      this.#calls.threads.deleteRuns({ runIds: [...runIds] }, callOptions),
+    const { removed } = await this.#calls.call((service, context) =>
+      service.deleteRuns({ runIds: [...runIds] }, context),
     );
     return fromCounts(removed);
   }
 
   /**
-   * Removes what the options let go, and tells of each thread that lost something. Nothing that
-   * a remaining checkpoint needs is removed. Leaving the loop early stops it: what is removed by
+   * Removes what the options let go, and tells of each thread that lost something, in the order of
+   * their ids, each once. Nothing that a remaining checkpoint needs is removed. Leaving the loop early stops it: what is removed by
    * then stays removed.
    */
   async *prune(options: PruneOptions): AsyncGenerator<Pruned, void, undefined> {
@@ -296,14 +294,25 @@ export class Threads {
     if (keepLast !== undefined && options.delete) {
       throw new TypeError("prune: give keepLast or delete, not both");
     }
-    const stream = this.#calls.stream((callOptions) =>
-      this.#calls.threads.pruneThreads(request, callOptions),
+    // Of the calls that were cut off, until the last thread that they told.
+    let examinedBefore = 0;
+    let examined = 0;
+    const stream = this.#calls.stream(
+      (service, context) => {
+        examinedBefore = examined;
+        return service.pruneThreads(request, context);
+      },
+      ({ threadId, threadsExamined }) => {
+        if (!threadId) return;
+        request.afterThreadId = threadId;
+        examined = examinedBefore + Number(threadsExamined);
+      },
     );
-    for await (const message of stream) {
+    for await (const { threadId, removed, threadsExamined } of stream) {
       yield {
-        threadId: message.threadId || undefined,
-        removed: fromCounts(message.removed),
-        threadsExamined: Number(message.threadsExamined),
+        threadId: threadId || undefined,
+        removed: fromCounts(removed),
+        threadsExamined: examinedBefore + Number(threadsExamined),
       };
     }
   }

@@ -1,4 +1,4 @@
-/** From an address and options to an HTTP/2 transport that can be closed. */
+/** From an address and options to the transport that is used for it. */
 import { lookup as dnsLookup } from "node:dns";
 import type { ClientHttp2Session, ClientHttp2Stream } from "node:http2";
 import type { LookupFunction } from "node:net";
@@ -10,8 +10,8 @@ import {
   createGrpcWebTransport,
   Http2SessionManager,
 } from "@connectrpc/connect-node";
-import { Session } from "./session.js";
-import { turnOver } from "./session_stream.js";
+import { defaultMessageBytes } from "../protocol/wire.js";
+import { openSessionSocket, turnOver } from "./session_socket.js";
 
 /** How calls travel. All three reach the same service on the same port. */
 export interface TransportOptions {
@@ -54,13 +54,14 @@ export interface TransportOptions {
   lookup?: LookupFunction;
 }
 
-/** A transport of our own, with the way to close it. */
-export interface OpenTransport {
-  transport: Transport;
-  /** Opens a session, where the options allow one. It is its opener's to close. */
-  openSession: ((headers: Headers | undefined) => Session) | undefined;
-  /** Closes the connection at once, and every call on it. Idempotent. */
-  close(): void;
+/** How sessions are opened beside the RPCs of a transport. */
+export interface SessionOptions {
+  baseUrl: string;
+  lookup: LookupFunction;
+  /** The largest request on one, in bytes as encoded. */
+  maxRequestBytes: number;
+  /** Opens the stream of one: openSessionSocket but for measurements. */
+  open: typeof openSessionSocket;
 }
 
 // A peer that vanished without a word (a lost node, a dropped NAT entry) answers neither calls
@@ -78,63 +79,82 @@ const PING_TIMEOUT_MS = 10_000;
 const MAX_SESSION_MEMORY_MB = 2 ** 32 - 1;
 
 /**
- * Opens nothing yet: the first call connects. `http:` is HTTP/2 with prior knowledge, `https:`
- * negotiates it. An idle connection does not keep the process alive.
- *
- * Throws a TypeError with what is allowed if the URL or an option is not.
+ * RPCs on one connection of HTTP/2 (`http:` is HTTP/2 with prior knowledge, `https:` negotiates
+ * it), which the first call opens and which keeps no process alive when it is idle.
  */
-export function openTransport(url: string | URL, options: TransportOptions): OpenTransport {
-  const { protocol = "connect", json = false, session = true, compression = false } = options;
-  const { maxRequestBytes = 64 * 1024 * 1024, lookup = dnsLookup as LookupFunction } = options;
-  const baseUrl = checkUrl(url);
-  if (typeof json !== "boolean") throw new TypeError(`json must be true or false, not ${json}`);
-  if (typeof compression !== "boolean") {
-    throw new TypeError(`compression must be true or false, not ${compression}`);
-  }
-  if (json && protocol !== "connect") {
-    throw new TypeError(`json needs the protocol "connect", not "${protocol}"`);
-  }
-  if (!Number.isInteger(maxRequestBytes) || maxRequestBytes < 1 || maxRequestBytes >= 2 ** 32) {
-    throw new TypeError(
-      `maxRequestBytes must be a whole number from 1 to 4294967295, not ${maxRequestBytes}`,
-    );
-  }
-  const sessionManager = new Http2Connections(
-    baseUrl,
-    { pingIntervalMs: PING_INTERVAL_MS, pingTimeoutMs: PING_TIMEOUT_MS },
-    { maxSessionMemory: MAX_SESSION_MEMORY_MB, lookup: turnOver(lookup) },
-  );
-  const common = {
-    baseUrl,
-    httpVersion: "2" as const,
-    sessionManager,
-    useBinaryFormat: !json,
-    // Not left to the service alone: connect-node goes on with an upload that was answered
-    // before its end, and keeps its bytes (75 MB for each refused put of 70 MiB).
-    writeMaxBytes: maxRequestBytes,
-    ...(compression
-      ? { acceptCompression: [compressionGzip], sendCompression: compressionGzip }
-      : { acceptCompression: [] }),
-  };
-  const close = () => sessionManager.abort();
-  const openSession =
-    session && protocol === "connect" && !json && !compression
-      ? (headers: Headers | undefined) =>
-          new Session(baseUrl, headers, maxRequestBytes, turnOver(lookup))
-      : undefined;
-  switch (protocol) {
-    case "connect":
-      return { transport: createConnectTransport(common), close, openSession };
-    case "grpc":
-      return { transport: createGrpcTransport(common), close, openSession };
-    case "grpc-web":
-      return { transport: createGrpcWebTransport(common), close, openSession };
-    default:
+export class UrlTransport implements Transport {
+  readonly unary: Transport["unary"];
+  readonly stream: Transport["stream"];
+  /** Set where the options allow sessions. */
+  readonly sessions: SessionOptions | undefined;
+  readonly #connections: Http2Connections;
+
+  /** Throws a TypeError with what is allowed if the URL or an option is not. */
+  constructor(url: string | URL, options: TransportOptions) {
+    const { protocol = "connect", json = false, session = true, compression = false } = options;
+    const { maxRequestBytes = defaultMessageBytes, lookup = dnsLookup as LookupFunction } = options;
+    const baseUrl = checkUrl(url);
+    if (typeof json !== "boolean") throw new TypeError(`json must be true or false, not ${json}`);
+    if (typeof compression !== "boolean") {
+      throw new TypeError(`compression must be true or false, not ${compression}`);
+    }
+    if (json && protocol !== "connect") {
+      throw new TypeError(`json needs the protocol "connect", not "${protocol}"`);
+    }
+    if (!Number.isInteger(maxRequestBytes) || maxRequestBytes < 1 || maxRequestBytes >= 2 ** 32) {
+      throw new TypeError(
+        `maxRequestBytes must be a whole number from 1 to 4294967295, not ${maxRequestBytes}`,
+      );
+    }
+    const create = transports[protocol];
+    if (!create) {
       throw new TypeError(
         `protocol must be "connect", "grpc" or "grpc-web", not ${JSON.stringify(protocol)}`,
       );
+    }
+    this.#connections = new Http2Connections(
+      baseUrl,
+      { pingIntervalMs: PING_INTERVAL_MS, pingTimeoutMs: PING_TIMEOUT_MS },
+      { maxSessionMemory: MAX_SESSION_MEMORY_MB, lookup: turnOver(lookup) },
+    );
+    const { unary, stream } = create({
+      baseUrl,
+      httpVersion: "2",
+      sessionManager: this.#connections,
+      useBinaryFormat: !json,
+      // Not left to the service alone: connect-node goes on with an upload that was answered
+      // before its end, and keeps its bytes (75 MB for each refused put of 70 MiB).
+      writeMaxBytes: maxRequestBytes,
+      ...(compression
+        ? { acceptCompression: [compressionGzip], sendCompression: compressionGzip }
+        : { acceptCompression: [] }),
+    });
+    this.unary = unary;
+    this.stream = stream;
+    this.sessions =
+      session && protocol === "connect" && !json && !compression
+        ? { baseUrl, lookup: turnOver(lookup), maxRequestBytes, open: openSessionSocket }
+        : undefined;
+  }
+
+  /** Closes the connection at once, and every call on it. Idempotent. */
+  close(): void {
+    this.#connections.abort();
   }
 }
+
+type OptionsOf<Create extends (options: never) => Transport> = Parameters<Create>[0];
+
+const transports: Record<
+  NonNullable<TransportOptions["protocol"]>,
+  (
+    options: OptionsOf<typeof createConnectTransport> & OptionsOf<typeof createGrpcTransport>,
+  ) => Transport
+> = {
+  connect: createConnectTransport,
+  grpc: createGrpcTransport,
+  "grpc-web": createGrpcWebTransport,
+};
 
 /**
  * A GOAWAY that meets an idle connection as its socket closes raises an error on it after the last

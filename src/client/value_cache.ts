@@ -1,11 +1,10 @@
 /** What was put last, so that of a value that begins as the one before only the rest is sent. */
 import { Buffer } from "node:buffer";
 import type { MessageInitShape } from "@bufbuild/protobuf";
-import type { PutRequestSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import type { StoredPrefixSchema } from "../../gen/checkpointd/v1/session_service_pb.js";
+import type { RequestInit } from "../protocol/operations.js";
 
-/** What a put stores. */
-export type Put = MessageInitShape<typeof PutRequestSchema>;
+type Put = RequestInit<"put">;
 type StoredPrefix = MessageInitShape<typeof StoredPrefixSchema>;
 
 interface CachedValue {

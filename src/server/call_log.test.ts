@@ -127,7 +127,19 @@ describe("the line of a call", () => {
     createCallLog(
       log,
       slowMs,
-    )({ requestId: "r", rpc: "x/Put", started: performance.now(), waitMs, answer, error: answer });
+    )({
+      requestId: "r",
+      rpc: "x/Put",
+      carrier: "connect",
+      totalMs: waitMs,
+      waitMs,
+      queueMs: 0,
+      batchSize: 1,
+      requestBytes: 0,
+      answerBytes: 0,
+      answer,
+      error: answer,
+    });
     return lines();
   };
   const failed = new ConnectError("", Code.Unavailable);

@@ -1,42 +1,26 @@
-import { Code, type ConnectError } from "@connectrpc/connect";
+import { Code } from "@connectrpc/connect";
 import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { Log } from "../log.js";
-
-/** A call, or an operation of a session, that is over. */
-export interface FinishedCall {
-  requestId: string;
-  rpc: string;
-  /** As performance.now() counts. */
-  started: number;
-  /** The longest time that the client waited for the server, of a stream for one message. */
-  waitMs: number;
-  /** What the client gets to see, and why; undefined when the call succeeded. */
-  answer: ConnectError | undefined;
-  error: unknown;
-}
-
-/** Writes what the log has of one call. */
-export type CallLog = (call: FinishedCall) => void;
+import type { FinishedCall } from "./call.js";
 
 /**
  * One line a call: "call failed" at error level when the fault is ours; else "slow call" at warn
  * level when the client waited for `slowMs` or longer, whatever the outcome (0: never); else "call
  * refused" at info level when it was the client's fault, and "call" at debug level. A call that
- * failed and was slow says so in its line.
+ * failed and was slow says so in its line. No payload and no name of a thread is logged.
  */
-export function createCallLog(log: Log, slowMs: number): CallLog {
-  return ({ requestId, rpc, started, waitMs, answer, error }) => {
+export function createCallLog(log: Log, slowMs: number): (call: FinishedCall) => void {
+  return ({ requestId, rpc, totalMs, waitMs, queueMs, answer, error }) => {
     const isSlow = slowMs > 0 && waitMs >= slowMs;
     if (!answer && !isSlow && !log.isLevelEnabled("debug")) return;
     const reason = answer?.findDetails(ErrorDetailSchema)[0]?.reason;
-    const ms = toTenths(performance.now() - started);
     const line = {
       requestId,
       rpc,
       code: answer ? Code[answer.code] : "Ok",
       ...(reason === undefined ? {} : { reason }),
-      ms,
-      ...(isSlow ? { waitMs: toTenths(waitMs) } : {}),
+      ms: toTenths(totalMs),
+      ...(isSlow ? { waitMs: toTenths(waitMs), queueMs: toTenths(queueMs) } : {}),
     };
     if (answer && isOurFault(answer.code)) {
       const slow = isSlow ? { slow: true } : {};

@@ -1,6 +1,6 @@
 import { cors } from "@connectrpc/connect";
+import { requestIdHeader, retryAfterHeader } from "../protocol/wire.js";
 import type { NodeRequest, NodeResponse } from "./http.js";
-import { requestIdHeader, retryAfterHeader } from "./interceptors.js";
 
 const allowMethods = cors.allowedMethods.join(", ");
 const allowHeaders = [...cors.allowedHeaders, "Authorization", requestIdHeader].join(", ");

@@ -1,12 +1,14 @@
 import type { ConnectRouter, ConnectRouterOptions } from "@connectrpc/connect";
-import { Code, ConnectError, createConnectRouter } from "@connectrpc/connect";
+import { Code, ConnectError, createConnectRouter, createContextValues } from "@connectrpc/connect";
 import type { connectNodeAdapter } from "@connectrpc/connect-node";
 import {
   universalRequestFromNodeRequest,
   universalResponseToNodeResponse,
 } from "@connectrpc/connect-node";
-import { sessionPath } from "../envelope.js";
 import type { Log } from "../log.js";
+import { requestIdHeader, sessionPath } from "../protocol/wire.js";
+import { type Call, type CallCarrier, type Calls, callKey } from "./call.js";
+import { toRequestId } from "./interceptors.js";
 
 /** A listener of Node's http and http2 servers. */
 export type NodeHandler = ReturnType<typeof connectNodeAdapter>;
@@ -22,6 +24,7 @@ export type NodeHandler = ReturnType<typeof connectNodeAdapter>;
 export function createHandler(
   routes: (router: ConnectRouter) => void,
   options: ConnectRouterOptions,
+  calls: Calls,
   log: Log,
   carrySession: (...exchange: Parameters<NodeHandler>) => boolean,
   fallback: NodeHandler,
@@ -46,14 +49,62 @@ export function createHandler(
       response.end();
       return;
     }
-    handler(universalRequestFromNodeRequest(request, response, undefined, undefined))
-      .then((answer) => universalResponseToNodeResponse(answer, response))
+    const { headers } = request;
+    const call = calls.begin(
+      toRequestId(headers[requestIdHeader]),
+      path.slice(1),
+      carrierOf(headers["content-type"]),
+    );
+    const values = createContextValues().set(callKey, call);
+    const asked = universalRequestFromNodeRequest(request, response, undefined, values);
+    asked.body = count(asked.body as AsyncIterable<Uint8Array>, call);
+    handler(asked)
+      .then(({ body, ...answer }) => {
+        // What is no message reaches no interceptor.
+        if (!call.isConcluded && answer.status !== 200) call.conclude(0, malformed(answer.status));
+        const watched = body instanceof Uint8Array ? [body] : body;
+        return universalResponseToNodeResponse(
+          { ...answer, ...(watched ? { body: watch(watched, call) } : {}) },
+          response,
+        );
+      })
       .catch((error) => {
         // Mostly a client that went away; the call itself is in the log already.
         log.debug(
           { rpc: handler.requestPath, error: ConnectError.from(error).rawMessage },
           "answer not delivered",
         );
-      });
+      })
+      .finally(() => call.end());
   };
+}
+
+/** A request's bytes as they come. */
+async function* count(body: AsyncIterable<Uint8Array>, call: Call) {
+  for await (const chunk of body) {
+    call.requestBytes += chunk.length;
+    yield chunk;
+  }
+}
+
+/** An answer's bytes as they are handed on, after which the call is over. */
+async function* watch(body: AsyncIterable<Uint8Array> | Iterable<Uint8Array>, call: Call) {
+  try {
+    for await (const chunk of body) {
+      call.answerBytes += chunk.length;
+      yield chunk;
+    }
+  } finally {
+    call.end();
+  }
+}
+
+function carrierOf(contentType = ""): CallCarrier {
+  if (!contentType.startsWith("application/grpc")) return "connect";
+  return contentType.startsWith("application/grpc-web") ? "grpc-web" : "grpc";
+}
+
+function malformed(status: number): ConnectError {
+  const code = status === 429 ? Code.ResourceExhausted : Code.InvalidArgument;
+  return new ConnectError("the request could not be read", code);
 }

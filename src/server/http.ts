@@ -2,6 +2,7 @@ import * as http from "node:http";
 import * as http2 from "node:http2";
 import * as net from "node:net";
 import type { Log } from "../log.js";
+import { connectionWindowBytes, partingMs, streamWindowBytes } from "../protocol/wire.js";
 import { createCors } from "./cors.js";
 
 /** A request over either version of HTTP. */
@@ -26,9 +27,9 @@ export const defaultLimits = {
   /** HTTP/1.1: how long an idle connection is kept, longer than the usual balancer's 60 s. */
   keepAliveMs: 75_000,
   /** What a client may send on one HTTP/2 stream before it waits (Node's default: 64 KiB). */
-  streamWindowBytes: 4 * 1024 * 1024,
+  streamWindowBytes,
   /** The same for all streams of a connection together. */
-  sessionWindowBytes: 16 * 1024 * 1024,
+  connectionWindowBytes,
   /** Answers waiting for the reader of one HTTP/2 connection; above it new streams are refused. */
   unreadBytes: 1024 * 1024 * 1024,
   /** The age at which a connection is retired gently, give or take 10 %; 0 is never. */
@@ -79,9 +80,6 @@ interface Connection {
   upgraded: boolean;
   retiring: boolean;
 }
-
-/** Within which a client finishes a request that is answered. */
-const partingMs = 5_000;
 
 /** What every HTTP/2 connection begins with, as far as it tells it from HTTP/1.1. */
 const preface = Buffer.from("PRI * HTTP/2.0", "latin1");
@@ -203,7 +201,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
       }
       http2Server.once("session", (session) => {
         connection.session = session;
-        session.setLocalWindowSize(limits.sessionWindowBytes);
+        session.setLocalWindowSize(limits.connectionWindowBytes);
       });
       http2Server.emit("connection", socket);
     });

@@ -1,25 +1,20 @@
-import { setMaxListeners } from "node:events";
-import { compressionGzip } from "@connectrpc/connect-node";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import { SessionService } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
-import { Health } from "../../gen/health/v1/health_pb.js";
 import type { Log } from "../log.js";
+import { retryAfterHeader } from "../protocol/wire.js";
+import type { RetentionRule } from "../settings/retention_rules.js";
 import { type DbOptions, openDb } from "../store/db.js";
+import { createCalls } from "./call.js";
 import { createCallLog } from "./call_log.js";
-import { createCheckpointService } from "./checkpoint_service.js";
-import { createHandler, type NodeHandler } from "./handler.js";
+import { shuttingDown } from "./connect_error.js";
+import type { NodeHandler } from "./handler.js";
 import { createHealth, ServingStatus } from "./health.js";
 import { startListener } from "./http.js";
-import { createInterceptor, retryAfterHeader, shuttingDown } from "./interceptors.js";
 import { createOperations } from "./operations.js";
 import { startReadiness } from "./readiness.js";
-import { createReflection } from "./reflection.js";
 import { type Retention, startRetention } from "./retention.js";
-import type { RetentionRule } from "./retention_rules.js";
-import { createSessions } from "./session.js";
-import { carrySession, carryUpgraded, createSessionService } from "./session_stream.js";
-import { createThreadService } from "./thread_service.js";
+import { createRpc } from "./rpc.js";
+import { createStreams } from "./streams.js";
 
 /** What a server is started with. Durations in milliseconds, sizes in bytes. */
 export interface ServerOptions extends DbOptions {
@@ -78,57 +73,23 @@ export async function startServer(options: ServerOptions): Promise<Server> {
   const readiness = startReadiness(db, options, log, (ready) =>
     health.setAll(ready ? ServingStatus.SERVING : ServingStatus.NOT_SERVING),
   );
-  const shutdown = new AbortController();
-  // Every running call listens to it.
-  setMaxListeners(0, shutdown.signal);
-
-  const logCall = createCallLog(log, options.slowCallMs);
-  const operations = createOperations(db, options.maxMessageSize);
-  const sessions = createSessions({
-    operations,
+  const rpc = createRpc({
+    ...options,
+    operations: createOperations(db, options.maxMessageSize),
+    streams: createStreams(db),
+    calls: createCalls([createCallLog(log, options.slowCallMs)]),
+    health: health.service,
     isReady: readiness.wasReady,
-    logCall,
-    callTimeoutMs: options.callTimeoutMs,
-    maxInFlight: 256,
-    maxAgeMs: options.sessionAgeMs,
+    fallback: (request, response) => answerProbe(request, response, readiness.isReady()),
   });
-
-  const handler = createHandler(
-    (router) => {
-      router.service(
-        CheckpointService,
-        createCheckpointService(db, operations, options.callTimeoutMs),
-      );
-      router.service(ThreadService, createThreadService(db, options.callTimeoutMs));
-      router.service(SessionService, createSessionService(sessions));
-      router.service(Health, health.service);
-      createReflection([CheckpointService, ThreadService, SessionService, Health])(router);
-    },
-    {
-      interceptors: [createInterceptor(logCall, readiness.wasReady)],
-      readMaxBytes: options.maxMessageSize,
-      // Not replaced by U+FFFD: a name that is not UTF-8 must not be stored as another.
-      // (Documented by connect for its JSON serialization, missing in the router's type.)
-      jsonOptions: { textDecoder: new TextDecoder("utf-8", { fatal: true }) } as object,
-      // Compressed requests are always read. Many clients say that they accept answers that are,
-      // also on a local network, where it costs more than it saves (47 KB: 1 ms of CPU).
-      acceptCompression: [compressionGzip],
-      compressMinBytes: options.compression ? 1024 : 0xffff_ffff,
-      shutdownSignal: shutdown.signal,
-    },
-    log,
-    (request, response) => carrySession(sessions, options.maxMessageSize, request, response),
-    (request, response) => answerProbe(request, response, readiness.isReady()),
-  );
 
   let listener: Awaited<ReturnType<typeof startListener>>;
   try {
     listener = await startListener({
       host: options.host,
       port: options.port,
-      handler,
-      upgrade: (request, socket) =>
-        carryUpgraded(sessions, options.maxMessageSize, request, socket),
+      handler: rpc.handler,
+      upgrade: rpc.upgrade,
       corsOrigins: options.corsOrigins,
       limits: { ageMs: options.sessionAgeMs },
       log,
@@ -152,16 +113,12 @@ export async function startServer(options: ServerOptions): Promise<Server> {
     log.info({ connections: listener.connections() }, "draining");
     readiness.stop();
     health.close();
-    sessions.sayGoodbye();
+    rpc.sayGoodbye();
     // Calls that would be cut at the bound are told a little before, so that their clients
     // hear UNAVAILABLE and go elsewhere.
     const { drainTimeoutMs } = options;
     const notice = setTimeout(
-      () => {
-        const error = shuttingDown();
-        sessions.abort(error);
-        shutdown.abort(error);
-      },
+      () => rpc.abort(shuttingDown()),
       drainTimeoutMs - Math.min(1000, drainTimeoutMs / 4),
     );
     await Promise.all([listener.drain(drainTimeoutMs), retention?.stop()]);

@@ -1,26 +1,18 @@
-import type {
-  DeleteThreadRequest,
-  DeleteThreadResponse,
-  GetTupleRequest,
-  GetTupleResponse,
-  PutRequest,
-  PutResponse,
-  PutWritesRequest,
-  PutWritesResponse,
-} from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import type {
-  ListPageRequest,
-  ListPageResponse,
-  PutExtendingRequest,
-  PutExtendingResponse,
-} from "../../gen/checkpointd/v1/session_service_pb.js";
+import { create } from "@bufbuild/protobuf";
+import type { PutRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { ThreadFilterSchema } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import type { AnswerInit, OperationName, Request } from "../protocol/operations.js";
+import { copyThread } from "../store/copy_thread.js";
 import type { Db, Signal } from "../store/db.js";
+import { deleteRuns } from "../store/delete_runs.js";
 import { deleteThread } from "../store/delete_thread.js";
+import { claimThreads, releaseLease, renewLease } from "../store/leases.js";
 import { listPage } from "../store/list.js";
 import { createPut } from "../store/put.js";
 import { createPutExtending } from "../store/put_extending.js";
 import { createPutWrites } from "../store/put_writes.js";
 import { createGetTuple } from "../store/read.js";
+import { getThread } from "../store/threads.js";
 import {
   checkDeleteThread,
   checkGetTuple,
@@ -29,22 +21,30 @@ import {
   checkPutExtending,
   checkPutWrites,
 } from "./checks.js";
+import {
+  checkClaimThreads,
+  checkCopyThread,
+  checkDeleteRuns,
+  checkGetThread,
+  checkReleaseClaim,
+  checkRenewClaim,
+  toMs,
+} from "./thread_checks.js";
 
-type Init<T extends { $typeName: string }> = Omit<T, "$typeName" | "$unknown">;
+/** Every operation, for whatever carries it: RPCs and sessions. Errors rise to who carries it. */
+export type Operations = {
+  readonly [Name in OperationName]: (
+    request: Request<Name>,
+    signal: Signal,
+  ) => Promise<AnswerInit<Name>>;
+};
 
-/** The operations of a session; all but listPage and putExtending are unary calls as well. */
-export interface Operations {
-  getTuple(request: GetTupleRequest, signal: Signal): Promise<Init<GetTupleResponse>>;
-  put(request: PutRequest, signal: Signal): Promise<Init<PutResponse>>;
-  putWrites(request: PutWritesRequest, signal: Signal): Promise<Init<PutWritesResponse>>;
-  deleteThread(request: DeleteThreadRequest, signal: Signal): Promise<Init<DeleteThreadResponse>>;
-  listPage(request: ListPageRequest, signal: Signal): Promise<Init<ListPageResponse>>;
-  putExtending(request: PutExtendingRequest, signal: Signal): Promise<Init<PutExtendingResponse>>;
-}
+const defaultLeaseMs = 60_000;
+const defaultGraceMs = 60_000;
 
 /**
- * Each is: check the request, run it, answer. Errors rise to who carries the operation.
- * `maxMessageSize` also holds for what a request stands for when it is not sent in full.
+ * Each is: check the request, run it, answer. `maxMessageSize` also holds for what a request stands
+ * for when it is not sent in full.
  */
 export function createOperations(db: Db, maxMessageSize: number): Operations {
   const getTuple = createGetTuple(db);
@@ -52,26 +52,29 @@ export function createOperations(db: Db, maxMessageSize: number): Operations {
   const putExtending = createPutExtending(db);
   const putWrites = createPutWrites(db);
   return {
-    async getTuple(request, signal) {
-      checkGetTuple(request);
+    getTuple: checked(checkGetTuple, async (request, signal) => {
       const tuple = await getTuple(request, signal);
       return tuple ? { tuple } : {};
-    },
-    async put(request, signal) {
-      checkPut(request);
+    }),
+    put: checked(checkPut, async (request, signal) => {
       await put(request, signal);
       return {};
-    },
-    async putWrites(request, signal) {
-      checkPutWrites(request);
+    }),
+    putExtending: checked(
+      (request: Request<"putExtending">) => checkPutExtending(request, maxMessageSize),
+      async ({ put, prefixes }, signal) => {
+        const extending = { put: put as PutRequest, prefixes };
+        return { transactionId: await putExtending(extending, signal) };
+      },
+    ),
+    putWrites: checked(checkPutWrites, async (request, signal) => {
       await putWrites(request, signal);
       return {};
-    },
-    async deleteThread(request, signal) {
-      checkDeleteThread(request);
+    }),
+    deleteThread: checked(checkDeleteThread, async (request, signal) => {
       await deleteThread(db, request.threadId, signal);
       return {};
-    },
+    }),
     async listPage(request, signal) {
       const list = checkListPage(request);
       const { maxTuples, afterCheckpointJson: checkpointJson } = request;
@@ -79,9 +82,46 @@ export function createOperations(db: Db, maxMessageSize: number): Operations {
         list.after && checkpointJson !== "" ? { key: list.after, checkpointJson } : undefined;
       return listPage(db, list, maxTuples, last, signal);
     },
-    async putExtending(request, signal) {
-      const put = checkPutExtending(request, maxMessageSize);
-      return { transactionId: await putExtending({ put, prefixes: request.prefixes }, signal) };
-    },
+    getThread: checked(checkGetThread, async (request, signal) => {
+      const thread = await getThread(db, request, signal);
+      return thread ? { thread } : {};
+    }),
+    claimThreads: checked(checkClaimThreads, async (request, signal) => {
+      const claim = {
+        owner: request.owner,
+        leaseMs: toMs(request.leaseDuration, defaultLeaseMs),
+        graceMs: toMs(request.grace, defaultGraceMs),
+        limit: request.limit || 1,
+        filter: request.filter ?? create(ThreadFilterSchema),
+        threadId: request.threadId,
+      };
+      return { threads: await claimThreads(db, claim, signal) };
+    }),
+    renewClaim: checked(checkRenewClaim, async (request, signal) => {
+      const { threadId, leaseToken, leaseDuration } = request;
+      const leaseMs = toMs(leaseDuration, defaultLeaseMs);
+      return { expireTime: await renewLease(db, threadId, leaseToken, leaseMs, signal) };
+    }),
+    releaseClaim: checked(checkReleaseClaim, async (request, signal) => {
+      await releaseLease(db, request.threadId, request.leaseToken, signal);
+      return {};
+    }),
+    copyThread: checked(checkCopyThread, async (request, signal) => {
+      const { sourceThreadId, targetThreadId } = request;
+      return { copied: await copyThread(db, sourceThreadId, targetThreadId, signal) };
+    }),
+    deleteRuns: checked(checkDeleteRuns, async (request, signal) => {
+      return { removed: await deleteRuns(db, request.runIds, signal) };
+    }),
+  };
+}
+
+function checked<Message, Answer>(
+  check: (request: Message) => unknown,
+  run: (request: Message, signal: Signal) => Promise<Answer>,
+): (request: Message, signal: Signal) => Promise<Answer> {
+  return async (request, signal) => {
+    check(request);
+    return run(request, signal);
   };
 }

@@ -1,43 +1,10 @@
 import { setTimeout as delay } from "node:timers/promises";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { retentionRules } from "../settings/retention_rules.js";
 import { captureLog } from "../testing/captured_log.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { startTestServer } from "../testing/server.js";
-import { parseRetention } from "./retention_rules.js";
-
-describe("the rules", () => {
-  it.each([
-    ["keep_last=20", [{ keepLast: 20, olderThanMs: undefined, metadata: undefined }]],
-    ["older_than=90s", [{ keepLast: 1, olderThanMs: 90_000 }]],
-    ["keep_last = 5 , older_than = 12h", [{ keepLast: 5, olderThanMs: 43_200_000 }]],
-    ["delete,older_than=30d", [{ keepLast: 0, olderThanMs: 2_592_000_000 }]],
-    [
-      "metadata.tenant=acme inc,metadata.n=4,keep_last=100; delete,older_than=2m",
-      [
-        { keepLast: 100, metadata: '{"tenant":"acme inc","n":4}' },
-        { keepLast: 0, olderThanMs: 120_000 },
-      ],
-    ],
-  ])("%s", (text, rules) => expect(parseRetention(text)).toMatchObject(rules));
-
-  it.each([
-    "",
-    "keep_last",
-    "keep_last=0",
-    "keep_last=many",
-    "older_than=30",
-    "older_than=1y",
-    "delete",
-    "delete,keep_last=1,older_than=1d",
-    "metadata.a=1",
-    "metadata.=1,keep_last=1",
-    "keep=1",
-    "keep_last=1,keep_last=2",
-    "keep_last=1;",
-    "keep_last=1;metadata.a=b,keep_last=2",
-  ])("%j is refused", (text) => expect(parseRetention(text)).toBeUndefined());
-});
 
 describe("retention", () => {
   let database: TestDatabase;
@@ -84,7 +51,7 @@ describe("retention", () => {
     const log = captureLog();
     const rules = "metadata.tenant=acme,keep_last=4,older_than=5d;keep_last=2";
     const server = await startTestServer(database.url, {
-      retention: parseRetention(rules) ?? [],
+      retention: retentionRules.parse(rules),
       retentionIntervalMs: 20,
       log: log.log,
     });
@@ -105,7 +72,7 @@ describe("retention", () => {
     );
     const log = captureLog();
     const server = await startTestServer(database.url, {
-      retention: parseRetention("keep_last=1") ?? [],
+      retention: retentionRules.parse("keep_last=1"),
       retentionIntervalMs: 20,
       log: log.log,
     });

@@ -4,11 +4,11 @@ import {
   ThreadFilterSchema,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import type { Log } from "../log.js";
+import type { RetentionRule } from "../settings/retention_rules.js";
 import { add } from "../store/counts.js";
 import { type Db, type DbOptions, openDb } from "../store/db.js";
 import { pruneThreads } from "../store/prune.js";
 import { describeCause } from "./call_log.js";
-import type { RetentionRule } from "./retention_rules.js";
 
 /** How much longer than it worked it rests: it takes a fifth of one connection at the most. */
 const restFactor = 4;

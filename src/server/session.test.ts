@@ -12,7 +12,8 @@ import {
   OpenSessionResponseSchema,
   SessionService,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
-import { createEnvelopeReader, endOfStream, envelope, sessionPath } from "../envelope.js";
+import { createEnvelopeReader, endOfStream, envelope } from "../protocol/envelope.js";
+import { sessionPath } from "../protocol/wire.js";
 import { block, untilBlocked } from "../testing/blocking.js";
 import { captureLog } from "../testing/captured_log.js";
 import { startEdge } from "../testing/edge.js";

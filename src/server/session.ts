@@ -5,9 +5,15 @@ import type {
   OpenSessionRequest,
   OpenSessionResponseSchema,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
-import type { Signal } from "../store/db.js";
-import type { CallLog } from "./call_log.js";
-import { limitPassed, notReady, toConnectError } from "./interceptors.js";
+import {
+  type AnswerInit,
+  type OperationName,
+  operationFields,
+  operations,
+  type Request,
+} from "../protocol/operations.js";
+import type { Call, Calls } from "./call.js";
+import { notReady } from "./connect_error.js";
 import type { Operations } from "./operations.js";
 
 type Response = MessageInitShape<typeof OpenSessionResponseSchema>;
@@ -15,8 +21,8 @@ type Response = MessageInitShape<typeof OpenSessionResponseSchema>;
 /** What holds for all sessions of a server. Durations in milliseconds. */
 export interface SessionOptions {
   operations: Operations;
+  calls: Calls;
   isReady: () => boolean;
-  logCall: CallLog;
   /** The limit of an operation whose client sets none. */
   callTimeoutMs: number;
   /** Operations of one session that may run at a time. */
@@ -28,10 +34,10 @@ export interface SessionOptions {
 /** The server's side of one session, whatever stream carries it. */
 export interface Session {
   /**
-   * Carries out one operation; the answer goes to `send`. Throws INVALID_ARGUMENT when the
-   * client broke the session's rules, which ends the session.
+   * Carries out one operation, which came in so many bytes; the answer goes to `send`. Throws
+   * INVALID_ARGUMENT when the client broke the session's rules, which ends the session.
    */
-  receive(request: OpenSessionRequest): void;
+  receive(request: OpenSessionRequest, bytes: number): void;
   /** Operations without an answer. */
   inFlight(): number;
   /** Asks the client to move to another session. Idempotent. */
@@ -44,10 +50,11 @@ export interface Session {
 export interface Sessions {
   readonly options: SessionOptions;
   /**
-   * Begins a session and greets the client. The log has each operation as `requestId/id`. `end` is
-   * to end the stream: the client was asked to go, has nothing under way, and yet stays.
+   * Begins a session and greets the client. The log has each operation as `requestId/id`. `send`
+   * returns how many bytes it sent, 0 if it cannot tell. `end` is to end the stream: the client was
+   * asked to go, has nothing under way, and yet stays.
    */
-  begin(requestId: string, send: (response: Response) => void, end: () => void): Session;
+  begin(requestId: string, send: (response: Response) => number, end: () => void): Session;
   /** Asks every client to move, and those that come later at once. */
   sayGoodbye(): void;
   /** Gives up everything that runs, which is answered with the error. */
@@ -56,39 +63,27 @@ export interface Sessions {
   count(): number;
 }
 
-/** How often the deadlines of running operations are looked at. */
-const sweepMs = 50;
 /**
  * Within which a client that was asked to go goes, when nothing of it is under way. One that stays
  * is frozen or gone, and a drain would wait for it in vain.
  */
 const leaveMs = 3_000;
 
-/** Keeps the sessions of a server; one timer watches the deadlines of all their operations. */
+/** What a server knows. */
+const known = Object.keys(operations).map((name) => operationFields[name as OperationName]);
+
+/** Keeps the sessions of a server. */
 export function createSessions(options: SessionOptions): Sessions {
   const open = new Set<OpenSession>();
   let leaving = false;
-  let timer: NodeJS.Timeout | undefined;
-
-  const sweep = () => {
-    const now = performance.now();
-    let busy = false;
-    for (const session of open) busy = session.sweep(now) || busy;
-    if (!busy) {
-      clearInterval(timer);
-      timer = undefined;
-    }
-  };
-
   return {
     options,
     begin(requestId, send, end) {
-      const session = new OpenSession(options, requestId, send, end, () => {
-        timer ??= setInterval(sweep, sweepMs);
-      });
+      const session = new OpenSession(options, requestId, send, end);
       open.add(session);
       session.onClose = () => open.delete(session);
-      send({ result: { case: "welcome", value: { maxInFlight: options.maxInFlight } } });
+      const { maxInFlight } = options;
+      send({ result: { case: "welcome", value: { maxInFlight, operations: known } } });
       if (leaving) session.sayGoodbye();
       return session;
     },
@@ -105,7 +100,7 @@ export function createSessions(options: SessionOptions): Sessions {
 
 class OpenSession implements Session {
   onClose = () => {};
-  readonly #running = new Map<number, Running>();
+  readonly #running = new Map<number, Call>();
   // Spread, so that the clients of a server that was started do not all move at once.
   readonly #movesAt: number;
   /** Of the time that the client has for leaving; set with the goodbye. */
@@ -115,14 +110,13 @@ class OpenSession implements Session {
   constructor(
     readonly options: SessionOptions,
     readonly requestId: string,
-    readonly send: (response: Response) => void,
+    readonly send: (response: Response) => number,
     readonly end: () => void,
-    readonly watchDeadlines: () => void,
   ) {
     this.#movesAt = performance.now() + options.maxAgeMs * (0.9 + 0.2 * Math.random());
   }
 
-  receive({ id, timeoutMs, operation }: OpenSessionRequest): void {
+  receive({ id, timeoutMs, operation }: OpenSessionRequest, bytes: number): void {
     if (operation.case === "cancel") {
       this.#running.get(id)?.abort(new ConnectError("the call was cancelled", Code.Canceled));
       return;
@@ -134,12 +128,14 @@ class OpenSession implements Session {
       this.send({ id, result: { case: "pong", value: {} } });
       return;
     }
-    const now = performance.now();
-    if (now > this.#movesAt) this.sayGoodbye();
-    const running = new Running(now, timeoutMs, this.options.callTimeoutMs);
-    this.#running.set(id, running);
-    this.watchDeadlines();
-    void this.#carryOut(id, operation, running);
+    if (performance.now() > this.#movesAt) this.sayGoodbye();
+    const { calls, callTimeoutMs } = this.options;
+    const rpc = `checkpointd.v1.SessionService/${operation.case}`;
+    const call = calls.begin(`${this.requestId}/${id}`, rpc, "session", timeoutMs);
+    call.requestBytes = bytes;
+    calls.bound(call, timeoutMs || callTimeoutMs);
+    this.#running.set(id, call);
+    void this.#carryOut(id, operation, call);
   }
 
   inFlight(): number {
@@ -166,114 +162,43 @@ class OpenSession implements Session {
     for (const running of this.#running.values()) running.abort(error);
   }
 
-  /** Ends what is past its deadline; returns whether anything is running. */
-  sweep(now: number): boolean {
-    for (const running of this.#running.values()) {
-      if (now > running.deadline) running.abort(running.timedOut());
-    }
-    return this.#running.size > 0;
-  }
-
   async #carryOut(
     id: number,
     operation: OpenSessionRequest["operation"],
-    running: Running,
+    call: Call,
   ): Promise<void> {
     let result: NonNullable<Response["result"]>;
-    let answer: ConnectError | undefined;
-    let cause: unknown;
     try {
-      result = await this.#run(operation, running);
+      if (!this.options.isReady()) throw notReady();
+      if (operation.case === undefined || !(operation.case in operations)) {
+        const unknown = "operation: must be set to one this server knows";
+        throw new ConnectError(unknown, Code.Unimplemented);
+      }
+      result = await run(this.options.operations, operation as Operation<OperationName>, call);
+      call.conclude(performance.now() - call.started);
     } catch (error) {
-      cause = error;
-      answer = toConnectError(error, running);
+      const answer = call.conclude(performance.now() - call.started, error) as ConnectError;
       result = { case: "error", value: toOperationError(answer) };
     }
     this.#running.delete(id);
-    const rpc = `checkpointd.v1.SessionService/${operation.case}`;
-    const requestId = `${this.requestId}/${id}`;
-    const { started } = running;
-    const waitMs = performance.now() - started;
-    this.options.logCall({ requestId, rpc, started, waitMs, answer, error: cause });
-    if (!this.#closed) this.send({ id, result });
-  }
-
-  async #run(
-    operation: OpenSessionRequest["operation"],
-    signal: Signal,
-  ): Promise<NonNullable<Response["result"]>> {
-    const { operations, isReady } = this.options;
-    if (!isReady()) throw notReady();
-    switch (operation.case) {
-      case "getTuple":
-        return { case: "getTuple", value: await operations.getTuple(operation.value, signal) };
-      case "put":
-        return { case: "put", value: await operations.put(operation.value, signal) };
-      case "putWrites":
-        return { case: "putWrites", value: await operations.putWrites(operation.value, signal) };
-      case "deleteThread":
-        return {
-          case: "deleteThread",
-          value: await operations.deleteThread(operation.value, signal),
-        };
-      case "listPage":
-        return { case: "listPage", value: await operations.listPage(operation.value, signal) };
-      case "putExtending":
-        return {
-          case: "putExtending",
-          value: await operations.putExtending(operation.value, signal),
-        };
-      default:
-        throw new ConnectError(
-          "operation: must be set to one this server knows",
-          Code.Unimplemented,
-        );
-    }
+    if (!this.#closed) call.answerBytes = this.send({ id, result });
+    call.end();
   }
 }
 
-/** The signal of one operation that runs. */
-class Running implements Signal {
-  aborted = false;
-  reason: unknown;
-  readonly deadline: number;
-  readonly #listeners: (() => void)[] = [];
+interface Operation<Name extends OperationName> {
+  case: Name;
+  value: Request<Name>;
+}
 
-  /** `timeoutMs` is the client's, 0 for none; then `callTimeoutMs` holds. */
-  constructor(
-    readonly started: number,
-    readonly timeoutMs: number,
-    callTimeoutMs: number,
-  ) {
-    this.deadline = started + (timeoutMs || callTimeoutMs);
-  }
-
-  /** In the words of a unary call. */
-  timedOut(): ConnectError {
-    return this.timeoutMs === 0
-      ? limitPassed()
-      : new ConnectError("the operation timed out", Code.DeadlineExceeded);
-  }
-
-  abort(reason: unknown): void {
-    if (this.aborted) return;
-    this.aborted = true;
-    this.reason = reason;
-    for (const listener of [...this.#listeners]) listener();
-  }
-
-  throwIfAborted(): void {
-    if (this.aborted) throw this.reason;
-  }
-
-  addEventListener(_: "abort", listener: () => void): void {
-    this.#listeners.push(listener);
-  }
-
-  removeEventListener(_: "abort", listener: () => void): void {
-    const i = this.#listeners.indexOf(listener);
-    if (i >= 0) this.#listeners.splice(i, 1);
-  }
+async function run<Name extends OperationName>(
+  operations: Operations,
+  { case: name, value }: Operation<Name>,
+  call: Call,
+): Promise<NonNullable<Response["result"]>> {
+  const answer: AnswerInit<Name> = await operations[name](value, call);
+  // The cases of what is asked and of what is answered have the same names.
+  return { case: name, value: answer } as NonNullable<Response["result"]>;
 }
 
 function toOperationError({ code, rawMessage, details }: ConnectError) {

@@ -17,21 +17,17 @@ import {
   OpenSessionResponseSchema,
   type SessionService,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
+import { createEnvelopeReader, endOfStream, envelope, joinSmall } from "../protocol/envelope.js";
 import {
-  createEnvelopeReader,
-  endOfStream,
-  envelope,
-  joinSmall,
+  partingMs,
+  requestIdHeader,
   sessionContentType,
   sessionPath,
   sessionUpgrade,
-} from "../envelope.js";
+} from "../protocol/wire.js";
 import type { NodeHandler } from "./handler.js";
-import { requestIdHeader, toRequestId } from "./interceptors.js";
+import { toRequestId } from "./interceptors.js";
 import type { Session, Sessions } from "./session.js";
-
-/** Within which a client leaves a session that is over. */
-const partingMs = 5_000;
 
 type Response = MessageInitShape<typeof OpenSessionResponseSchema>;
 
@@ -52,6 +48,7 @@ export function createSessionService(sessions: Sessions): ServiceImpl<typeof Ses
         (response) => {
           outbox.push(response);
           wakeWriter();
+          return 0;
         },
         () => {
           over = true;
@@ -60,7 +57,7 @@ export function createSessionService(sessions: Sessions): ServiceImpl<typeof Ses
       );
       const read = async () => {
         for await (const request of requests) {
-          session.receive(request);
+          session.receive(request, 0);
           while (session.inFlight() > sessions.options.maxInFlight && !context.signal.aborted) {
             await new Promise<void>((resolve) => {
               wakeReader = resolve;
@@ -127,7 +124,7 @@ export function carrySession(
   ) {
     return false;
   }
-  const requestId = requestIdOf(request);
+  const requestId = toRequestId(request.headers[requestIdHeader]);
   response.writeHead(200, { "content-type": sessionContentType, [requestIdHeader]: requestId });
   carry(sessions, maxMessageSize, requestId, stream);
   return true;
@@ -147,7 +144,7 @@ export function carryUpgraded(
   if (path !== sessionPath || request.headers.upgrade?.toLowerCase() !== sessionUpgrade) {
     return false;
   }
-  const requestId = requestIdOf(request);
+  const requestId = toRequestId(request.headers[requestIdHeader]);
   // The stream's last message goes to a client that sends no more.
   socket.allowHalfOpen = true;
   socket.write(
@@ -160,11 +157,6 @@ export function carryUpgraded(
     if (session.inFlight() > 0) socket.destroy();
   });
   return true;
-}
-
-function requestIdOf({ headers }: Pick<IncomingMessage, "headers">): string {
-  const given = headers[requestIdHeader];
-  return toRequestId(typeof given === "string" ? given : undefined);
 }
 
 function carry(
@@ -197,6 +189,7 @@ function carry(
     if (frames.length === 0) process.nextTick(flush);
     frames.push(envelope(0, bytes.length), bytes);
     goOn();
+    return bytes.length;
   };
   const finish = (error?: ConnectError) => {
     if (over) return;
@@ -235,7 +228,7 @@ function carry(
       ),
     (flags, message) => {
       if (flags !== 0) throw new ConnectError("unexpected envelope flags", Code.InvalidArgument);
-      begun.receive(fromBinary(OpenSessionRequestSchema, message));
+      begun.receive(fromBinary(OpenSessionRequestSchema, message), message.length);
     },
   );
   stream.on("data", (chunk: Buffer) => {

@@ -96,6 +96,7 @@ export function checkPruneThreads(request: PruneThreadsRequest): void {
     throw invalidArgument("keep_last", "OUT_OF_RANGE", range, limits.keepLast);
   }
   checkDuration("older_than", request.olderThan, 0, 36_525 * day);
+  checkText("after_thread_id", request.afterThreadId, limits.threadId);
 }
 
 /** A duration in milliseconds; `fallback` where it is absent. */

@@ -27,6 +27,8 @@ const patienceMs = 20;
 interface Waiting<Item, Result> {
   item: Item;
   signal: Signal | undefined;
+  /** By performance.now(). */
+  since: number;
   resolve: (result: Result) => void;
   reject: (reason: unknown) => void;
   /** Gives its place in the queue back, once it has taken one. */
@@ -134,7 +136,9 @@ export function createBatch<Item, Result>(
     const alone = batch.length === 1 ? batch[0] : undefined;
     const abandoned = new AbortController();
     let heeded = batch.length;
+    const now = performance.now();
     for (const call of batch) {
+      measure(call, now, batch.length);
       call.abandon = () => {
         if (--heeded === 0) abandoned.abort(call.signal?.reason);
       };
@@ -148,6 +152,13 @@ export function createBatch<Item, Result>(
       else if (!isOneCallsFault(error)) for (const call of batch) call.reject(error);
       else for (const call of batch) await runBatch(run, [call]);
     }
+  }
+
+  function measure({ signal, since }: Waiting<Item, Result>, now: number, size: number): void {
+    if (signal?.queueMs === undefined) return;
+    // Again where each is run alone after the batch failed.
+    signal.queueMs = Math.max(signal.queueMs, now - since);
+    signal.batchSize = Math.max(signal.batchSize ?? 0, size);
   }
 
   function drop(call: Waiting<Item, Result>): void {
@@ -187,6 +198,7 @@ export function createBatch<Item, Result>(
       const call: Waiting<Item, Result> = {
         item,
         signal,
+        since: performance.now(),
         resolve: (result) => {
           unlisten();
           resolve(result);

@@ -21,6 +21,10 @@ export interface Signal {
   throwIfAborted(): void;
   addEventListener(type: "abort", listener: () => void): void;
   removeEventListener(type: "abort", listener: () => void): void;
+  /** Where there is one, how long its statements waited for a connection is added, in ms. */
+  queueMs?: number;
+  /** Where there is one, it is raised to the number of calls that shared a statement. */
+  batchSize?: number;
 }
 
 /** How to reach Postgres and how much of it to use. */

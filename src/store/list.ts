@@ -46,15 +46,17 @@ const pageBounds: PageBounds = { firstRows: 16, maxRows: 128, maxBytes: 256 * 10
 export async function* list(
   db: Db,
   request: ListRequest,
-  signal?: AbortSignal,
+  signal?: Signal,
   bounds: PageBounds = streamBounds,
 ): AsyncGenerator<CheckpointTuple, void> {
   const abandoned = new AbortController();
-  const anySignal = signal ? AbortSignal.any([signal, abandoned.signal]) : abandoned.signal;
+  const onAbort = () => abandoned.abort(signal?.reason);
+  signal?.throwIfAborted();
+  signal?.addEventListener("abort", onAbort);
   let left = request.limit;
   const read = (maxTuples: number, last?: LastSent) => {
     const rest = left === undefined ? request : { ...request, limit: left };
-    return listPage(db, rest, maxTuples, last, anySignal, bounds);
+    return listPage(db, rest, maxTuples, last, abandoned.signal, bounds);
   };
   try {
     let page = await read(0);
@@ -79,6 +81,7 @@ export async function* list(
       page = await (next ?? read(nextMaxTuples, last));
     }
   } finally {
+    signal?.removeEventListener("abort", onAbort);
     abandoned.abort();
   }
 }

@@ -7,6 +7,7 @@ import {
   ThreadCountsSchema,
   type ThreadFilter,
   ThreadOrder,
+  ThreadPositionSchema,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { add, countColumns, countsOf, toCounts } from "./counts.js";
 import type { Db, Parameter, Signal } from "./db.js";
@@ -31,6 +32,8 @@ export interface Prune {
   /** Only what is older than so many milliseconds. */
   olderThanMs?: number | undefined;
   dryRun: boolean;
+  /** Only threads whose ids come after this one, byte by byte; empty: all. */
+  afterThreadId?: string;
   /** Metadata of threads to leave alone. */
   without?: readonly string[];
   /** Waited after each batch and each page of threads. */
@@ -78,11 +81,15 @@ async function* threadIds(
   cutoff: Timestamp | undefined,
   signal: Signal | undefined,
 ): AsyncGenerator<string> {
+  const { afterThreadId = "" } = prune;
   if (prune.threadIds.length > 0) {
-    yield* new Set(prune.threadIds);
+    const ids = prune.threadIds.map((id) => Buffer.from(id)).sort(Buffer.compare);
+    const last = Buffer.from(afterThreadId);
+    for (const id of ids) if (Buffer.compare(id, last) > 0) yield id.toString();
     return;
   }
-  let after: ThreadPage["after"];
+  let after: ThreadPage["after"] =
+    afterThreadId === "" ? undefined : create(ThreadPositionSchema, { threadId: afterThreadId });
   do {
     const page = await readThreads(
       db,

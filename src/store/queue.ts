@@ -80,6 +80,7 @@ export function createQueue({
     signal: Signal | undefined,
   ): Promise<void> {
     if (take()) return;
+    const since = performance.now();
     await new Promise<void>((resolve, reject) => {
       const start = () => {
         leave();
@@ -91,6 +92,7 @@ export function createQueue({
       });
       line.push(start);
     });
+    if (signal?.queueMs !== undefined) signal.queueMs += performance.now() - since;
   }
 
   return { takePlace, takeTurn, waiting: () => waiting };

@@ -11,14 +11,19 @@ import {
   type OpenSessionResponseSchema,
   SessionService,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
+import { operationFields } from "../protocol/operations.js";
 
 /** What a session says. */
 export type SessionAnswer = MessageInitShape<typeof OpenSessionResponseSchema>;
 
-/** Starts one for the test that runs, with those calls beside its sessions; returns its URL. */
+/**
+ * Starts one for the test that runs, with those calls beside its sessions, on which it knows those
+ * operations; returns its URL.
+ */
 export async function startForeignSessions(
   answer: (request: OpenSessionRequest) => Iterable<SessionAnswer>,
   calls: Partial<ServiceImpl<typeof CheckpointService>> = {},
+  operations: readonly string[] = Object.values(operationFields),
 ): Promise<string> {
   const server = createServer(
     connectNodeAdapter({
@@ -26,7 +31,9 @@ export async function startForeignSessions(
         router
           .service(SessionService, {
             async *openSession(requests): AsyncGenerator<SessionAnswer> {
-              yield { result: { case: "welcome", value: { maxInFlight: 8 } } };
+              yield {
+                result: { case: "welcome", value: { maxInFlight: 8, operations: [...operations] } },
+              };
               for await (const request of requests) yield* answer(request);
             },
           })

@@ -1,6 +1,7 @@
 /** A real PgBouncer before a test's database: Debian's package, which `.ci/run` installs. */
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
+import { closeSync, openSync, readFileSync } from "node:fs";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { type AddressInfo, connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -24,10 +25,14 @@ export interface PgBouncer {
   close(): Promise<void>;
 }
 
-/** Starts one before the database a URL names; `settings` go into its section `[pgbouncer]`. */
+/**
+ * Starts one before the database a URL names; `settings` go into its section `[pgbouncer]`.
+ * `onCrash` is called with the end of its log when it ends by itself.
+ */
 export async function startPgBouncer(
   databaseUrl: string,
   settings: Record<string, string | number>,
+  onCrash: (log: string) => void = () => {},
 ): Promise<PgBouncer> {
   const target = new URL(databaseUrl);
   const url = new URL(databaseUrl);
@@ -49,16 +54,25 @@ export async function startPgBouncer(
   // It refuses to run as root; the others may then read the file.
   const isRoot = process.getuid?.() === 0;
   if (isRoot) execFileSync("chmod", ["-R", "a+rX", folder]);
+  const log = path.join(folder, "pgbouncer.log");
   let child: ChildProcess | undefined;
+  let isKilled = false;
   const kill = async () => {
+    isKilled = true;
     if (!child || child.exitCode !== null || child.signalCode !== null) return;
     child.kill("SIGKILL");
     await once(child, "exit");
   };
   const start = async () => {
+    isKilled = false;
+    const out = openSync(log, "w");
     child = spawn(program as string, [file], {
-      stdio: "ignore",
+      stdio: ["ignore", out, out],
       ...(isRoot ? { uid: 65534, gid: 65534 } : {}),
+    });
+    closeSync(out);
+    child.once("exit", () => {
+      if (!isKilled) onCrash(readFileSync(log, "utf8").slice(-2_000));
     });
     while (!(await answers(Number(url.port)))) {
       if (child.exitCode !== null) throw new Error(`pgbouncer ended with ${child.exitCode}`);

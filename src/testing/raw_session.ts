@@ -2,7 +2,7 @@
 import { connect as connectHttp2 } from "node:http2";
 import { connect as connectTcp } from "node:net";
 import { Duplex, PassThrough } from "node:stream";
-import { sessionContentType, sessionPath, sessionUpgrade } from "../envelope.js";
+import { sessionContentType, sessionPath, sessionUpgrade } from "../protocol/wire.js";
 
 /** A stream that may be written to at once. Its errors are nobody's. */
 export interface RawStream {

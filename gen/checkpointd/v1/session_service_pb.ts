@@ -8,7 +8,7 @@ import type { CheckpointTuple, ErrorDetail } from "./checkpoint_pb.js";
 import { file_checkpointd_v1_checkpoint } from "./checkpoint_pb.js";
 import type { DeleteThreadRequest, DeleteThreadResponse, GetTupleRequest, GetTupleResponse, ListRequest, PutRequest, PutResponse, PutWritesRequest, PutWritesResponse } from "./checkpoint_service_pb.js";
 import { file_checkpointd_v1_checkpoint_service } from "./checkpoint_service_pb.js";
-import type { ClaimThreadsRequest, ClaimThreadsResponse, GetThreadRequest, GetThreadResponse, ReleaseClaimRequest, ReleaseClaimResponse, RenewClaimRequest, RenewClaimResponse } from "./thread_service_pb.js";
+import type { ClaimThreadsRequest, ClaimThreadsResponse, CopyThreadRequest, CopyThreadResponse, DeleteRunsRequest, DeleteRunsResponse, GetThreadRequest, GetThreadResponse, ReleaseClaimRequest, ReleaseClaimResponse, RenewClaimRequest, RenewClaimResponse } from "./thread_service_pb.js";
 import { file_checkpointd_v1_thread_service } from "./thread_service_pb.js";
 import type { Message } from "@bufbuild/protobuf";
 
@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file checkpointd/v1/session_service.proto.
  */
 export const file_checkpointd_v1_session_service: GenFile = /*@__PURE__*/
-  fileDesc("CiRjaGVja3BvaW50ZC92MS9zZXNzaW9uX3NlcnZpY2UucHJvdG8SDmNoZWNrcG9pbnRkLnYxItoFChJPcGVuU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKA0SEgoKdGltZW91dF9tcxgCIAEoDRI0CglnZXRfdHVwbGUYAyABKAsyHy5jaGVja3BvaW50ZC52MS5HZXRUdXBsZVJlcXVlc3RIABIpCgNwdXQYBCABKAsyGi5jaGVja3BvaW50ZC52MS5QdXRSZXF1ZXN0SAASNgoKcHV0X3dyaXRlcxgFIAEoCzIgLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1JlcXVlc3RIABI8Cg1kZWxldGVfdGhyZWFkGAYgASgLMiMuY2hlY2twb2ludGQudjEuRGVsZXRlVGhyZWFkUmVxdWVzdEgAEjEKBmNhbmNlbBgHIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkNhbmNlbE9wZXJhdGlvbkgAEisKBHBpbmcYCCABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUGluZ0gAEjQKCWxpc3RfcGFnZRgJIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkxpc3RQYWdlUmVxdWVzdEgAEjwKDXB1dF9leHRlbmRpbmcYCiABKAsyIy5jaGVja3BvaW50ZC52MS5QdXRFeHRlbmRpbmdSZXF1ZXN0SAASNgoKZ2V0X3RocmVhZBgLIAEoCzIgLmNoZWNrcG9pbnRkLnYxLkdldFRocmVhZFJlcXVlc3RIABI8Cg1jbGFpbV90aHJlYWRzGAwgASgLMiMuY2hlY2twb2ludGQudjEuQ2xhaW1UaHJlYWRzUmVxdWVzdEgAEjgKC3JlbmV3X2NsYWltGA0gASgLMiEuY2hlY2twb2ludGQudjEuUmVuZXdDbGFpbVJlcXVlc3RIABI8Cg1yZWxlYXNlX2NsYWltGA4gASgLMiMuY2hlY2twb2ludGQudjEuUmVsZWFzZUNsYWltUmVxdWVzdEgAQgsKCW9wZXJhdGlvbiIRCg9DYW5jZWxPcGVyYXRpb24iDQoLU2Vzc2lvblBpbmcibwoPTGlzdFBhZ2VSZXF1ZXN0EikKBGxpc3QYASABKAsyGy5jaGVja3BvaW50ZC52MS5MaXN0UmVxdWVzdBISCgptYXhfdHVwbGVzGAIgASgNEh0KFWFmdGVyX2NoZWNrcG9pbnRfanNvbhgDIAEoCSJcChBMaXN0UGFnZVJlc3BvbnNlEi8KBnR1cGxlcxgBIAMoCzIfLmNoZWNrcG9pbnRkLnYxLkNoZWNrcG9pbnRUdXBsZRIXCg9uZXh0X21heF90dXBsZXMYAiABKA0ibgoTUHV0RXh0ZW5kaW5nUmVxdWVzdBInCgNwdXQYASABKAsyGi5jaGVja3BvaW50ZC52MS5QdXRSZXF1ZXN0Ei4KCHByZWZpeGVzGAIgAygLMhwuY2hlY2twb2ludGQudjEuU3RvcmVkUHJlZml4IlsKDFN0b3JlZFByZWZpeBISCgpibG9iX2luZGV4GAEgASgNEg8KB3ZlcnNpb24YAiABKAkSFgoOdHJhbnNhY3Rpb25faWQYAyABKAkSDgoGbGVuZ3RoGAQgASgNIi4KFFB1dEV4dGVuZGluZ1Jlc3BvbnNlEhYKDnRyYW5zYWN0aW9uX2lkGAEgASgJIrIGChNPcGVuU2Vzc2lvblJlc3BvbnNlEgoKAmlkGAEgASgNEjUKCWdldF90dXBsZRgCIAEoCzIgLmNoZWNrcG9pbnRkLnYxLkdldFR1cGxlUmVzcG9uc2VIABIqCgNwdXQYAyABKAsyGy5jaGVja3BvaW50ZC52MS5QdXRSZXNwb25zZUgAEjcKCnB1dF93cml0ZXMYBCABKAsyIS5jaGVja3BvaW50ZC52MS5QdXRXcml0ZXNSZXNwb25zZUgAEj0KDWRlbGV0ZV90aHJlYWQYBSABKAsyJC5jaGVja3BvaW50ZC52MS5EZWxldGVUaHJlYWRSZXNwb25zZUgAEi8KBWVycm9yGAYgASgLMh4uY2hlY2twb2ludGQudjEuT3BlcmF0aW9uRXJyb3JIABIxCgd3ZWxjb21lGAcgASgLMh4uY2hlY2twb2ludGQudjEuU2Vzc2lvbldlbGNvbWVIABIxCgdnb29kYnllGAggASgLMh4uY2hlY2twb2ludGQudjEuU2Vzc2lvbkdvb2RieWVIABIrCgRwb25nGAkgASgLMhsuY2hlY2twb2ludGQudjEuU2Vzc2lvblBvbmdIABI1CglsaXN0X3BhZ2UYCiABKAsyIC5jaGVja3BvaW50ZC52MS5MaXN0UGFnZVJlc3BvbnNlSAASPQoNcHV0X2V4dGVuZGluZxgLIAEoCzIkLmNoZWNrcG9pbnRkLnYxLlB1dEV4dGVuZGluZ1Jlc3BvbnNlSAASNwoKZ2V0X3RocmVhZBgMIAEoCzIhLmNoZWNrcG9pbnRkLnYxLkdldFRocmVhZFJlc3BvbnNlSAASPQoNY2xhaW1fdGhyZWFkcxgNIAEoCzIkLmNoZWNrcG9pbnRkLnYxLkNsYWltVGhyZWFkc1Jlc3BvbnNlSAASOQoLcmVuZXdfY2xhaW0YDiABKAsyIi5jaGVja3BvaW50ZC52MS5SZW5ld0NsYWltUmVzcG9uc2VIABI9Cg1yZWxlYXNlX2NsYWltGA8gASgLMiQuY2hlY2twb2ludGQudjEuUmVsZWFzZUNsYWltUmVzcG9uc2VIAEIICgZyZXN1bHQiXAoOT3BlcmF0aW9uRXJyb3ISDAoEY29kZRgBIAEoBRIPCgdtZXNzYWdlGAIgASgJEisKBmRldGFpbBgDIAEoCzIbLmNoZWNrcG9pbnRkLnYxLkVycm9yRGV0YWlsIjsKDlNlc3Npb25XZWxjb21lEhUKDW1heF9pbl9mbGlnaHQYASABKA0SEgoKb3BlcmF0aW9ucxgCIAMoCSIQCg5TZXNzaW9uR29vZGJ5ZSINCgtTZXNzaW9uUG9uZzJsCg5TZXNzaW9uU2VydmljZRJaCgtPcGVuU2Vzc2lvbhIiLmNoZWNrcG9pbnRkLnYxLk9wZW5TZXNzaW9uUmVxdWVzdBojLmNoZWNrcG9pbnRkLnYxLk9wZW5TZXNzaW9uUmVzcG9uc2UoATABYgZwcm90bzM", [file_checkpointd_v1_checkpoint, file_checkpointd_v1_checkpoint_service, file_checkpointd_v1_thread_service]);
+  fileDesc("CiRjaGVja3BvaW50ZC92MS9zZXNzaW9uX3NlcnZpY2UucHJvdG8SDmNoZWNrcG9pbnRkLnYxIs4GChJPcGVuU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKA0SEgoKdGltZW91dF9tcxgCIAEoDRI0CglnZXRfdHVwbGUYAyABKAsyHy5jaGVja3BvaW50ZC52MS5HZXRUdXBsZVJlcXVlc3RIABIpCgNwdXQYBCABKAsyGi5jaGVja3BvaW50ZC52MS5QdXRSZXF1ZXN0SAASNgoKcHV0X3dyaXRlcxgFIAEoCzIgLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1JlcXVlc3RIABI8Cg1kZWxldGVfdGhyZWFkGAYgASgLMiMuY2hlY2twb2ludGQudjEuRGVsZXRlVGhyZWFkUmVxdWVzdEgAEjEKBmNhbmNlbBgHIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkNhbmNlbE9wZXJhdGlvbkgAEisKBHBpbmcYCCABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUGluZ0gAEjQKCWxpc3RfcGFnZRgJIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkxpc3RQYWdlUmVxdWVzdEgAEjwKDXB1dF9leHRlbmRpbmcYCiABKAsyIy5jaGVja3BvaW50ZC52MS5QdXRFeHRlbmRpbmdSZXF1ZXN0SAASNgoKZ2V0X3RocmVhZBgLIAEoCzIgLmNoZWNrcG9pbnRkLnYxLkdldFRocmVhZFJlcXVlc3RIABI8Cg1jbGFpbV90aHJlYWRzGAwgASgLMiMuY2hlY2twb2ludGQudjEuQ2xhaW1UaHJlYWRzUmVxdWVzdEgAEjgKC3JlbmV3X2NsYWltGA0gASgLMiEuY2hlY2twb2ludGQudjEuUmVuZXdDbGFpbVJlcXVlc3RIABI8Cg1yZWxlYXNlX2NsYWltGA4gASgLMiMuY2hlY2twb2ludGQudjEuUmVsZWFzZUNsYWltUmVxdWVzdEgAEjgKC2NvcHlfdGhyZWFkGA8gASgLMiEuY2hlY2twb2ludGQudjEuQ29weVRocmVhZFJlcXVlc3RIABI4CgtkZWxldGVfcnVucxgQIAEoCzIhLmNoZWNrcG9pbnRkLnYxLkRlbGV0ZVJ1bnNSZXF1ZXN0SABCCwoJb3BlcmF0aW9uIhEKD0NhbmNlbE9wZXJhdGlvbiINCgtTZXNzaW9uUGluZyJvCg9MaXN0UGFnZVJlcXVlc3QSKQoEbGlzdBgBIAEoCzIbLmNoZWNrcG9pbnRkLnYxLkxpc3RSZXF1ZXN0EhIKCm1heF90dXBsZXMYAiABKA0SHQoVYWZ0ZXJfY2hlY2twb2ludF9qc29uGAMgASgJIlwKEExpc3RQYWdlUmVzcG9uc2USLwoGdHVwbGVzGAEgAygLMh8uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludFR1cGxlEhcKD25leHRfbWF4X3R1cGxlcxgCIAEoDSJuChNQdXRFeHRlbmRpbmdSZXF1ZXN0EicKA3B1dBgBIAEoCzIaLmNoZWNrcG9pbnRkLnYxLlB1dFJlcXVlc3QSLgoIcHJlZml4ZXMYAiADKAsyHC5jaGVja3BvaW50ZC52MS5TdG9yZWRQcmVmaXgiWwoMU3RvcmVkUHJlZml4EhIKCmJsb2JfaW5kZXgYASABKA0SDwoHdmVyc2lvbhgCIAEoCRIWCg50cmFuc2FjdGlvbl9pZBgDIAEoCRIOCgZsZW5ndGgYBCABKA0iLgoUUHV0RXh0ZW5kaW5nUmVzcG9uc2USFgoOdHJhbnNhY3Rpb25faWQYASABKAkiqAcKE09wZW5TZXNzaW9uUmVzcG9uc2USCgoCaWQYASABKA0SNQoJZ2V0X3R1cGxlGAIgASgLMiAuY2hlY2twb2ludGQudjEuR2V0VHVwbGVSZXNwb25zZUgAEioKA3B1dBgDIAEoCzIbLmNoZWNrcG9pbnRkLnYxLlB1dFJlc3BvbnNlSAASNwoKcHV0X3dyaXRlcxgEIAEoCzIhLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1Jlc3BvbnNlSAASPQoNZGVsZXRlX3RocmVhZBgFIAEoCzIkLmNoZWNrcG9pbnRkLnYxLkRlbGV0ZVRocmVhZFJlc3BvbnNlSAASLwoFZXJyb3IYBiABKAsyHi5jaGVja3BvaW50ZC52MS5PcGVyYXRpb25FcnJvckgAEjEKB3dlbGNvbWUYByABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uV2VsY29tZUgAEjEKB2dvb2RieWUYCCABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uR29vZGJ5ZUgAEisKBHBvbmcYCSABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUG9uZ0gAEjUKCWxpc3RfcGFnZRgKIAEoCzIgLmNoZWNrcG9pbnRkLnYxLkxpc3RQYWdlUmVzcG9uc2VIABI9Cg1wdXRfZXh0ZW5kaW5nGAsgASgLMiQuY2hlY2twb2ludGQudjEuUHV0RXh0ZW5kaW5nUmVzcG9uc2VIABI3CgpnZXRfdGhyZWFkGAwgASgLMiEuY2hlY2twb2ludGQudjEuR2V0VGhyZWFkUmVzcG9uc2VIABI9Cg1jbGFpbV90aHJlYWRzGA0gASgLMiQuY2hlY2twb2ludGQudjEuQ2xhaW1UaHJlYWRzUmVzcG9uc2VIABI5CgtyZW5ld19jbGFpbRgOIAEoCzIiLmNoZWNrcG9pbnRkLnYxLlJlbmV3Q2xhaW1SZXNwb25zZUgAEj0KDXJlbGVhc2VfY2xhaW0YDyABKAsyJC5jaGVja3BvaW50ZC52MS5SZWxlYXNlQ2xhaW1SZXNwb25zZUgAEjkKC2NvcHlfdGhyZWFkGBAgASgLMiIuY2hlY2twb2ludGQudjEuQ29weVRocmVhZFJlc3BvbnNlSAASOQoLZGVsZXRlX3J1bnMYESABKAsyIi5jaGVja3BvaW50ZC52MS5EZWxldGVSdW5zUmVzcG9uc2VIAEIICgZyZXN1bHQiXAoOT3BlcmF0aW9uRXJyb3ISDAoEY29kZRgBIAEoBRIPCgdtZXNzYWdlGAIgASgJEisKBmRldGFpbBgDIAEoCzIbLmNoZWNrcG9pbnRkLnYxLkVycm9yRGV0YWlsIjsKDlNlc3Npb25XZWxjb21lEhUKDW1heF9pbl9mbGlnaHQYASABKA0SEgoKb3BlcmF0aW9ucxgCIAMoCSIQCg5TZXNzaW9uR29vZGJ5ZSINCgtTZXNzaW9uUG9uZzJsCg5TZXNzaW9uU2VydmljZRJaCgtPcGVuU2Vzc2lvbhIiLmNoZWNrcG9pbnRkLnYxLk9wZW5TZXNzaW9uUmVxdWVzdBojLmNoZWNrcG9pbnRkLnYxLk9wZW5TZXNzaW9uUmVzcG9uc2UoATABYgZwcm90bzM", [file_checkpointd_v1_checkpoint, file_checkpointd_v1_checkpoint_service, file_checkpointd_v1_thread_service]);
 
 /**
  * One operation, or the cancellation of one.
@@ -141,6 +141,22 @@ export type OpenSessionRequest = Message<"checkpointd.v1.OpenSessionRequest"> & 
      */
     value: ReleaseClaimRequest;
     case: "releaseClaim";
+  } | {
+    /**
+     * As ThreadService.CopyThread.
+     *
+     * @generated from field: checkpointd.v1.CopyThreadRequest copy_thread = 15;
+     */
+    value: CopyThreadRequest;
+    case: "copyThread";
+  } | {
+    /**
+     * As ThreadService.DeleteRuns.
+     *
+     * @generated from field: checkpointd.v1.DeleteRunsRequest delete_runs = 16;
+     */
+    value: DeleteRunsRequest;
+    case: "deleteRuns";
   } | { case: undefined; value?: undefined };
 };
 
@@ -479,6 +495,22 @@ export type OpenSessionResponse = Message<"checkpointd.v1.OpenSessionResponse"> 
      */
     value: ReleaseClaimResponse;
     case: "releaseClaim";
+  } | {
+    /**
+     * The answer of a copy_thread.
+     *
+     * @generated from field: checkpointd.v1.CopyThreadResponse copy_thread = 16;
+     */
+    value: CopyThreadResponse;
+    case: "copyThread";
+  } | {
+    /**
+     * The answer of a delete_runs.
+     *
+     * @generated from field: checkpointd.v1.DeleteRunsResponse delete_runs = 17;
+     */
+    value: DeleteRunsResponse;
+    case: "deleteRuns";
   } | { case: undefined; value?: undefined };
 };
 
@@ -586,11 +618,11 @@ export const SessionPongSchema: GenMessage<SessionPong> = /*@__PURE__*/
   messageDesc(file_checkpointd_v1_session_service, 12);
 
 /**
- * The operations of CheckpointService, and the short ones of ThreadService, on one long-lived
- * stream. The operations, their checks, their errors and their results are those of the two
- * services; a session only makes each of them cheaper, because no HTTP request is made for it. A
- * List comes page by page, each an operation of its own, so that one that is read slowly holds up
- * nothing.
+ * The operations of CheckpointService and ThreadService on one long-lived stream. The operations,
+ * their checks, their errors and their results are those of the two services; a session only makes
+ * each of them cheaper, because no HTTP request is made for it. A List comes page by page, each an
+ * operation of its own, so that one that is read slowly holds up nothing; of what else is streamed
+ * there is nothing on a session.
  *
  * A session needs HTTP/2 from end to end, as every RPC with streams both ways. ConnectSaver first
  * tries an upgraded HTTP/1.1 connection, on which a message costs less: a GET of the RPC's path
@@ -615,9 +647,9 @@ export const SessionService: GenService<{
    * The call ends with OK after the client half-closed and everything was answered, or after a
    * goodbye; with UNAVAILABLE when the server stops, with INVALID_ARGUMENT when the client breaks
    * the rules stated here, and with RESOURCE_EXHAUSTED at a message larger than the server takes.
-   * Operations without an answer may or may not have been carried out. All but claim_threads are
-   * idempotent, so they can be repeated on another session, or as calls of the two services, which
-   * tell each one's own error.
+   * Operations without an answer may or may not have been carried out. All but claim_threads and
+   * copy_thread are idempotent, so they can be repeated on another session, or as calls of the two
+   * services, which tell each one's own error.
    *
    * The header x-request-id of the response names the session: the one the client gave, or one
    * made here. The server's log has an operation under that name, a slash and its id.

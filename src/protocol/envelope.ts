@@ -1,20 +1,10 @@
 /**
  * Messages on a stream as the Connect protocol has them: a byte of flags, the length in four
- * bytes, the message; and where such a stream is asked for. Used by both ends of a session.
+ * bytes, the message. Used by both ends of a session.
  */
-import { SessionService } from "../gen/checkpointd/v1/session_service_pb.js";
-
-/** Where a session is opened. */
-export const sessionPath = `/${SessionService.typeName}/${SessionService.method.openSession.name}`;
-
-/** Of a session on a stream of HTTP/2. */
-export const sessionContentType = "application/connect+proto";
 
 /** The flag of the last message of a stream, which is JSON and may hold an error. */
 export const endOfStream = 0b10;
-
-/** The protocol to which an HTTP/1.1 connection is upgraded that is to carry a session. */
-export const sessionUpgrade = "checkpointd-session";
 
 /** What stands before a message of that many bytes. */
 export function envelope(flags: number, length: number): Buffer {

@@ -1,43 +1,74 @@
 /**
- * The operations that carry values, as the bytes of an OpenSessionRequest in its envelope.
+ * The operations of a session as the bytes of an OpenSessionRequest in its envelope.
  *
- * The generated code would do, at three times the cost: it makes a message object of every part
- * and copies each value twice. A run of an agent is mostly these operations. Held to the
- * generated code by encode.test.ts; the field numbers are those of the .proto files.
+ * Those that carry values are written by hand. The generated code would do, at three times the
+ * cost: it makes a message object of every part and copies each value twice, and a run of an agent
+ * is mostly these operations. encode.test.ts holds them to the generated code, for every field that
+ * the .proto files have now or later.
  */
 import { Buffer } from "node:buffer";
-import type { MessageInitShape } from "@bufbuild/protobuf";
+import { create, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import type { ValueSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
-import type {
-  PutRequestSchema,
-  PutWritesRequestSchema,
-} from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import type {
-  PutExtendingRequestSchema,
-  StoredPrefixSchema,
+import {
+  OpenSessionRequestSchema,
+  type StoredPrefixSchema,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
-import { largeBytes } from "../envelope.js";
+import { envelope, largeBytes } from "./envelope.js";
+import type { OperationName, RequestInit } from "./operations.js";
 
-type Put = MessageInitShape<typeof PutRequestSchema>;
-type PutWrites = MessageInitShape<typeof PutWritesRequestSchema>;
-type PutExtending = MessageInitShape<typeof PutExtendingRequestSchema>;
+type Put = RequestInit<"put">;
+type PutWrites = RequestInit<"putWrites">;
+type PutExtending = RequestInit<"putExtending">;
 type StoredPrefix = MessageInitShape<typeof StoredPrefixSchema>;
 type Value = MessageInitShape<typeof ValueSchema>;
 
-/** A put. The chunks may be the request's own values, which must not change until they are sent. */
-export function encodePut(id: number, timeoutMs: number, request: Put): Uint8Array[] {
+/** What can be sent on a session, as OpenSessionRequest has it. */
+export type SessionRequest = MessageInitShape<typeof OpenSessionRequestSchema>;
+
+/**
+ * An operation in its envelope. The chunks may be the request's own values, which must not change
+ * until they are sent.
+ */
+export function encodeOperation<Name extends OperationName>(
+  id: number,
+  timeoutMs: number,
+  name: Name,
+  request: RequestInit<Name>,
+): Uint8Array[] {
+  switch (name) {
+    case "put":
+      return encodePut(id, timeoutMs, request as Put);
+    case "putExtending":
+      return encodePutExtending(id, timeoutMs, request as PutExtending);
+    case "putWrites":
+      return encodePutWrites(id, timeoutMs, request as PutWrites);
+    default:
+      return encodeSessionRequest({
+        id,
+        timeoutMs,
+        operation: { case: name, value: request } as NonNullable<SessionRequest["operation"]>,
+      });
+  }
+}
+
+/** Anything else that is sent on a session, in its envelope. */
+export function encodeSessionRequest(message: SessionRequest): Uint8Array[] {
+  const bytes = toBinary(OpenSessionRequestSchema, create(OpenSessionRequestSchema, message));
+  return [envelope(0, bytes.length), bytes];
+}
+
+function encodePut(id: number, timeoutMs: number, request: Put): Uint8Array[] {
   const writer = new Writer(sizeBound(request) + valuesBound(request.blobs));
   writePut(writer, request);
   return writer.finish(4, id, timeoutMs);
 }
 
-/** A put with stored prefixes, as {@link encodePut}. */
-export function encodePutExtending(
+function encodePutExtending(
   id: number,
   timeoutMs: number,
-  { put = {}, prefixes = [] }: PutExtending,
+  { put, prefixes = [] }: PutExtending,
 ): Uint8Array[] {
-  let bound = perField + sizeBound(put) + valuesBound(put.blobs);
+  let bound = perField + (put ? sizeBound(put) + valuesBound(put.blobs) : 64);
   for (const prefix of prefixes) bound += sizeBound(prefix);
   const writer = new Writer(bound);
   for (let i = prefixes.length - 1; i >= 0; i--) {
@@ -49,9 +80,11 @@ export function encodePutExtending(
     writer.number(1, blobIndex);
     writer.length(2, end);
   }
-  const end = writer.size;
-  writePut(writer, put);
-  writer.length(1, end);
+  if (put) {
+    const end = writer.size;
+    writePut(writer, put);
+    writer.length(1, end);
+  }
   return writer.finish(10, id, timeoutMs);
 }
 
@@ -74,8 +107,7 @@ function writePut(writer: Writer, request: Put): void {
   writer.text(1, request.threadId);
 }
 
-/** A putWrites, as {@link encodePut}. */
-export function encodePutWrites(id: number, timeoutMs: number, request: PutWrites): Uint8Array[] {
+function encodePutWrites(id: number, timeoutMs: number, request: PutWrites): Uint8Array[] {
   const { writes = [] } = request;
   const writer = new Writer(sizeBound(request) + valuesBound(writes));
   writer.text(7, request.leaseToken);

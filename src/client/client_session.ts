@@ -1,31 +1,30 @@
 /** The client's side of a session: operations on one long-lived stream. */
-import type { LookupFunction } from "node:net";
 import type { Duplex } from "node:stream";
-import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
+import { fromBinary } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import { OpenSessionResponseSchema } from "../../gen/checkpointd/v1/session_service_pb.js";
+import { encodeOperation, encodeSessionRequest, type SessionRequest } from "../protocol/encode.js";
+import { createEnvelopeReader, endOfStream, joinSmall } from "../protocol/envelope.js";
 import {
-  OpenSessionRequestSchema,
-  type OpenSessionResponse,
-  OpenSessionResponseSchema,
-} from "../../gen/checkpointd/v1/session_service_pb.js";
-import { createEnvelopeReader, endOfStream, envelope, joinSmall } from "../envelope.js";
-import { encodePut, encodePutExtending, encodePutWrites } from "./encode.js";
-import { NoSessions, openSessionStream, type SessionStream, startTimer } from "./session_stream.js";
-
-/** As OpenSessionRequest has it. */
-export type Operation = NonNullable<MessageInitShape<typeof OpenSessionRequestSchema>["operation"]>;
-/** As OpenSessionResponse has it. */
-export type Answer = OpenSessionResponse["result"];
+  type Answer,
+  type OperationName,
+  operationFields,
+  type RequestInit,
+} from "../protocol/operations.js";
+import { partingMs, requestIdHeader, sweepMs } from "../protocol/wire.js";
+import { NotCarried, type TryContext } from "./carrier.js";
+import { NoSessions, type SessionSocket, startTimer } from "./session_socket.js";
 
 interface Pending {
   id: number;
-  operation: Operation;
+  name: OperationName;
+  encode: (timeoutMs: number) => Uint8Array[];
   timeoutMs: number;
   deadline: number;
   /** What was sent with it and before. */
   sentBytes: number;
-  resolve: (answer: Answer) => void;
+  resolve: (answer: unknown) => void;
   reject: (error: Error) => void;
 }
 
@@ -38,12 +37,9 @@ const pingTimeoutMs = 3_000;
 // A ping waits behind what was sent before it, most of which the system holds without telling how
 // far it is. The slowest network on which a server is not taken for dead meanwhile, in bytes a ms.
 const leastBytesPerMs = 100;
-const sweepMs = 50;
 // Within which a server that took the stream greets; longer, and something on the way holds
 // streams back until they end.
 const greetingMs = 2_500;
-// Within which the server closes a session that was left.
-const partingMs = 5_000;
 // What is written without waiting for more, so that the service works while the agent goes on: in
 // bytes (32 invokes of a graph at a time: 40 % more in a second than without), and in time since
 // the first of it (4 ms instead of 0.5 ms: 32 invokes at a time take 6 % less of the agent's CPU and
@@ -54,16 +50,9 @@ const patienceMs = 4;
 const pieceBytes = 256 * 1024;
 const unsentBytes = 1024 * 1024;
 
-/**
- * Thrown by an operation that is to be made as a unary call: by all those of a session that the
- * server ended with an error, which one of them caused, and by one above the client's own limit.
- * The call tells each its own error.
- */
-export class NotOnSession extends Error {}
-
 /** One stream to the server, from its first operation to its end. */
-export class Session {
-  #stream: SessionStream | undefined;
+export class ClientSession {
+  #stream: SessionSocket | undefined;
   readonly #opening = new AbortController();
   readonly #sent = new Map<number, Pending>();
   readonly #waiting: Pending[] = [];
@@ -80,6 +69,8 @@ export class Session {
   readonly #outgoing: Uint8Array[] = [];
   #nextId = 1;
   #maxInFlight = 0;
+  /** What the server knows, by the names of its fields. */
+  #known: ReadonlySet<string> = new Set();
   #moving = false;
   #over: Error | undefined;
   #overAt = 0;
@@ -94,15 +85,16 @@ export class Session {
   #idlePing: NodeJS.Timeout | undefined;
   readonly #maxRequestBytes: number;
 
-  /** Opens the stream; operations may be sent at once. */
+  /**
+   * Waits for the stream that is being opened with its signal; operations may be given at once. One
+   * of more than `maxRequestBytes` is not carried.
+   */
   constructor(
-    baseUrl: string,
-    headers: Headers | undefined,
+    openSocket: (signal: AbortSignal) => Promise<SessionSocket>,
     maxRequestBytes: number,
-    lookup?: LookupFunction,
   ) {
     this.#maxRequestBytes = maxRequestBytes;
-    openSessionStream(baseUrl, headers, this.#opening.signal, lookup).then(
+    openSocket(this.#opening.signal).then(
       (stream) => this.#begin(stream),
       (error) => this.#end(error instanceof NoSessions ? error : broken(error)),
     );
@@ -121,24 +113,32 @@ export class Session {
   /**
    * Carries out one operation. Rejects with the error a unary call would have, with UNAVAILABLE
    * when the session breaks (the operation may or may not have been carried out), with
-   * DEADLINE_EXCEEDED, with NoSessions where the server or something before it has none, with
-   * NotOnSession, and with the signal's reason when it aborts.
+   * DEADLINE_EXCEEDED, with the signal's reason when it aborts, and with NotCarried: where there
+   * are no sessions or the server does not know the operation on one, above the client's own limit
+   * of a request, and when the server ended the session with an error, which one of its operations
+   * caused: as a unary call each is told its own.
    */
-  run(operation: Operation, timeoutMs: number, signal?: AbortSignal): Promise<Answer> {
+  run<Name extends OperationName>(
+    name: Name,
+    request: RequestInit<Name>,
+    { deadline, signal }: TryContext,
+  ): Promise<Answer<Name>> {
     return new Promise((resolve, reject) => {
       if (this.#over || signal?.aborted) {
         reject(this.#over ?? signal?.reason);
         return;
       }
       const id = this.#nextId++;
-      const deadline = performance.now() + timeoutMs;
+      const timeoutMs = deadline - performance.now();
       const pending: Pending = {
         id,
-        operation,
+        name,
+        encode: (timeoutMs) => encodeOperation(id, timeoutMs, name, request),
         timeoutMs,
         deadline,
         sentBytes: 0,
-        resolve,
+        // The answer that comes under an operation's id is that operation's.
+        resolve: resolve as (answer: unknown) => void,
         reject,
       };
       if (signal) {
@@ -151,7 +151,7 @@ export class Session {
         const forget = () => signal.removeEventListener("abort", onAbort);
         pending.resolve = (answer) => {
           forget();
-          resolve(answer);
+          resolve(answer as Answer<Name>);
         };
         pending.reject = (error) => {
           forget();
@@ -174,20 +174,17 @@ export class Session {
   }
 
   #send(pending: Pending, timeoutMs: number): void {
-    const { id, operation } = pending;
-    const wholeMs = Math.max(1, Math.ceil(timeoutMs));
-    const chunks =
-      operation.case === "put"
-        ? encodePut(id, wholeMs, operation.value)
-        : operation.case === "putExtending"
-          ? encodePutExtending(id, wholeMs, operation.value)
-          : operation.case === "putWrites"
-            ? encodePutWrites(id, wholeMs, operation.value)
-            : encode({ id, timeoutMs: wholeMs, operation });
+    const { id, name } = pending;
+    if (!this.#known.has(operationFields[name])) {
+      pending.reject(new NotCarried(`the server knows no ${name} on a session`));
+      this.#restIfIdle();
+      return;
+    }
+    const chunks = pending.encode(Math.max(1, Math.ceil(timeoutMs)));
     let bytes = 0;
     for (const { length } of chunks) bytes += length;
     if (bytes > this.#maxRequestBytes) {
-      pending.reject(new NotOnSession(`${bytes} bytes are above the limit`));
+      pending.reject(new NotCarried(`${bytes} bytes are above the limit`));
       this.#restIfIdle();
       return;
     }
@@ -220,8 +217,8 @@ export class Session {
   }
 
   /** Sends what is no operation. */
-  #tell(message: MessageInitShape<typeof OpenSessionRequestSchema>): void {
-    this.#write(encode(message), 0);
+  #tell(message: SessionRequest): void {
+    this.#write(encodeSessionRequest(message), 0);
   }
 
   #flush(): void {
@@ -248,7 +245,7 @@ export class Session {
     duplex.uncork();
   }
 
-  #begin(stream: SessionStream): void {
+  #begin(stream: SessionSocket): void {
     if (this.#over !== undefined) {
       stream.destroy();
       return;
@@ -285,6 +282,7 @@ export class Session {
     if (result.case === "welcome") {
       this.#cancelLimit();
       this.#maxInFlight = result.value.maxInFlight;
+      this.#known = new Set(result.value.operations);
     } else if (result.case === "goodbye") {
       this.#move();
     } else {
@@ -296,10 +294,10 @@ export class Session {
         const { code, message, detail } = result.value;
         const details = detail ? [{ desc: ErrorDetailSchema, value: detail }] : undefined;
         const requestId = this.#stream?.requestId;
-        const headers = requestId ? { "x-request-id": `${requestId}/${id}` } : undefined;
+        const headers = requestId ? { [requestIdHeader]: `${requestId}/${id}` } : undefined;
         pending.reject(new ConnectError(message, code, headers, details));
       } else {
-        pending.resolve(result);
+        pending.resolve(result.value);
       }
     }
     this.#sendWaiting();
@@ -332,9 +330,9 @@ export class Session {
   #checkDeadlines(): void {
     const now = performance.now();
     for (const pending of [...this.#sent.values(), ...this.#waiting]) {
-      const { operation, deadline, timeoutMs } = pending;
+      const { name, deadline, timeoutMs } = pending;
       // A page is no later than the stream would be whose next tuple arrives in time.
-      const isArriving = operation.case === "listPage" && now <= this.#heardAt + timeoutMs;
+      const isArriving = name === "listPage" && now <= this.#heardAt + timeoutMs;
       if (now > deadline && !isArriving) this.#giveUp(pending, deadlineExceeded());
     }
     this.#sendWaiting();
@@ -407,11 +405,6 @@ export class Session {
   }
 }
 
-function encode(message: MessageInitShape<typeof OpenSessionRequestSchema>): Uint8Array[] {
-  const bytes = toBinary(OpenSessionRequestSchema, create(OpenSessionRequestSchema, message));
-  return [envelope(0, bytes.length), bytes];
-}
-
 function broken(cause?: Error): ConnectError {
   const message = `the session broke${cause ? `: ${cause.message}` : ""}`;
   return new ConnectError(message, Code.Unavailable, undefined, undefined, cause);
@@ -425,5 +418,5 @@ function deadlineExceeded(): ConnectError {
 function endError(message: Uint8Array): Error {
   const { error } = JSON.parse(new TextDecoder().decode(message));
   if (!error) return new ConnectError("the session is over", Code.Unavailable);
-  return new NotOnSession(String(error.message));
+  return new NotCarried(String(error.message));
 }

@@ -12,8 +12,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Code, ConnectError } from "@connectrpc/connect";
 import type { CheckpointTuple } from "@langchain/langgraph-checkpoint";
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from "vitest";
-import { sessionPath } from "../envelope.js";
 import { ConnectSaver, errorDetail } from "../index.js";
+import { sessionPath } from "../protocol/wire.js";
 import { block, untilBlocked } from "../testing/blocking.js";
 import { startEdge } from "../testing/edge.js";
 import { startForeignSessions } from "../testing/foreign_sessions.js";
@@ -462,16 +462,14 @@ describe("lists", () => {
 
   it("are a stream where the server's sessions have none", async () => {
     const url = await startForeignSessions(
-      ({ id }) => {
-        const value = { code: Code.Unimplemented, message: "unknown" };
-        return [{ id, result: { case: "error", value } }];
-      },
+      () => [],
       {
         async *list({ threadId }) {
           const key = { threadId: String(threadId), checkpointId: "1" };
           yield { tuple: { key, checkpointJson: '{"v":4,"id":"1"}', metadataJson: "{}" } };
         },
       },
+      ["get_tuple", "put"],
     );
     const saver = ConnectSaver.fromUrl(url);
     const ids = [];

@@ -4,10 +4,18 @@ import { connect as connectHttp2, constants } from "node:http2";
 import { request as requestHttps } from "node:https";
 import type { LookupFunction, Socket } from "node:net";
 import type { Duplex } from "node:stream";
-import { sessionContentType, sessionPath, sessionUpgrade } from "../envelope.js";
+import {
+  connectionWindowBytes,
+  requestIdHeader,
+  sessionContentType,
+  sessionPath,
+  sessionUpgrade,
+  streamWindowBytes,
+} from "../protocol/wire.js";
+import { NotCarried } from "./carrier.js";
 
 /** An open stream of enveloped messages, both ways. It does not keep the process alive. */
-export interface SessionStream {
+export interface SessionSocket {
   readonly duplex: Duplex;
   /** By which the server's log has the session. */
   readonly requestId: string | undefined;
@@ -18,9 +26,8 @@ export interface SessionStream {
 }
 
 /** There are no sessions on the way to this server: use unary calls. */
-export class NoSessions extends Error {}
+export class NoSessions extends NotCarried {}
 
-const requestIdHeader = "x-request-id";
 // Within which a server is reached.
 const connectMs = 10_000;
 // Within which it answers; longer, and something on the way holds back what it does not know.
@@ -29,6 +36,13 @@ const responseMs = 2_500;
 
 /** The server was not reached. */
 class NotReached extends Error {}
+
+/** What it takes to ask for a session: where, with which headers and by whose resolution of names. */
+export interface SessionAddress {
+  baseUrl: string;
+  headers: Headers | undefined;
+  lookup: LookupFunction;
+}
 
 /**
  * Opens a stream: an upgraded HTTP/1.1 connection or, where something on the way does not let it
@@ -39,38 +53,37 @@ class NotReached extends Error {}
  * given to the socket when it is back in its event loop, and LangGraph does not let it go there
  * for the steps of a run: the service would begin with their checkpoints when the steps are over.
  */
-export async function openSessionStream(
-  baseUrl: string,
-  headers: Headers | undefined,
+export async function openSessionSocket(
+  address: SessionAddress,
   signal: AbortSignal,
-  lookup?: LookupFunction,
-): Promise<SessionStream> {
-  const url = new URL(baseUrl);
-  url.pathname = url.pathname.replace(/\/$/, "") + sessionPath;
-  const fields = Object.fromEntries(headers ?? []);
+): Promise<SessionSocket> {
   try {
-    return await upgrade(url, fields, signal, lookup);
+    return await openUpgraded(address, signal);
   } catch (error) {
     signal.throwIfAborted();
     // Not to be tried once more: Node's HTTP/2 holds a connection that is not made to the end.
     if (error instanceof NotReached) throw error;
-    return openHttp2Stream(url, fields, signal, lookup);
+    return openHttp2Stream(address, signal);
   }
 }
 
-function upgrade(
-  url: URL,
-  headers: Record<string, string>,
+/** On an upgraded HTTP/1.1 connection. */
+export function openUpgraded(
+  { baseUrl, headers, lookup }: SessionAddress,
   signal: AbortSignal,
-  lookup: LookupFunction | undefined,
-): Promise<SessionStream> {
+): Promise<SessionSocket> {
+  const url = sessionUrl(baseUrl);
   const request = url.protocol === "https:" ? requestHttps : requestHttp;
   return new Promise((resolve, reject) => {
     const asking: ClientRequest = request(url, {
       agent: false,
-      headers: { ...headers, connection: "upgrade", upgrade: sessionUpgrade },
+      headers: {
+        ...Object.fromEntries(headers ?? []),
+        connection: "upgrade",
+        upgrade: sessionUpgrade,
+      },
       signal,
-      ...(lookup ? { lookup } : {}),
+      lookup,
     });
     let reached = false;
     const giveUp = (why: string) => asking.destroy(new Error(why));
@@ -112,16 +125,16 @@ function upgrade(
   });
 }
 
-function openHttp2Stream(
-  url: URL,
-  headers: Record<string, string>,
+/** On a stream of HTTP/2, the only one of its connection. */
+export function openHttp2Stream(
+  { baseUrl, headers, lookup }: SessionAddress,
   signal: AbortSignal,
-  lookup: LookupFunction | undefined,
-): Promise<SessionStream> {
+): Promise<SessionSocket> {
+  const url = sessionUrl(baseUrl);
   return new Promise((resolve, reject) => {
     const http2 = connectHttp2(url.origin, {
-      settings: { initialWindowSize: 4 * 1024 * 1024 },
-      ...(lookup ? { lookup } : {}),
+      settings: { initialWindowSize: streamWindowBytes },
+      lookup,
     });
     http2.unref();
     let cancelTimer = startTimer(connectMs, () => fail(new Error("no connection")));
@@ -135,12 +148,12 @@ function openHttp2Stream(
     http2.on("error", fail);
     http2.on("close", () => fail(new Error("the connection was closed")));
     http2.once("connect", () => {
-      http2.setLocalWindowSize(16 * 1024 * 1024);
+      http2.setLocalWindowSize(connectionWindowBytes);
       cancelTimer();
       cancelTimer = startTimer(responseMs, () => fail(new NoSessions("no answer")));
     });
     const duplex = http2.request({
-      ...headers,
+      ...Object.fromEntries(headers ?? []),
       [constants.HTTP2_HEADER_METHOD]: "POST",
       [constants.HTTP2_HEADER_PATH]: url.pathname,
       "content-type": sessionContentType,
@@ -164,6 +177,12 @@ function openHttp2Stream(
       });
     });
   });
+}
+
+function sessionUrl(baseUrl: string): URL {
+  const url = new URL(baseUrl);
+  url.pathname = url.pathname.replace(/\/$/, "") + sessionPath;
+  return url;
 }
 
 /**

@@ -1,0 +1,247 @@
+/**
+ * The settings of `checkpointd serve` and `migrate`, in one table: the flag, the variable, what the
+ * value may be, its default, what it is for. A setting has the name of the option that it gives:
+ * an option of ServerOptions, or one that `serve` itself takes. The README's table is checked
+ * against this one.
+ */
+import type { LogLevel } from "../log.js";
+import type { ServerOptions } from "../server/main.js";
+import { define, type Values } from "../settings/flags.js";
+import {
+  boolean,
+  duration,
+  durationOrOff,
+  integer,
+  kind,
+  oneOf,
+  present,
+  size,
+  text,
+} from "../settings/kinds.js";
+import { retentionRules } from "../settings/retention_rules.js";
+import { eachHost } from "../store/hosts.js";
+import { checkSchemaName } from "../store/schema_name.js";
+
+/** It holds a password, so it is not repeated where it is wrong. */
+const databaseUrl = kind(
+  "a URL such as postgres://user:password@host:5432/database",
+  (value) => {
+    if (!/^postgres(ql)?:\/\//.test(value)) return undefined;
+    if (!eachHost(value).every((url) => URL.canParse(url))) return undefined;
+    try {
+      // "%" must be followed by two digits; a password with one is written %25.
+      decodeURIComponent(value);
+      return value;
+    } catch {
+      return undefined;
+    }
+  },
+  true,
+);
+
+const schema = kind(
+  "a schema name of 1 to 63 bytes without quotes and backslashes, not pg_…",
+  (value) => {
+    try {
+      checkSchemaName(value);
+      return value;
+    } catch {
+      return undefined;
+    }
+  },
+);
+
+const origins = kind(
+  "origins such as https://app.example.com separated by commas, or *",
+  (value) => {
+    const list = value.split(",").map((origin) => origin.trim());
+    const valid = list.every(
+      (origin) => origin === "*" || (URL.canParse(origin) && new URL(origin).origin === origin),
+    );
+    return valid ? list : undefined;
+  },
+);
+
+/** What `checkpointd serve` can be told. */
+export const settings = {
+  databaseUrl: define({
+    flag: "database-url",
+    env: "DATABASE_URL",
+    kind: databaseUrl,
+    unset: undefined,
+    help: "the Postgres to use; without it an embedded one is started in the data dir",
+  }),
+  schema: define({
+    flag: "schema",
+    env: "CHECKPOINTD_SCHEMA",
+    kind: schema,
+    fallback: "public",
+    help: "the schema of LangGraph's tables",
+  }),
+  dataDir: define({
+    flag: "data-dir",
+    env: "CHECKPOINTD_DATA_DIR",
+    kind: text,
+    fallback: ".checkpointd",
+    help: "the folder of the embedded Postgres",
+  }),
+  host: define({
+    flag: "host",
+    env: "CHECKPOINTD_HOST",
+    kind: text,
+    fallback: "127.0.0.1",
+    help: "the address to listen on",
+  }),
+  port: define({
+    flag: "port",
+    env: "CHECKPOINTD_PORT",
+    kind: integer(0, 65535),
+    fallback: "8080",
+    help: "the port; 0 takes a free one",
+  }),
+  workers: define({
+    flag: "workers",
+    env: "CHECKPOINTD_WORKERS",
+    kind: integer(1, 64),
+    fallback: "1",
+    help: "processes that share the port and the pool; an agent's connection stays on one of them",
+  }),
+  poolSize: define({
+    flag: "pool-size",
+    env: "CHECKPOINTD_POOL_SIZE",
+    kind: integer(1, 1000),
+    fallback: "8",
+    help: "Postgres connections held at the most, by all workers together",
+  }),
+  queueLimit: define({
+    flag: "queue-limit",
+    env: "CHECKPOINTD_QUEUE_LIMIT",
+    kind: integer(0, 1_000_000),
+    fallback: "5000",
+    help: "calls that may wait for a connection, in each worker",
+  }),
+  queueTimeoutMs: define({
+    flag: "queue-timeout",
+    env: "CHECKPOINTD_QUEUE_TIMEOUT",
+    kind: duration,
+    fallback: "10s",
+    help: "how long a call may wait for a connection",
+  }),
+  prepare: define({
+    flag: "prepare",
+    env: "CHECKPOINTD_PREPARE",
+    kind: boolean,
+    fallback: "true",
+    help: "use named prepared statements; false behind a transaction pooler",
+  }),
+  migrate: define({
+    flag: "migrate",
+    env: "CHECKPOINTD_MIGRATE",
+    kind: boolean,
+    fallback: "true",
+    help: "bring the tables up to date before serving",
+  }),
+  maxMessageSize: define({
+    flag: "max-message-size",
+    env: "CHECKPOINTD_MAX_MESSAGE_SIZE",
+    kind: size,
+    fallback: "64MiB",
+    help: "the largest request accepted",
+  }),
+  compression: define({
+    flag: "compression",
+    env: "CHECKPOINTD_COMPRESSION",
+    kind: boolean,
+    fallback: "false",
+    help: "gzip answers of 1 KiB and more for clients that accept it; for slow networks",
+  }),
+  callTimeoutMs: define({
+    flag: "call-timeout",
+    env: "CHECKPOINTD_CALL_TIMEOUT",
+    kind: duration,
+    fallback: "60s",
+    help: "the limit of a call whose client sets no deadline; a streamed List has none",
+  }),
+  slowCallMs: define({
+    flag: "slow-call",
+    env: "CHECKPOINTD_SLOW_CALL",
+    kind: durationOrOff,
+    fallback: "1s",
+    help: "a call whose client waited so long for the server has a line in the log; 0 turns that off",
+  }),
+  sessionAgeMs: define({
+    flag: "session-age",
+    env: "CHECKPOINTD_SESSION_AGE",
+    kind: duration,
+    fallback: "10m",
+    help: "after which a client is asked to open a new connection, so that load balancers can move it",
+  }),
+  drainTimeoutMs: define({
+    flag: "drain-timeout",
+    env: "CHECKPOINTD_DRAIN_TIMEOUT",
+    kind: duration,
+    fallback: "30s",
+    help: "how long running calls may go on after SIGTERM",
+  }),
+  retention: define({
+    flag: "retention",
+    env: "CHECKPOINTD_RETENTION",
+    kind: retentionRules,
+    unset: [],
+    help: "what to remove in the background, such as keep_last=20,older_than=30d; nothing unless given",
+  }),
+  retentionIntervalMs: define({
+    flag: "retention-interval",
+    env: "CHECKPOINTD_RETENTION_INTERVAL",
+    kind: duration,
+    fallback: "60m",
+    help: "how long retention rests between two runs",
+  }),
+  corsOrigins: define({
+    flag: "cors-origins",
+    env: "CHECKPOINTD_CORS_ORIGINS",
+    kind: origins,
+    unset: [],
+    help: "origins whose pages may call from a browser",
+  }),
+  logLevel: define({
+    flag: "log-level",
+    env: "CHECKPOINTD_LOG_LEVEL",
+    kind: oneOf(["silent", "error", "warn", "info", "debug"] satisfies readonly LogLevel[]),
+    fallback: "info",
+    help: "silent, error, warn, info or debug",
+  }),
+};
+
+/** What `checkpointd migrate` can be told. */
+export const migrateSettings = {
+  databaseUrl: { ...settings.databaseUrl, help: "the Postgres to use; it has to be given" },
+  schema: settings.schema,
+  dryRun: define({
+    flag: "dry-run",
+    kind: present,
+    unset: false,
+    help: "print the SQL, change nothing",
+  }),
+};
+
+/** The options of the server that no setting gives as it stands. */
+type MadeByServe = Pick<ServerOptions, "databaseUrl" | "log">;
+
+/** `Given` where it has what `Wanted` has and nothing else; anything else cannot be passed. */
+export type Exactly<Wanted, Given> = Given & Record<Exclude<keyof Given, keyof Wanted>, never>;
+
+/**
+ * The options of the server: the settings that `serve` does not take itself, and what it makes. It
+ * does not compile where a setting is no option of the server, nor where the server has an option,
+ * also one that may be left out, that no setting gives.
+ */
+export function serverOptions<Given extends Required<Omit<ServerOptions, keyof MadeByServe>>>(
+  given: Exactly<ServerOptions, Given>,
+  made: MadeByServe,
+): Given & MadeByServe {
+  return { ...given, ...made };
+}
+
+/** The values of all settings of `serve`. */
+export type ServeValues = Values<typeof settings>;

@@ -1,0 +1,70 @@
+/** The ways on which a client's operations reach the service. */
+import type { Answer, OperationName, RequestInit, StreamName } from "../protocol/operations.js";
+
+/** What holds for one try of an operation. */
+export interface TryContext {
+  /** By when there has to be an answer, by performance.now(). */
+  readonly deadline: number;
+  /** Gives the operation up when it aborts, with its reason. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * Carries each operation once: resolves with its answer, and rejects with a ConnectError, at the
+ * deadline at the latest; with the signal's reason; or with {@link NotCarried}. Knows nothing of
+ * other tries.
+ */
+export type Carrier = {
+  readonly [Name in OperationName]: (
+    request: RequestInit<Name>,
+    context: TryContext,
+  ) => Promise<Answer<Name>>;
+};
+
+/**
+ * Opens each stream once. It ends when its reader leaves it, when the signal aborts, and at the
+ * deadline, if there is one.
+ */
+export type Streams = {
+  readonly [Name in StreamName]: (
+    request: RequestInit<Name>,
+    context: Partial<TryContext>,
+  ) => AsyncIterable<Answer<Name>>;
+};
+
+/** Everything that can be asked for. */
+export type Service = Carrier & Streams;
+
+/**
+ * A carrier does not carry this operation, or not now: nothing is known of it to the service, or
+ * the carrier cannot tell what came of it. It is to be made on another one.
+ */
+export class NotCarried extends Error {}
+
+/** Carries what `first` does not carry on `second`, within the same deadline. */
+export function withFallback(first: Carrier, second: Carrier): Carrier {
+  const on =
+    <Name extends OperationName>(name: Name) =>
+    async (request: RequestInit<Name>, context: TryContext): Promise<Answer<Name>> => {
+      try {
+        return await first[name](request, context);
+      } catch (error) {
+        if (!(error instanceof NotCarried)) throw error;
+        return second[name](request, context);
+      }
+    };
+  return {
+    getTuple: on("getTuple"),
+    put: on("put"),
+    putExtending: on("putExtending"),
+    putWrites: on("putWrites"),
+    deleteThread: on("deleteThread"),
+    listPage: on("listPage"),
+    getThread: on("getThread"),
+    claimThreads: on("claimThreads"),
+    renewClaim: on("renewClaim"),
+    releaseClaim: on("releaseClaim"),
+    copyThread: on("copyThread"),
+    deleteRuns: on("deleteRuns"),
+  };
+}

@@ -1,0 +1,94 @@
+/** Operations on long-lived sessions: which session an operation goes to, and when there is none. */
+import type { ConnectError } from "@connectrpc/connect";
+import type { Answer, OperationName, RequestInit } from "../protocol/operations.js";
+import { type Carrier, NotCarried, type TryContext } from "./carrier.js";
+import type { ClientSession } from "./client_session.js";
+
+/**
+ * Larger requests, and the pages of lists, have a session of their own, so that small operations
+ * need not wait behind them.
+ */
+const smallBytes = 256 * 1024;
+
+/**
+ * For how long no session is tried after `refusals` in a row. It may have been a balancer without a
+ * server behind it for a moment, or a server too busy to greet; or there are none on this way.
+ */
+const restMs = (refusals: number) => Math.min(10 * 60_000, 1_000 * 2 ** (refusals - 1));
+
+/** The carrier, and the end of it. */
+export interface SessionCarrier {
+  readonly carrier: Carrier;
+  /** Closes the sessions at once; what is under way fails with the error. Idempotent. */
+  abort(error: ConnectError): void;
+}
+
+/** Carries operations on sessions that `open` opens: one, and another for what is large. */
+export function createSessionCarrier(open: () => ClientSession): SessionCarrier {
+  const small = createPlace(open);
+  const large = createPlace(open);
+  const on =
+    <Name extends OperationName>(name: Name, isLarge?: (request: RequestInit<Name>) => boolean) =>
+    (request: RequestInit<Name>, context: TryContext): Promise<Answer<Name>> => {
+      const session = (isLarge?.(request) ? large : small).session();
+      return session
+        ? session.run(name, request, context)
+        : Promise.reject(new NotCarried("there was no session a moment ago"));
+    };
+  const carrier: Carrier = {
+    getTuple: on("getTuple"),
+    put: on("put", isLargePut),
+    putExtending: on("putExtending", ({ put = {} }) => isLargePut(put)),
+    putWrites: on("putWrites", ({ writes = [] }) => bytesOf(writes) > smallBytes),
+    deleteThread: on("deleteThread"),
+    listPage: on("listPage", () => true),
+    getThread: on("getThread"),
+    claimThreads: on("claimThreads"),
+    renewClaim: on("renewClaim"),
+    releaseClaim: on("releaseClaim"),
+    copyThread: on("copyThread"),
+    deleteRuns: on("deleteRuns"),
+  };
+  return {
+    carrier,
+    abort(error) {
+      small.abort(error);
+      large.abort(error);
+    },
+  };
+}
+
+/** Holds one session at a time, and none for a while after there was none. */
+function createPlace(open: () => ClientSession) {
+  let current: ClientSession | undefined;
+  /** How often in a row there was no session. */
+  let refusals = 0;
+  return {
+    /** The session for a new operation; undefined where there are none. */
+    session(): ClientSession | undefined {
+      if (current && !current.isLeaving) return current;
+      const foundNoneAt = current?.foundNoneAt;
+      if (foundNoneAt === undefined) {
+        refusals = 0;
+      } else {
+        refusals = Math.max(1, refusals);
+        if (performance.now() < foundNoneAt + restMs(refusals)) return undefined;
+        refusals++;
+      }
+      current = open();
+      return current;
+    },
+    abort: (error: ConnectError) => current?.abort(error),
+  };
+}
+
+function isLargePut(put: RequestInit<"put">): boolean {
+  const json = (put.checkpointJson?.length ?? 0) + (put.metadataJson?.length ?? 0);
+  return json + bytesOf(put.blobs) > smallBytes;
+}
+
+function bytesOf(parts: readonly { value?: { data?: Uint8Array } | undefined }[] = []): number {
+  let bytes = 0;
+  for (const { value } of parts) bytes += value?.data?.length ?? 0;
+  return bytes;
+}

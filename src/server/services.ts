@@ -1,0 +1,75 @@
+import type { HandlerContext, ServiceImpl } from "@connectrpc/connect";
+import type { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import type { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import type { AnswerInit, OperationName, Request, StreamName } from "../protocol/operations.js";
+import { type Call, type Calls, callKey } from "./call.js";
+import type { Operations } from "./operations.js";
+import type { Streams } from "./streams.js";
+
+/** The services, as a Connect router takes them. */
+export interface Services {
+  checkpoints: ServiceImpl<typeof CheckpointService>;
+  threads: ServiceImpl<typeof ThreadService>;
+}
+
+/**
+ * Serves the operations and streams as RPCs. Errors rise to the interceptor.
+ *
+ * `callTimeoutMs` bounds the work for a unary call whose client set no deadline. A stream has no
+ * such bound: it lasts as long as its reader takes, and holds nothing meanwhile.
+ */
+export function createServices(
+  operations: Operations,
+  streams: Streams,
+  calls: Calls,
+  callTimeoutMs: number,
+): Services {
+  const unary =
+    <Name extends OperationName>(name: Name) =>
+    (request: Request<Name>, context: HandlerContext): Promise<AnswerInit<Name>> => {
+      const call = follow(context);
+      if (context.timeoutMs() === undefined) calls.bound(call, callTimeoutMs);
+      return operations[name](request, call);
+    };
+  const stream = <Name extends StreamName>(name: Name) =>
+    async function* (
+      request: Request<Name>,
+      context: HandlerContext,
+    ): AsyncGenerator<AnswerInit<Name>> {
+      const call = follow(context);
+      // The loop of a handler is not stopped by a client that goes away
+      // (connectrpc/connect-es#1217); the call's abort stops it at the next message.
+      for await (const message of streams[name](request, call)) {
+        call.throwIfAborted();
+        yield message;
+      }
+    };
+  return {
+    checkpoints: {
+      getTuple: unary("getTuple"),
+      put: unary("put"),
+      putWrites: unary("putWrites"),
+      list: stream("list"),
+      deleteThread: unary("deleteThread"),
+    },
+    threads: {
+      listThreads: stream("listThreads"),
+      getThread: unary("getThread"),
+      claimThreads: unary("claimThreads"),
+      renewClaim: unary("renewClaim"),
+      releaseClaim: unary("releaseClaim"),
+      getChannelHistory: stream("getChannelHistory"),
+      copyThread: unary("copyThread"),
+      deleteRuns: unary("deleteRuns"),
+      pruneThreads: stream("pruneThreads"),
+    },
+  };
+}
+
+/** The handler's call, which from now on aborts with the RPC: at the client's deadline, at a drain. */
+function follow({ values, signal }: HandlerContext): Call {
+  const call = values.get(callKey) as Call;
+  if (signal.aborted) call.abort(signal.reason);
+  else signal.addEventListener("abort", () => call.abort(signal.reason), { once: true });
+  return call;
+}

@@ -1,0 +1,47 @@
+import type { AnswerInit, Request, StreamName } from "../protocol/operations.js";
+import { channelHistory } from "../store/channel_history.js";
+import type { Db, Signal } from "../store/db.js";
+import { list } from "../store/list.js";
+import { pruneThreads } from "../store/prune.js";
+import { listThreads } from "../store/threads.js";
+import { checkList } from "./checks.js";
+import {
+  checkGetChannelHistory,
+  checkListThreads,
+  checkPruneThreads,
+  toMs,
+} from "./thread_checks.js";
+
+/** Every RPC that streams its answers. Errors rise to who carries it. */
+export type Streams = {
+  readonly [Name in StreamName]: (
+    request: Request<Name>,
+    signal: Signal,
+  ) => AsyncIterable<AnswerInit<Name>>;
+};
+
+/** Each is: check the request, then read as fast as the answers are taken. */
+export function createStreams(db: Db): Streams {
+  return {
+    async *list(request, signal) {
+      checkList(request);
+      for await (const tuple of list(db, request, signal)) yield { tuple };
+    },
+    async *listThreads(request, signal) {
+      checkListThreads(request);
+      for await (const thread of listThreads(db, request, signal)) yield { thread };
+    },
+    async *getChannelHistory(request, signal) {
+      checkGetChannelHistory(request);
+      yield* channelHistory(db, request, signal);
+    },
+    async *pruneThreads(request, signal) {
+      checkPruneThreads(request);
+      const { filter, threadIds, strategy, olderThan, dryRun, afterThreadId } = request;
+      const keepLast = strategy.case === "keepLast" ? strategy.value : 0;
+      const olderThanMs = olderThan && toMs(olderThan, 0);
+      const prune = { filter, threadIds, keepLast, olderThanMs, dryRun, afterThreadId };
+      yield* pruneThreads(db, prune, signal);
+    },
+  };
+}
