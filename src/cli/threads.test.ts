@@ -10,7 +10,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { ConnectSaver } from "../client/saver.js";
 import type { Server } from "../server/main.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
-import { runCommand } from "../testing/serve.js";
+import { runCommand } from "../testing/serve_process.js";
 import { startTestServer } from "../testing/server.js";
 
 let database: TestDatabase;

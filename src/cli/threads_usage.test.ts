@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { readFlags } from "../settings/flags.js";
-import { runCommand } from "../testing/serve.js";
+import { runCommand } from "../testing/serve_process.js";
 import { subcommands } from "./threads.js";
 import { connectionFlags } from "./threads_flags.js";
 

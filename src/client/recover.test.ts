@@ -186,11 +186,11 @@ describe("recoverThreads", () => {
     await leave("long");
     const owners: unknown[] = [];
     const long = compile(async () => {
-      await delay(1_500);
+      await delay(2_500);
       owners.push((await saver.threads.get("long"))?.claim?.owner);
       return { n: 3 };
     });
-    const options = { graceMs: 0, leaseMs: 1_000, owner: "me", prefix: "long" };
+    const options = { graceMs: 0, leaseMs: 2_000, owner: "me", prefix: "long" };
     expect(await recoverThreads(saver, long, options)).toEqual({ resumed: 1, failed: 0, lost: 0 });
     expect(owners).toEqual(["me"]);
     expect((await saver.threads.get("long"))?.claim).toBeUndefined();
@@ -198,7 +198,7 @@ describe("recoverThreads", () => {
     await leave("long-2");
     const robbed = compile(async () => {
       await pool.query("delete from checkpointd_claims where thread_id = 'long-2'");
-      await delay(1_000);
+      await delay(2_000);
       return { n: 3 };
     });
     const once = new AbortController();

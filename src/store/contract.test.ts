@@ -1,7 +1,7 @@
 /**
  * The rules of design.md, section 2, that say what is stored: through the service, looking at
  * the rows. What comes back is in contract_values.test.ts and contract_read.test.ts, what the
- * saver adds (2.8, 2.10) in client/contract.test.ts.
+ * saver adds (2.8, 2.10) in client/contract_saver.test.ts.
  */
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { type Client, Code, ConnectError, createClient } from "@connectrpc/connect";
