@@ -1,7 +1,7 @@
 /** The results as a bar chart that can be read on a white and on a dark page. */
 import type { Contender } from "./contenders.js";
-import { format, type Results } from "./report.js";
 import type { Row } from "./row.js";
+import { format, type Results } from "./summary.js";
 
 // Dark enough for white paper, light enough for a dark page.
 const colours: Record<Contender, string> = {

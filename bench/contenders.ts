@@ -5,7 +5,7 @@ import { openHttp2Stream } from "../src/client/session_socket.js";
 import { UrlTransport } from "../src/client/transport.js";
 import { ConnectSaver } from "../src/index.js";
 import { HttpSaver } from "./http_saver.js";
-import { poolSize } from "./settings.js";
+import { poolSize } from "./postgres_settings.js";
 
 /**
  * What is compared: LangGraph's saver on Postgres itself, ConnectSaver as it comes, the same

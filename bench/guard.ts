@@ -5,9 +5,9 @@
  * against a percent. The benchmark itself is `npm run bench`.
  */
 import type { Plan } from "./plan.js";
-import { cellOf, createTable } from "./report.js";
 import { runPlan } from "./run.js";
-import { withEnvironment } from "./session.js";
+import { cellOf, createTable } from "./summary.js";
+import { withEnvironment } from "./with_environment.js";
 
 /** The most that the service may cost, as a multiple of the direct saver's cost. */
 const bounds: Record<string, number> = { put: 1, getTuple: 1 };

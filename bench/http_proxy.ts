@@ -10,7 +10,7 @@ import http from "node:http";
 import type { AddressInfo } from "node:net";
 import pg from "pg";
 import type { WireBlob, WireTuple, WireWrite } from "./http_saver.js";
-import { poolSize } from "./settings.js";
+import { poolSize } from "./postgres_settings.js";
 
 type Body = Record<string, unknown>;
 type Statement = [name: string | undefined, text: string, values: unknown[]];

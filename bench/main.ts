@@ -3,9 +3,9 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { toChart } from "./chart.js";
 import { type Plan, readPlan, usage } from "./plan.js";
-import { createTable, describeMachine, type Results, toBarLines } from "./report.js";
 import { runPlan } from "./run.js";
-import { withEnvironment } from "./session.js";
+import { createTable, describeMachine, type Results, toBarLines } from "./summary.js";
+import { withEnvironment } from "./with_environment.js";
 
 /** The folder of the results in the repository; this file runs from dist/bench. */
 const resultsFolder = fileURLToPath(new URL("../../bench/results/", import.meta.url));

@@ -1,12 +1,13 @@
 /** Runs a plan: for each cell every contender in turn, round after round. */
-import type { Measured } from "./agent.js";
+
 import type { Contender } from "./contenders.js";
 import { cpuOf, peakMemoryOf } from "./cpu.js";
 import type { Environment } from "./environment.js";
 import type { Stored, Workload } from "./load.js";
+import type { Measured } from "./load_agent.js";
 import type { Concurrency, Plan, Stage } from "./plan.js";
-import { type Agent, type Server, startAgent, startServer, stopProcess } from "./processes.js";
 import { type Round, type Row, toRow } from "./row.js";
+import { type Agent, type Server, startAgent, startServer, stopProcess } from "./run_processes.js";
 import { findWorkload } from "./workloads.js";
 
 /** A contender's processes in one stage. */

@@ -2,10 +2,10 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import type { Environment } from "./environment.js";
-import { startServer } from "./processes.js";
-import { withEnvironment } from "./session.js";
+import { startServer } from "./run_processes.js";
 import { type SoakLoad, startLoad, type Tally } from "./soak_load.js";
 import { type Sample, startWatch, type Watch } from "./soak_watch.js";
+import { withEnvironment } from "./with_environment.js";
 
 const usage = `npm run soak -- [flags]
   --minutes N          how long the load lasts (10)

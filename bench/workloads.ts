@@ -1,7 +1,7 @@
 import { chat, invoke } from "./graphs.js";
 import { delta, lists } from "./histories.js";
 import type { Workload } from "./load.js";
-import { blob1, blob16, getTuple, put, putWrites } from "./operations.js";
+import { blob1, blob16, getTuple, put, putWrites } from "./single_calls.js";
 
 /** All of them, in the order of the table. */
 export const workloads: readonly Workload[] = [

@@ -10,7 +10,7 @@ import type { RunnableConfig } from "@langchain/core/runnables";
 import { uuid6 } from "@langchain/langgraph-checkpoint";
 import type { ConnectSaver, ConnectSaverUrlOptions } from "../../src/index.js";
 import { createRandom } from "../../src/testing/random.js";
-import type { Answer, Blob, Call } from "./history.js";
+import type { Answer, Blob, Call } from "./call_history.js";
 
 /** What an agent is started with. */
 export interface AgentPlan {

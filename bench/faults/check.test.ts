@@ -2,9 +2,9 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
+import { type Answer, type Call, type Event, type Rows, readEvents } from "./call_history.js";
 import { checkHistories, type Rule } from "./check.js";
 import { errors, simulate } from "./check_simulation.js";
-import { type Answer, type Call, type Event, type Rows, readEvents } from "./history.js";
 
 describe("of runs in memory", () => {
   it("finds nothing if the store makes no mistake", () => {
@@ -320,10 +320,10 @@ describe("deadlines", () => {
   });
 });
 
-it("judges each thread by itself, and a million operations in a minute", () => {
+it("judges each thread by itself: what many threads take grows with their number", () => {
   const started = performance.now();
   function* load(): Generator<Event> {
-    for (let n = 0; n < 250_000; n++) {
+    for (let n = 0; n < 50_000; n++) {
       const thread = `t${n % 5_000}`;
       const id = `c${String(n).padStart(8, "0")}`;
       for (const [i, pair] of [

@@ -4,9 +4,16 @@
  * operations can have been carried out, so what it finds is an error, never a guess: an operation
  * without an answer may have happened at any time after it was invoked, or not at all.
  */
+
+import {
+  type Event,
+  type Operation,
+  type Rows,
+  toHistories,
+  type Unanswered,
+} from "./call_history.js";
 import { checkLeases } from "./check_leases.js";
 import { checkState } from "./check_state.js";
-import { type Event, type Operation, type Rows, toHistories, type Unanswered } from "./history.js";
 
 /**
  * acknowledged: what was acknowledged is stored, unless a deleteThread can have removed it.

@@ -1,6 +1,7 @@
 /** The rules of leases: one holder at a time, and nothing under a lease that is lost. */
+
+import { isLeaseLost, type Operation, type OperationOf, ofKind } from "./call_history.js";
 import type { Report } from "./check.js";
-import { isLeaseLost, type Operation, type OperationOf, ofKind } from "./history.js";
 
 /** A claim that was granted. */
 interface Lease {

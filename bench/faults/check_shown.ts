@@ -1,4 +1,6 @@
 /** What is seen: that somebody stored it, that it was not deleted, and that it is what was stored. */
+
+import type { CheckpointRow, Operation, OperationOf } from "./call_history.js";
 import type { Report } from "./check.js";
 import type { Stored } from "./check_stored.js";
 import {
@@ -11,7 +13,6 @@ import {
   type Things,
   writeKey,
 } from "./check_things.js";
-import type { CheckpointRow, Operation, OperationOf } from "./history.js";
 
 /** Judges what reads and rows show. */
 export class Shown {

@@ -1,6 +1,6 @@
 /** Runs that never happened, of a store in memory: right ones, and ones with one kind of error. */
 import { createRandom } from "../../src/testing/random.js";
-import type { Call, Event, Invoke, Rows } from "./history.js";
+import type { Call, Event, Invoke, Rows } from "./call_history.js";
 
 /** What a store can get wrong. */
 export const errors = [

@@ -8,11 +8,12 @@
  * operation that stored it was answered before a delete that is over for certain: one that was
  * acknowledged, or one of which a read showed the effect.
  */
+
+import type { Operation, OperationOf, Rows } from "./call_history.js";
 import type { Report } from "./check.js";
 import { Shown } from "./check_shown.js";
 import { Stored } from "./check_stored.js";
 import { inTheEnd, lowerBound, type Moment, type Thing, Things, writeKey } from "./check_things.js";
-import type { Operation, OperationOf, Rows } from "./history.js";
 
 /** Threads of more operations are not looked at for deletes that reads show. */
 const mostForEffects = 2_000;

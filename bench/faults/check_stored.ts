@@ -1,5 +1,5 @@
+import type { CheckpointRow, Rows } from "./call_history.js";
 import { blobKey, writeKey } from "./check_things.js";
-import type { CheckpointRow, Rows } from "./history.js";
 
 /** The rows of one thread. */
 export class Stored {

@@ -1,5 +1,5 @@
 /** What a thread consists of, and what is known of it: when it is there for certain, and when it may be. */
-import { type Operation, type OperationOf, ofKind } from "./history.js";
+import { type Operation, type OperationOf, ofKind } from "./call_history.js";
 
 export type Put = OperationOf<"put">;
 export type PutWrites = OperationOf<"putWrites">;

@@ -19,7 +19,7 @@ export interface Bug {
 
 const patch = (file: string, text: string, instead: string): Patch => ({ file, text, instead });
 
-const operations = "server/operations.js";
+const operations = "server/operation_handlers.js";
 const put = "store/put.js";
 const putWrites = "store/put_writes.js";
 const putExtending = "store/put_extending.js";
@@ -28,7 +28,7 @@ const tuples = "store/tuples.js";
 const leases = "store/leases.js";
 const db = "store/db.js";
 const session = "client/client_session.js";
-const list = "client/list.js";
+const list = "client/read_list.js";
 
 /** The guard of the row count, which would show some of them earlier. */
 const noCount = patch(db, "if (count === rows)\n        return;", "return;");

@@ -3,7 +3,7 @@ import { createHash, randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { uuid6 } from "@langchain/langgraph-checkpoint";
 import type { ConnectSaver } from "../../src/index.js";
-import type { Answer, Blob, Call, Event } from "./history.js";
+import type { Answer, Blob, Call, Event } from "./call_history.js";
 
 type Client = typeof import("../../src/index.js");
 

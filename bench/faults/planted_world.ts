@@ -9,9 +9,9 @@ import { fileURLToPath, pathToFileURL } from "node:url";
 import pg from "pg";
 import { startPostgresRelay } from "../../src/testing/postgres_relay.js";
 import { startRelay } from "../../src/testing/relay.js";
-import type { Rows } from "./history.js";
+import type { Rows } from "./call_history.js";
 import type { Bug, Fault, Patch } from "./planted_bugs.js";
-import { readRows } from "./rows.js";
+import { readRows } from "./read_rows.js";
 
 const root = fileURLToPath(new URL("../../../", import.meta.url));
 

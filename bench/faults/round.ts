@@ -2,10 +2,10 @@
 import { rmSync } from "node:fs";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { type Event, readEvents } from "./call_history.js";
 import { checkHistories, type Violation } from "./check.js";
 import type { Fault } from "./faults.js";
-import { type Event, readEvents } from "./history.js";
-import { readRows } from "./rows.js";
+import { readRows } from "./read_rows.js";
 import type { World } from "./world.js";
 
 /** What a round is made of. */

@@ -9,8 +9,8 @@ import { fileURLToPath } from "node:url";
 import pg from "pg";
 import { type Embedded, startEmbedded } from "../../src/store/embedded.js";
 import { type PostgresRelay, startPostgresRelay } from "../../src/testing/postgres_relay.js";
+import { startRelay } from "../../src/testing/relay.js";
 import type { AgentPlan } from "./agent.js";
-import { startRelay } from "./relay.js";
 
 /** What a world is made of. */
 export interface WorldPlan {
@@ -68,10 +68,8 @@ export async function startWorld(plan: WorldPlan) {
   const direct = new URL(postgres.databaseUrl);
   let databasePort = Number(direct.port);
   const toPostgres = await startRelay(() => databasePort);
-  const outer = new URL(direct);
-  outer.port = String(toPostgres.port);
   // Message by message, before the one that knows only bytes.
-  const messages: PostgresRelay = await startPostgresRelay(outer.href);
+  const messages: PostgresRelay = await startPostgresRelay(toPostgres.through(direct.href));
   const servers: ServerProcess[] = [];
   const agents = new Set<ChildProcess>();
   /** Processes that ended though nobody ended them. */
@@ -158,7 +156,7 @@ export async function startWorld(plan: WorldPlan) {
     get databaseUrl() {
       return direct.href;
     },
-    url: () => `http://127.0.0.1:${toServers.port}`,
+    url: () => toServers.url,
     /**
      * Another Postgres of the same password takes over: new connections lead there. Returns how
      * the one before is ended.

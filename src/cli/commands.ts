@@ -8,8 +8,8 @@ import { version } from "./version.js";
  */
 const commands: Record<string, (args: string[]) => Promise<number>> = {
   serve: async (args) => (await import("./serve.js")).runServe(args),
-  migrate: async (args) => (await import("./migrate.js")).runMigrate(args),
-  threads: async (args) => (await import("./threads.js")).runThreads(args),
+  migrate: async (args) => (await import("./migrate_command.js")).runMigrate(args),
+  threads: async (args) => (await import("./threads_command.js")).runThreads(args),
 };
 
 async function main(args: string[]): Promise<number> {

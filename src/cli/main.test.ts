@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { createDatabase } from "../testing/postgres.js";
-import { runCommand } from "../testing/serve.js";
+import { runCommand } from "../testing/serve_process.js";
 
 describe("the command line", () => {
   it.each([

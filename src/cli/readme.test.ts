@@ -7,9 +7,9 @@ import { delimiter, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { Server } from "../server/main.js";
+import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
-import { startTestServer } from "../testing/server.js";
+import { startTestServer } from "../testing/test_server.js";
 import { settings } from "./settings.js";
 
 const run = promisify(execFile);
@@ -260,15 +260,20 @@ async function anchorsOf(file: string): Promise<string[]> {
   );
 }
 
-/** Where grpcurl is not installed, buf's curl is asked the same over reflection. */
+/** Where grpcurl or curl is not installed, buf's curl is asked the same; grpcurl's over reflection. */
 function substitute(command: string): string {
+  const [program = ""] = command.split(" ");
   const installed = (process.env.PATH ?? "")
     .split(delimiter)
-    .some((folder) => existsSync(join(folder, "grpcurl")));
-  if (installed || !command.startsWith("grpcurl")) return command;
-  const buf = "node_modules/.bin/buf curl --protocol grpc --http2-prior-knowledge";
+    .some((folder) => existsSync(join(folder, program)));
+  if (installed) return command;
+  const buf = "node_modules/.bin/buf curl --http2-prior-knowledge --protocol";
+  // It sets the content type itself.
+  if (program === "curl") return command.replace(/^curl -s -H '[^']*'/, `${buf} connect`);
   const [, data = "", address = "", method = ""] =
     /^grpcurl -plaintext (-d '[^']*' )?(\S+) (\S+)/.exec(command) ?? [];
-  if (method === "list" || method === "describe") return `${buf} --list-methods http://${address}`;
-  return `${buf} ${data} http://${address}/${method}`;
+  if (method === "list" || method === "describe") {
+    return `${buf} grpc --list-methods http://${address}`;
+  }
+  return `${buf} grpc ${data} http://${address}/${method}`;
 }

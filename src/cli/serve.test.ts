@@ -10,7 +10,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { Health, HealthCheckResponse_ServingStatus } from "../../gen/health/v1/health_pb.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
-import { runCommand, startServe } from "../testing/serve.js";
+import { runCommand, startServe } from "../testing/serve_process.js";
 
 const transport = (url: string) => createConnectTransport({ baseUrl: url, httpVersion: "2" });
 const checkpoints = (url: string) => createClient(CheckpointService, transport(url));
@@ -168,10 +168,10 @@ describe("serve with a database", () => {
     const running = checkpoints(server.url).put({ ...put, checkpointId: "4" });
     const refused = expect(running).rejects.toBeInstanceOf(ConnectError);
     await waitForLockWaiter(locker);
-    server.child.kill("SIGTERM");
-    while (!server.output().stderr.includes("draining")) await sleep(20);
     // One Ctrl-C under npm is two signals at once; the second that counts comes later.
+    server.child.kill("SIGTERM");
     server.child.kill("SIGINT");
+    while (!server.output().stderr.includes("draining")) await sleep(20);
     await sleep(600);
     expect(server.child.exitCode).toBeNull();
     expect(await server.stop()).toMatchObject({ code: 1 });

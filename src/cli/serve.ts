@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { setFlagsFromString } from "node:v8";
 import { createLog, type Log } from "../log.js";
-import { type Server, startServer } from "../server/main.js";
+import { type Server, startServer } from "../server/server.js";
 import { readFlags, UsageError } from "../settings/flags.js";
 import { type Embedded, startEmbedded } from "../store/embedded.js";
 import { serverOptions, settings } from "./settings.js";

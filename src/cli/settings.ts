@@ -5,7 +5,7 @@
  * docs/operate.md is checked against this one.
  */
 import type { LogLevel } from "../log.js";
-import type { ServerOptions } from "../server/main.js";
+import type { ServerOptions } from "../server/server.js";
 import { define, type Values } from "../settings/flags.js";
 import {
   boolean,

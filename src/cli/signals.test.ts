@@ -13,7 +13,7 @@ import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_p
 import { startEmbedded } from "../store/embedded.js";
 import { block } from "../testing/blocking.js";
 import { createDatabase } from "../testing/postgres.js";
-import { runCommand, spawnCommand, startServe } from "../testing/serve.js";
+import { runCommand, spawnCommand, startServe } from "../testing/serve_process.js";
 
 /** What an end may take here, on a busy machine; the sweeps below take far less each. */
 const boundMs = 15_000;

@@ -4,7 +4,7 @@ import { define, UsageError } from "../settings/flags.js";
 import { age, present } from "../settings/kinds.js";
 import { keepLast } from "../settings/retention_rules.js";
 import { confirm, print, printJson, printTable, startProgress, toCount, toSize } from "./print.js";
-import type { ThreadsCommand } from "./threads.js";
+import type { ThreadsCommand } from "./threads_command.js";
 import { filterFlags, json, toFilter, yes } from "./threads_flags.js";
 
 export const copyFlags = { json };
@@ -112,19 +112,16 @@ function toOptions({ flags, words }: PruneCommand): PruneOptions {
   };
 }
 
-/**
- * Counts each thread once: a dry run whose connection was cut begins anew, and tells again of
- * threads that it has told of. (What is removed is gone, so it is told of once, or in two parts.)
- */
+/** Runs a prune and adds up what it tells of. */
 async function prune({ threads }: PruneCommand, options: PruneOptions, isListed: boolean) {
   const total: ThreadCounts = { checkpoints: 0, blobs: 0, writes: 0, storedBytes: 0 };
-  const seen = new Set<string>();
+  let count = 0;
   const progress = startProgress();
   const rows = async function* () {
     for await (const { threadId, removed, threadsExamined } of threads.prune(options)) {
       progress.say(`${threadsExamined} threads looked at, ${toSize(total.storedBytes)} removed`);
-      if (threadId === undefined || (options.dryRun && seen.has(threadId))) continue;
-      seen.add(threadId);
+      if (threadId === undefined) continue;
+      count++;
       total.checkpoints += removed.checkpoints;
       total.blobs += removed.blobs;
       total.writes += removed.writes;
@@ -146,7 +143,7 @@ async function prune({ threads }: PruneCommand, options: PruneOptions, isListed:
   } finally {
     progress.end();
   }
-  return { threads: seen.size, total };
+  return { threads: count, total };
 }
 
 const toWords = ({ checkpoints, blobs, writes, storedBytes }: ThreadCounts) =>

@@ -1,6 +1,6 @@
 import type { Flags } from "../settings/flags.js";
 import { describe } from "./help.js";
-import { subcommands } from "./threads.js";
+import { subcommands } from "./threads_command.js";
 import { connectionFlags } from "./threads_flags.js";
 
 /** The text of threads --help, made from the table of subcommands. */

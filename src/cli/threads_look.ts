@@ -2,7 +2,7 @@
 
 import type { CheckpointTuple, Value } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { ListView } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import { readList } from "../client/list.js";
+import { readList } from "../client/read_list.js";
 import type { ListThreadsOptions, Thread } from "../client/threads.js";
 import { define } from "../settings/flags.js";
 import { anyText, present } from "../settings/kinds.js";
@@ -19,7 +19,7 @@ import {
   toCount,
   toSize,
 } from "./print.js";
-import type { ThreadsCommand } from "./threads.js";
+import type { ThreadsCommand } from "./threads_command.js";
 import { filterFlags, json, limit, ns, toFilter } from "./threads_flags.js";
 
 /** Rows of a table unless --limit says otherwise. */

@@ -1,17 +1,28 @@
 import pg from "pg";
 import { afterAll, beforeAll, expect, it, vi } from "vitest";
-import type { Server } from "../server/main.js";
+import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { type Relay, startRelay } from "../testing/relay.js";
-import { startTestServer } from "../testing/server.js";
-import { runThreads } from "./threads.js";
+import { startTestServer } from "../testing/test_server.js";
+import { runThreads } from "./threads_command.js";
 
 const count = 300;
 /** What the command has told so far, and what is done when it tells of how far it has come. */
-const said = vi.hoisted(() => ({ asked: [] as string[], json: [] as unknown[], onProgress() {} }));
+const said = vi.hoisted(() => ({
+  asked: [] as string[],
+  json: [] as unknown[],
+  progress: "",
+  onProgress() {},
+}));
 vi.mock("./print.js", async (original) => ({
   ...(await original<typeof import("./print.js")>()),
-  startProgress: () => ({ say: () => said.onProgress(), end() {} }),
+  startProgress: () => ({
+    say(text: string) {
+      said.progress = text;
+      said.onProgress();
+    },
+    end() {},
+  }),
   printJson: (value: unknown) => said.json.push(value),
   confirm: async (question: string) => {
     said.asked.push(question);
@@ -59,6 +70,7 @@ async function prune(...args: string[]): Promise<number> {
 it("prune counts and asks for each thread once, also where the connection was cut", async () => {
   expect(await prune("--keep-last", "1", "--dry-run", "--json")).toBe(0);
   expect(said.json).toMatchObject([{ dryRun: true, threads: count, checkpoints: count }]);
+  expect(said.progress).toMatch(`${count} threads looked at`);
   expect(await prune("--delete")).toBe(1);
   expect(said.asked).toEqual([
     expect.stringMatching(

@@ -16,11 +16,11 @@ import {
   CheckpointTupleSchema,
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { Calls } from "../client/calls.js";
-import { readList } from "../client/list.js";
+import { readList } from "../client/read_list.js";
 import { define } from "../settings/flags.js";
 import { text } from "../settings/kinds.js";
 import { print, startProgress, toCount, toSize } from "./print.js";
-import type { ThreadsCommand } from "./threads.js";
+import type { ThreadsCommand } from "./threads_command.js";
 
 /** Values of one request at the most; a larger one travels alone. */
 const requestBytes = 16 * 1024 * 1024;

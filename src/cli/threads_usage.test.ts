@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { readFlags } from "../settings/flags.js";
-import { runCommand } from "../testing/serve.js";
-import { subcommands } from "./threads.js";
+import { runCommand } from "../testing/serve_process.js";
+import { subcommands } from "./threads_command.js";
 import { connectionFlags } from "./threads_flags.js";
 
 const threads = (...args: string[]) => runCommand(["threads", ...args]);

@@ -9,7 +9,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { ConnectSaver } from "../index.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
-import { runCommand, type ServeProcess, startServe } from "../testing/serve.js";
+import { runCommand, type ServeProcess, startServe } from "../testing/serve_process.js";
 
 type Line = { msg: string; pid?: number; [field: string]: unknown };
 

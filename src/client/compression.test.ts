@@ -1,8 +1,8 @@
 import { emptyCheckpoint } from "@langchain/langgraph-checkpoint";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { startDoor } from "../testing/door.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
-import { startTestServer } from "../testing/server.js";
+import { startRelay } from "../testing/relay.js";
+import { startTestServer } from "../testing/test_server.js";
 import { ConnectSaver } from "./saver.js";
 
 let database: TestDatabase;
@@ -14,8 +14,8 @@ afterAll(() => database?.drop());
 /** Stores a thread and reads it twice; returns what went over the wire in each direction. */
 async function bytesOf(server: boolean, client: boolean, protocol: "connect" | "grpc") {
   const service = await startTestServer(database.url, { compression: server });
-  const door = await startDoor(service.url);
-  const saver = ConnectSaver.fromUrl(door.url, { protocol, compression: client });
+  const relay = await startRelay(() => Number(service.port));
+  const saver = ConnectSaver.fromUrl(relay.url, { protocol, compression: client });
   try {
     const thread_id = `${server} ${client} ${protocol}`;
     const text = "What the weather is like. ".repeat(4_000);
@@ -32,10 +32,10 @@ async function bytesOf(server: boolean, client: boolean, protocol: "connect" | "
     expect(tuple?.checkpoint.channel_values).toEqual({ text });
     expect(tuple?.pendingWrites).toEqual([["task", "text", text]]);
     for await (const listed of saver.list(config)) expect(listed).toEqual(tuple);
-    return door.bytes();
+    return relay.bytes();
   } finally {
     await saver.end();
-    door.close();
+    relay.close();
     await service.drain();
   }
 }

@@ -13,10 +13,10 @@ import {
 } from "@langchain/langgraph-checkpoint";
 import { PostgresSaver } from "@langchain/langgraph-checkpoint-postgres";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { Server } from "../server/main.js";
+import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { createRandom } from "../testing/random.js";
-import { startTestServer } from "../testing/server.js";
+import { startTestServer } from "../testing/test_server.js";
 import { ConnectSaver } from "./saver.js";
 
 type Saver = BaseCheckpointSaver<number>;

@@ -3,11 +3,11 @@ import { Annotation, DeltaChannel, END, START, StateGraph } from "@langchain/lan
 import { BaseCheckpointSaver } from "@langchain/langgraph-checkpoint";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { Server } from "../server/main.js";
+import type { Server } from "../server/server.js";
 import { type CapturedLog, captureLog } from "../testing/captured_log.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { createRandom } from "../testing/random.js";
-import { startTestServer } from "../testing/server.js";
+import { startTestServer } from "../testing/test_server.js";
 import { ConnectSaver } from "./saver.js";
 
 let database: TestDatabase;

@@ -9,9 +9,9 @@ import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { CheckpointTuple } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import type { Server } from "../server/main.js";
+import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
-import { startTestServer } from "../testing/server.js";
+import { startTestServer } from "../testing/test_server.js";
 import { ConnectSaver } from "./saver.js";
 
 const version = (step: number) => `${String(step).padStart(32, "0")}.0.692114${step}8509813${step}`;

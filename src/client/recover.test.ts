@@ -5,9 +5,9 @@ import { fileURLToPath } from "node:url";
 import { Annotation, END, interrupt, START, StateGraph } from "@langchain/langgraph";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { Server } from "../server/main.js";
+import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
-import { startTestServer } from "../testing/server.js";
+import { startTestServer } from "../testing/test_server.js";
 import { LEASE_TOKEN } from "./names.js";
 import { type Recovered, recoverThreads } from "./recover.js";
 import { ConnectSaver } from "./saver.js";
@@ -186,11 +186,11 @@ describe("recoverThreads", () => {
     await leave("long");
     const owners: unknown[] = [];
     const long = compile(async () => {
-      await delay(1_500);
+      await delay(2_500);
       owners.push((await saver.threads.get("long"))?.claim?.owner);
       return { n: 3 };
     });
-    const options = { graceMs: 0, leaseMs: 1_000, owner: "me", prefix: "long" };
+    const options = { graceMs: 0, leaseMs: 2_000, owner: "me", prefix: "long" };
     expect(await recoverThreads(saver, long, options)).toEqual({ resumed: 1, failed: 0, lost: 0 });
     expect(owners).toEqual(["me"]);
     expect((await saver.threads.get("long"))?.claim).toBeUndefined();
@@ -198,7 +198,7 @@ describe("recoverThreads", () => {
     await leave("long-2");
     const robbed = compile(async () => {
       await pool.query("delete from checkpointd_claims where thread_id = 'long-2'");
-      await delay(1_000);
+      await delay(2_000);
       return { n: 3 };
     });
     const once = new AbortController();

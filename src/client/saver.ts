@@ -23,8 +23,8 @@ import {
   toWrites,
 } from "./codec.js";
 import { readDeltaHistory } from "./history.js";
-import { type ListInit, readList } from "./list.js";
 import { checkName, LEASE_TOKEN, readConfig, requireKey } from "./names.js";
+import { type ListInit, readList } from "./read_list.js";
 import { openService } from "./service.js";
 import { Threads } from "./threads.js";
 import { type TransportOptions, UrlTransport } from "./transport.js";

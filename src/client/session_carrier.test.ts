@@ -18,7 +18,7 @@ import { block, untilBlocked } from "../testing/blocking.js";
 import { startEdge } from "../testing/edge.js";
 import { startForeignSessions } from "../testing/foreign_sessions.js";
 import { startRelay } from "../testing/relay.js";
-import { startTestServer } from "../testing/server.js";
+import { startTestServer } from "../testing/test_server.js";
 
 let edge: Awaited<ReturnType<typeof startEdge>>;
 beforeAll(async () => {
@@ -332,7 +332,7 @@ it("upgrades where nothing is in the way", async () => {
 it("fails at its deadline, and everything after end()", async () => {
   const blocker = await block(edge.database.url, "lock table checkpoints");
   onTestFinished(() => blocker.release());
-  const saver = ConnectSaver.fromUrl(edge.server.url, { timeoutMs: 200 });
+  const saver = ConnectSaver.fromUrl(edge.server.url, { timeoutMs: 2_000 });
   await expect(write(saver, "late")).rejects.toMatchObject({ code: Code.DeadlineExceeded });
   await blocker.release();
   await write(saver, "in-time");
@@ -500,7 +500,7 @@ describe("lists", () => {
   });
 
   it("fail at their deadline, and when the saver is ended", async () => {
-    const saver = ConnectSaver.fromUrl(edge.server.url, { timeoutMs: 300 });
+    const saver = ConnectSaver.fromUrl(edge.server.url, { timeoutMs: 2_000 });
     const list = saver.list(config);
     await list.next();
     const blocker = await block(edge.database.url, "lock table checkpoints");

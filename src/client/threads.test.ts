@@ -1,8 +1,8 @@
 import { Annotation, END, interrupt, START, StateGraph } from "@langchain/langgraph";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { Server } from "../server/main.js";
+import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
-import { startTestServer } from "../testing/server.js";
+import { startTestServer } from "../testing/test_server.js";
 import { LEASE_TOKEN } from "./names.js";
 import { ConnectSaver } from "./saver.js";
 import type { Pruned, Thread } from "./threads.js";

@@ -1,36 +1,14 @@
 /** A page in Chromium that calls a server of another origin over the Connect protocol. */
-import { accessSync, constants } from "node:fs";
 import { createServer, type Server } from "node:http";
 import { createRequire } from "node:module";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
-import { type Browser, chromium } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { Page } from "../testing/browser_page.js";
+import { noChromium, startChromium, type TestBrowser } from "../testing/chromium.js";
 import { startEdge } from "../testing/edge.js";
-
-const executable = findChromium();
-if (executable === undefined && process.env.CI) {
-  throw new Error("no Chromium: install Debian's chromium or set CHROMIUM_PATH");
-}
-
-/** CHROMIUM_PATH, or what the system's package is called. */
-function findChromium(): string | undefined {
-  if (process.env.CHROMIUM_PATH) return process.env.CHROMIUM_PATH;
-  const folders = (process.env.PATH ?? "").split(path.delimiter);
-  return ["chromium", "chromium-browser", "google-chrome"]
-    .flatMap((name) => folders.map((folder) => path.join(folder, name)))
-    .find((file) => {
-      try {
-        accessSync(file, constants.X_OK);
-        return true;
-      } catch {
-        return false;
-      }
-    });
-}
 
 /** Bundles the page's script with the Vite that vitest brings. */
 async function bundlePage(): Promise<string> {
@@ -61,10 +39,10 @@ async function servePage(script: string): Promise<{ server: Server; origin: stri
   return { server, origin: `http://127.0.0.1:${(server.address() as AddressInfo).port}` };
 }
 
-describe.skipIf(executable === undefined)("in Chromium (skipped where there is none)", () => {
+describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`, () => {
   let page: Awaited<ReturnType<typeof servePage>>;
   let stranger: typeof page;
-  let browser: Browser;
+  let chromium: TestBrowser;
   let edge: Awaited<ReturnType<typeof startEdge>>;
   const ids = Array.from({ length: 300 }, (_, i) => String(i).padStart(3, "0"));
 
@@ -83,24 +61,11 @@ describe.skipIf(executable === undefined)("in Chromium (skipped where there is n
         ],
       });
     }
-    // Its folder for the user's data is a fresh one that it removes again.
-    browser = await chromium.launch({
-      ...(executable === undefined ? {} : { executablePath: executable }),
-      args: [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-      ],
-    });
+    chromium = await startChromium();
   });
 
   afterAll(async () => {
-    await browser?.close();
+    await chromium?.close();
     page?.server.close();
     stranger?.server.close();
     await edge?.stop();
@@ -113,7 +78,7 @@ describe.skipIf(executable === undefined)("in Chromium (skipped where there is n
     name: Name,
     ...args: Parameters<Page[Name]>
   ): Promise<Awaited<ReturnType<Page[Name]>>> {
-    const tab = await browser.newPage();
+    const tab = await chromium.browser.newPage();
     try {
       await tab.goto(origin);
       const call = `createPage(${JSON.stringify(edge.server.url)}, ${how.binary}, ${how.get})`;

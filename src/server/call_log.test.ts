@@ -100,6 +100,8 @@ describe("a call slower than the threshold", () => {
   }
 
   test("has none when it is the reader of a List who is slow", async () => {
+    const edge = await startEdge({ slowCallMs: 1_500 });
+    onTestFinished(() => edge.stop());
     for (let i = 0; i < 3; i++) {
       await edge.clients.session.put({ ...putSeed, threadId: "slowly", checkpointId: `${i}` });
     }
@@ -108,13 +110,15 @@ describe("a call slower than the threshold", () => {
     let tuples = 0;
     for await (const _ of edge.clients.grpc.list({ threadId: "slowly" }, { headers })) {
       tuples++;
-      await sleep(250);
+      await sleep(600);
     }
     expect(tuples).toBe(3);
     expect(edge.captured.lines({ requestId })).toMatchObject([{ msg: "call", code: "Ok" }]);
   });
 
   test("quick ones have none", async () => {
+    const edge = await startEdge({ slowCallMs: 20_000 });
+    onTestFinished(() => edge.stop());
     const requestId = "quick";
     await edge.clients.connect.getTuple(seed, { headers: { "x-request-id": requestId } });
     expect(edge.captured.lines({ requestId })).toMatchObject([{ level: 20, msg: "call" }]);

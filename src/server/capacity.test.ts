@@ -10,7 +10,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { ConnectSaver } from "../index.js";
 import { type Embedded, startEmbedded } from "../store/embedded.js";
-import { residentBytes, type ServeProcess, startServe } from "../testing/serve.js";
+import { residentBytes, type ServeProcess, startServe } from "../testing/serve_process.js";
 
 /** A thread "long" of 10,000 checkpoints with 5 KB each, and "heavy" of 12 with 50 MB each. */
 const fill = `

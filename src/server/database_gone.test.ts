@@ -23,7 +23,7 @@ import {
 } from "../testing/edge.js";
 import { createDatabase } from "../testing/postgres.js";
 import { ServingStatus } from "./health.js";
-import { startServer } from "./main.js";
+import { startServer } from "./server.js";
 
 const named = { threadId: `${secret}-thread`, checkpointId: "1" };
 const calls: Call[] = [

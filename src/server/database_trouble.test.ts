@@ -1,12 +1,10 @@
 /** What clients are told of a database that answers but cannot be used: provoked in Postgres. */
-
-import { setTimeout as sleep } from "node:timers/promises";
 import { durationMs } from "@bufbuild/protobuf/wkt";
 import { Code, type ConnectError } from "@connectrpc/connect";
 import { afterEach, beforeEach, expect, onTestFinished, test } from "vitest";
 import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { ErrorReason } from "../errors.js";
-import { block } from "../testing/blocking.js";
+import { block, untilBlocked } from "../testing/blocking.js";
 import {
   expectSameWords,
   expectTold,
@@ -141,27 +139,24 @@ test("a privilege that was taken away", async () => {
   await expectToldOnEveryWay(call, Code.Internal, "PRIVILEGE_MISSING", undefined);
 });
 
-async function blocked(sql: Edge["sql"]): Promise<number> {
-  const { rows } = await sql.query(`select count(*)::int as n from pg_stat_activity
-    where datname = current_database() and wait_event_type = 'Lock'`);
-  return rows[0].n;
-}
-
 test("calls that a drain cannot wait for", async () => {
-  const leaving = await startEdge({ databaseUrl: edge.database.url, drainTimeoutMs: 2000 });
+  const leaving = await startEdge({
+    databaseUrl: edge.database.url,
+    drainTimeoutMs: 2000,
+    poolSize: 8,
+  });
   const lock = await block(edge.database.url, "lock table checkpoints");
   onTestFinished(() => lock.release());
-  const failures = ways.map((way) =>
-    failureOf(
-      leaving.clients[way].put(
-        { ...putSeed, threadId: way },
-        { headers: { "x-request-id": `leaving-${way}` } },
-      ),
-    ),
-  );
-  // Calls of one tick travel in one statement; the others wait for their turn.
-  await expect.poll(() => blocked(edge.sql)).toBeGreaterThan(0);
-  await sleep(300);
+  const failures: Promise<ConnectError>[] = [];
+  for (const way of ways) {
+    const call = leaving.clients[way].put(
+      { ...putSeed, threadId: way },
+      { headers: { "x-request-id": `leaving-${way}` } },
+    );
+    failures.push(failureOf(call));
+    // One after the other: calls of one tick travel in one statement.
+    await untilBlocked(edge.sql, failures.length);
+  }
   const stopped = leaving.stop();
   const errors = await Promise.all(failures);
   for (const [i, error] of errors.entries()) {

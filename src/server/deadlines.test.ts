@@ -2,7 +2,6 @@
 import { Code } from "@connectrpc/connect";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { type Blocker, block, untilBlocked } from "../testing/blocking.js";
-import { startDoor } from "../testing/door.js";
 import {
   type Call,
   expectSameWords,
@@ -14,6 +13,7 @@ import {
   type Way,
   ways,
 } from "../testing/edge.js";
+import { startRelay } from "../testing/relay.js";
 
 let edge: Awaited<ReturnType<typeof startEdge>>;
 let blocker: Blocker | undefined;
@@ -197,11 +197,15 @@ test("a deadline at any moment leaves no statement behind", { timeout: 60_000 },
 });
 
 test("a deadline while a connection is being opened does not cost the pool its place", async () => {
-  const door = await startDoor(edge.database.url);
-  const opening = await startEdge({ databaseUrl: door.url, poolSize: 2, migrate: false });
+  const relay = await startRelay(() => Number(new URL(edge.database.url).port));
+  const opening = await startEdge({
+    databaseUrl: relay.through(edge.database.url),
+    poolSize: 2,
+    migrate: false,
+  });
   // One connection is there and gets occupied; the second is asked for in vain.
   await opening.clients.connect.getTuple(seed);
-  door.shut();
+  relay.door = "keeps waiting";
   blocker = await block(
     edge.database.url,
     "select from checkpoints where checkpoint_id = '1' for update",
@@ -210,12 +214,12 @@ test("a deadline while a connection is being opened does not cost the pool its p
   await untilBlocked(edge.sql, 1);
   const late = await failureOf(opening.clients.connect.getTuple(seed, { timeoutMs: 300 }));
   expect(Code[late.code]).toBe("DeadlineExceeded");
-  expect(door.waiting()).toBeGreaterThan(0);
-  door.open();
+  expect(relay.waiting()).toBeGreaterThan(0);
+  relay.door = "open";
   const { tuple } = await opening.clients.connect.getTuple(seed, { timeoutMs: 10_000 });
   expect(tuple).toBeDefined();
   await blocker.release();
   await occupying;
   await opening.stop();
-  door.close();
+  relay.close();
 });

@@ -5,7 +5,7 @@ import {
   createConnectTransport,
   createGrpcTransport,
 } from "@connectrpc/connect-node";
-import { afterEach, expect, test, vi } from "vitest";
+import { afterEach, expect, test } from "vitest";
 import { Health } from "../../gen/health/v1/health_pb.js";
 import { createLog } from "../log.js";
 import { createHealth, ServingStatus } from "./health.js";
@@ -102,17 +102,17 @@ test("a Watch ends when its client goes away", async () => {
     expect(health.watchers()).toBe(20);
     gone.abort();
     await Promise.allSettled(nexts.map((next) => next()));
-    await vi.waitFor(() => expect(health.watchers()).toBe(0));
+    await expect.poll(() => health.watchers()).toBe(0);
   }
 });
 
 test("a Watch ends when its deadline passes", async () => {
   const { health, grpc } = await startHealth();
-  const next = reader(grpc.watch({}, { timeoutMs: 200 }));
+  const next = reader(grpc.watch({}, { timeoutMs: 1_000 }));
   await next();
   const error = await next().catch(ConnectError.from);
   expect(error).toMatchObject({ code: Code.DeadlineExceeded });
-  await vi.waitFor(() => expect(health.watchers()).toBe(0));
+  await expect.poll(() => health.watchers()).toBe(0);
 });
 
 test("close tells NOT_SERVING, ends every Watch, and is final", async () => {

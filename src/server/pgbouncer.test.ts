@@ -1,4 +1,4 @@
-/** Behind a real PgBouncer, rightly and wrongly. */
+/** Behind a real PgBouncer, rightly and wrongly: `npm run test:pgbouncer`, not `npm test`. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { create } from "@bufbuild/protobuf";
 import { DurationSchema } from "@bufbuild/protobuf/wkt";
@@ -8,9 +8,9 @@ import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { dryRun, migrate } from "../store/migrate.js";
 import { captureLog } from "../testing/captured_log.js";
 import { createClients, createTransport } from "../testing/edge.js";
-import { hasPgBouncer, startPgBouncer } from "../testing/pgbouncer.js";
+import { startPgBouncer } from "../testing/pgbouncer.js";
 import { createDatabase } from "../testing/postgres.js";
-import { startServer } from "./main.js";
+import { startServer } from "./server.js";
 
 const cleanups: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
@@ -55,8 +55,7 @@ async function serve(databaseUrl: string, options: { prepare: boolean; migrate: 
   return { server, lines, warnings, warned };
 }
 
-/** In CI it is installed, so that these run there. */
-describe.skipIf(!hasPgBouncer)("PgBouncer in transaction mode", () => {
+describe("PgBouncer in transaction mode", () => {
   it("without --no-prepare is named in one sentence, and it is not ready", async () => {
     const { pooler } = await setUp(true, "transaction");
     const { server, warned, warnings } = await serve(pooler.url, { prepare: true, migrate: true });
@@ -158,7 +157,7 @@ describe.skipIf(!hasPgBouncer)("PgBouncer in transaction mode", () => {
   }, 60_000);
 });
 
-describe.skipIf(!hasPgBouncer)("PgBouncer in session mode", () => {
+describe("PgBouncer in session mode", () => {
   it("migrates: each client has a session of its own", async () => {
     const { pooler } = await setUp(false, "session");
     const { applied } = await migrate({ databaseUrl: pooler.url, schema: "public" });

@@ -36,11 +36,10 @@ function watch(databaseUrl: string, migrates = false) {
   const options = { databaseUrl, schema: "public", poolSize: 1, prepare: true };
   const limits = { queueLimit: 10, queueTimeoutMs: 10_000 };
   const readiness = startReadiness(db, { ...options, ...limits, migrate: migrates }, log, () => {});
-  const stop = async () => {
+  cleanups.push(async () => {
     readiness.stop();
     await db.close(500);
-  };
-  cleanups.push(stop);
+  });
   const warned = async (text: string) => {
     for (;;) {
       const line = lines({ level: 40 }).find(({ msg }) => String(msg).includes(text));
@@ -48,7 +47,7 @@ function watch(databaseUrl: string, migrates = false) {
       await sleep(20);
     }
   };
-  return { readiness, lines, warned, stop };
+  return { readiness, lines, warned };
 }
 
 /** A role that may log in and nothing else; the URL with it. */
@@ -136,15 +135,15 @@ test.each([
   const { url } = await setUp();
   const wrong = new URL(url);
   change(wrong);
-  for (const migrates of [false, true]) {
-    const { warned, lines, readiness, stop } = watch(wrong.href, migrates);
+  const look = async (migrates: boolean) => {
+    const { warned, lines, readiness } = watch(wrong.href, migrates);
     expect(String((await warned(sentence)).msg)).toMatch(/^not ready: .*; trying again/);
     await sleep(1200);
     expect(lines({ level: 40 })).toHaveLength(1);
     expect(readiness.isReady()).toBe(false);
     expect(JSON.stringify(lines())).not.toContain(wrong.password || "secret");
-    await stop();
-  }
+  };
+  await Promise.all([look(false), look(true)]);
 });
 
 test("looking takes no transaction id and writes nothing", async () => {
@@ -180,7 +179,7 @@ test("a table that somebody has locked does not make it not ready; who has is sa
 
 test("a breaking migration of a newer version: calls are refused until it is undone", async () => {
   const { url, sql } = await setUp();
-  const { startTestServer } = await import("../testing/server.js");
+  const { startTestServer } = await import("../testing/test_server.js");
   const { log, lines } = captureLog();
   const server = await startTestServer(url, { log, migrate: false });
   cleanups.push(() => server.drain());

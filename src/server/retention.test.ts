@@ -4,7 +4,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { retentionRules } from "../settings/retention_rules.js";
 import { captureLog } from "../testing/captured_log.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
-import { startTestServer } from "../testing/server.js";
+import { startTestServer } from "../testing/test_server.js";
 
 describe("retention", () => {
   let database: TestDatabase;

@@ -12,12 +12,12 @@ import { compressFromBytes } from "../protocol/wire.js";
 import type { Calls } from "./call.js";
 import { createHandler, type NodeHandler } from "./handler.js";
 import { createInterceptor } from "./interceptors.js";
-import type { Operations } from "./operations.js";
+import type { Operations } from "./operation_handlers.js";
 import { createReflection } from "./reflection.js";
 import { createServices } from "./services.js";
 import { createSessions } from "./session.js";
 import { carrySession, carryUpgraded, createSessionService } from "./session_stream.js";
-import type { Streams } from "./streams.js";
+import type { Streams } from "./stream_handlers.js";
 
 /** What requests are answered with. */
 export interface RpcOptions {

@@ -3,8 +3,8 @@ import type { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_serv
 import type { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import type { AnswerInit, OperationName, Request, StreamName } from "../protocol/operations.js";
 import { type Call, type Calls, callKey } from "./call.js";
-import type { Operations } from "./operations.js";
-import type { Streams } from "./streams.js";
+import type { Operations } from "./operation_handlers.js";
+import type { Streams } from "./stream_handlers.js";
 
 /** The services, as a Connect router takes them. */
 export interface Services {

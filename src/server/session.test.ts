@@ -18,7 +18,7 @@ import { block, untilBlocked } from "../testing/blocking.js";
 import { captureLog } from "../testing/captured_log.js";
 import { startEdge } from "../testing/edge.js";
 import { openOnHttp2, openUpgraded, type RawStream } from "../testing/raw_session.js";
-import { startTestServer } from "../testing/server.js";
+import { startTestServer } from "../testing/test_server.js";
 
 type Request = MessageInitShape<typeof OpenSessionRequestSchema>;
 

@@ -14,7 +14,7 @@ import {
 } from "../protocol/operations.js";
 import type { Call, Calls } from "./call.js";
 import { notReady } from "./connect_error.js";
-import type { Operations } from "./operations.js";
+import type { Operations } from "./operation_handlers.js";
 
 type Response = MessageInitShape<typeof OpenSessionResponseSchema>;
 

@@ -1,4 +1,4 @@
-/** What a request of ThreadService may hold; see checks.ts. */
+/** What a request of ThreadService may hold; see request_checks.ts. */
 import { type Duration, type Timestamp, timestampFromMs } from "@bufbuild/protobuf/wkt";
 import {
   type ClaimThreadsRequest,
@@ -15,7 +15,7 @@ import {
   ThreadStatus,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { invalidArgument } from "../errors.js";
-import { checkCount, checkJsonObject, checkName, checkText, limits } from "./checks.js";
+import { checkCount, checkJsonObject, checkName, checkText, limits } from "./request_checks.js";
 
 const second = 1_000;
 const day = 24 * 60 * 60 * second;

@@ -66,6 +66,41 @@ async function stored(threads: string): Promise<number> {
   return rows[0].n;
 }
 
+type Measured = ReturnType<typeof measured>;
+/** A signal that never aborts and is told what is measured. */
+const measured = () => ({
+  aborted: false,
+  reason: undefined,
+  throwIfAborted() {},
+  addEventListener() {},
+  removeEventListener() {},
+  queueMs: 0,
+  batchSize: 0,
+});
+
+it("tells each call how long it waited for a connection and with how many it travelled", async () => {
+  const { db } = open({ poolSize: 1 });
+  const put = createPut(db);
+  await put(request("measured", "0"));
+  const lock = await block(
+    database.url,
+    "insert into checkpoints (thread_id, checkpoint_id, checkpoint) values ('measured', '1', '{}')",
+  );
+  const signals = [measured(), measured(), measured()];
+  const [first, second, third] = signals as [Measured, Measured, Measured];
+  const lone = put(request("measured", "1"), first);
+  await untilBlocked(sql, 1);
+  const since = performance.now();
+  const together = [put(request("measured", "2"), second), put(request("measured", "3"), third)];
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  const waitedMs = performance.now() - since;
+  await lock.release();
+  await Promise.all([lone, ...together]);
+  expect(signals.map(({ batchSize }) => batchSize)).toEqual([1, 2, 2]);
+  for (const { queueMs } of [second, third]) expect(queueMs).toBeGreaterThanOrEqual(waitedMs);
+  expect(first.queueMs).toBeLessThan(second.queueMs);
+});
+
 it("sends a lone call at once and calls of one tick together", async () => {
   const { db, statements } = open();
   const put = createPut(db);

@@ -1,11 +1,11 @@
 /** What a pool does when its connections fail, at every message of the protocol. */
-import { execFileSync } from "node:child_process";
-import { chmod, chown, mkdtemp, rm, stat } from "node:fs/promises";
+import { chmod, chown, mkdtemp, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import pg from "pg";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from "vitest";
+import { createCertificate } from "../testing/certificate.js";
 import { createDatabase, openPool, type TestDatabase } from "../testing/postgres.js";
 import {
   type Fate,
@@ -139,7 +139,7 @@ it("takes no answer for a statement that was not sent: nothing acknowledged is l
   const marks: number[] = [];
   let isOver = false;
   const cut = (async () => {
-    for (let i = 0; i < 40; i++) {
+    for (let i = 0; i < 40 || marks.length <= 100; i++) {
       await sleep(60 + Math.random() * 60);
       relay.decide = () => "reset";
       await sleep(5);
@@ -157,7 +157,6 @@ it("takes no answer for a statement that was not sent: nothing acknowledged is l
     }
   };
   await Promise.all([cut, ...Array.from({ length: 16 }, write)]);
-  expect(marks.length).toBeGreaterThan(100);
   expect(await lost(marks)).toEqual([]);
   expect(db.load()).toEqual({ running: 0, waiting: 0 });
 });
@@ -351,12 +350,10 @@ it("speaks TLS where the URL says so, and checks whom it speaks to", {
   const start = (settings: Record<string, string>) =>
     startEmbedded({ dataDir, onProgress: () => {}, settings: { fsync: "off", ...settings } });
   await (await start({})).stop();
-  const files = { key: path.join(cluster, "key.pem"), cert: path.join(cluster, "cert.pem") };
-  const request = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost";
-  const made = [...request.split(" "), "-keyout", files.key, "-out", files.cert];
-  execFileSync("openssl", made, { stdio: "ignore" });
   const { uid, gid } = await stat(cluster);
-  for (const file of Object.values(files)) {
+  for (const [name, text] of Object.entries(createCertificate("localhost"))) {
+    const file = path.join(cluster, `${name}.pem`);
+    await writeFile(file, text);
     await chown(file, uid, gid);
     await chmod(file, 0o600);
   }

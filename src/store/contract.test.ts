@@ -16,9 +16,9 @@ import {
   type PutRequestSchema,
   type PutWritesRequestSchema,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import type { Server } from "../server/main.js";
+import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
-import { startTestServer } from "../testing/server.js";
+import { startTestServer } from "../testing/test_server.js";
 
 let database: TestDatabase;
 let pool: pg.Pool;

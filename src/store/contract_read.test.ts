@@ -17,9 +17,9 @@ import {
   ListView,
   type PutRequestSchema,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import type { Server } from "../server/main.js";
+import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase, withDatabase } from "../testing/postgres.js";
-import { startTestServer } from "../testing/server.js";
+import { startTestServer } from "../testing/test_server.js";
 
 /** A database that orders text as English does, with tables made by LangGraph's JS saver. */
 async function createEnglishDatabase(): Promise<TestDatabase> {

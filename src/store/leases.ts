@@ -12,9 +12,9 @@ import {
 import { CheckpointdError } from "../errors.js";
 import type { Db, Row, Signal } from "./db.js";
 import type { Bind } from "./insert.js";
+import { micros, readNamedThreads, readThreads, toTimestamp } from "./read_threads.js";
 import { createColumns, text } from "./rows.js";
 import type { Column } from "./tables.js";
-import { micros, readNamedThreads, readThreads, toTimestamp } from "./threads.js";
 
 /** Which threads a worker wants leases on, and for how long. Durations in milliseconds. */
 export interface WantedLeases {

@@ -24,14 +24,14 @@ import type { Db, Parameter, Run } from "./db.js";
 import { deleteRuns } from "./delete_runs.js";
 import { deleteThread } from "./delete_thread.js";
 import { claimThreads, releaseLease, renewLease } from "./leases.js";
-import { list } from "./list.js";
+import { list } from "./list_checkpoints.js";
 import { migrate } from "./migrate.js";
 import { pruneThreads } from "./prune.js";
 import { createPut } from "./put.js";
 import { createPutExtending } from "./put_extending.js";
 import { createPutWrites } from "./put_writes.js";
 import { createGetTuple } from "./read.js";
-import { getThread, listThreads } from "./threads.js";
+import { getThread, listThreads } from "./read_threads.js";
 
 /**
  * 1,000 threads of 90 checkpoints in two namespaces, and one of 10,000: 100,000 in all, each made

@@ -1,6 +1,6 @@
 /** PruneThreads never removes what a checkpoint that stays needs: random threads, random rules. */
 import { setTimeout as delay } from "node:timers/promises";
-import { toJsonString } from "@bufbuild/protobuf";
+import { type MessageInitShape, toJsonString } from "@bufbuild/protobuf";
 import { type Client, createClient, type Transport } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-node";
 import { Annotation, Command, DeltaChannel, START, StateGraph } from "@langchain/langgraph";
@@ -10,13 +10,17 @@ import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { CheckpointTupleSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import {
+  type PruneThreadsRequestSchema,
+  ThreadService,
+} from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { ConnectSaver } from "../client/saver.js";
 import type { Pruned, PruneOptions } from "../client/threads.js";
-import type { Server } from "../server/main.js";
+import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { createRandom } from "../testing/random.js";
 import { type Graph, type Scenario, scenarios } from "../testing/scenarios.js";
-import { startTestServer } from "../testing/server.js";
+import { startTestServer } from "../testing/test_server.js";
 
 let database: TestDatabase;
 let pool: pg.Pool;
@@ -272,16 +276,16 @@ describe("pruneThreads", () => {
   });
 
   it("never takes a value from a put that is under way", { timeout: 60_000 }, async () => {
-    const until = performance.now() + 3_000;
+    let isOver = false;
     const graph = (scenarios[0] as Scenario).build(saver);
     const threadIds = ["busy 0", "busy 1", "raw 0", "raw 1"];
     const writers = [0, 1].flatMap((i) => [
       (async () => {
-        while (performance.now() < until) await graph.invoke({ log: ["in"] }, config(`busy ${i}`));
+        while (!isOver) await graph.invoke({ log: ["in"] }, config(`busy ${i}`));
       })(),
       // As forks of the direct saver do: the same version brought again, with the same value.
       (async () => {
-        for (let n = 0; performance.now() < until; n++) {
+        for (let n = 0; !isOver; n++) {
           const version = String(n % 7);
           await service.put({
             threadId: `raw ${i}`,
@@ -292,14 +296,12 @@ describe("pruneThreads", () => {
         }
       })(),
     ]);
-    let runs = 0;
-    while (performance.now() < until) {
+    for (let run = 0; run < 20; run++) {
       await prune({ threadIds, keepLast: 1 });
-      runs++;
       await delay(1);
     }
+    isOver = true;
     await Promise.all(writers);
-    expect(runs).toBeGreaterThan(5);
     const { rows } = await pool.query(
       `select c.thread_id, c.checkpoint_id, v.key from checkpoints c,
          jsonb_each_text(c.checkpoint -> 'channel_versions') as v
@@ -346,4 +348,25 @@ describe("pruneThreads", () => {
     expect((await read("long")).size).toBe(5);
     expect(await unused()).toEqual([]);
   });
+});
+
+it("goes on after a thread, in the order of ids, byte by byte", async () => {
+  const ids = ["after-a", "after-b", "after-é", "after-漢", "after-😀"];
+  for (const threadId of ids)
+    await service.put({ threadId, checkpointId: "1", checkpointJson: "{}" });
+  const threads = createClient(ThreadService, transport);
+  const strategy = { case: "delete", value: true } as const;
+  const pruned = async (request: MessageInitShape<typeof PruneThreadsRequestSchema>) => {
+    const found = [];
+    for await (const { threadId } of threads.pruneThreads({ strategy, dryRun: true, ...request })) {
+      if (threadId) found.push(threadId);
+    }
+    return found;
+  };
+  const filter = { threadIdPrefix: "after-" };
+  const shuffled = [...ids].reverse();
+  for (const [i, afterThreadId] of ["", ...ids].entries()) {
+    expect(await pruned({ filter, afterThreadId })).toEqual(ids.slice(i));
+    expect(await pruned({ threadIds: shuffled, afterThreadId })).toEqual(ids.slice(i));
+  }
 });

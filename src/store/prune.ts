@@ -12,6 +12,7 @@ import {
 import { add, countColumns, countsOf, toCounts } from "./counts.js";
 import type { Db, Parameter, Signal } from "./db.js";
 import { rebuildsFromParent } from "./delta_channels.js";
+import { isUnderLease, readThreads, type ThreadPage, updatedAt } from "./read_threads.js";
 import {
   batchRows,
   namedBlobs,
@@ -20,7 +21,6 @@ import {
   removeUnusedBlobs,
 } from "./remove.js";
 import { createColumns, text } from "./rows.js";
-import { isUnderLease, readThreads, type ThreadPage, updatedAt } from "./threads.js";
 
 /** What to remove. */
 export interface Prune {

@@ -16,10 +16,10 @@ import { createDatabase, openPool, type TestDatabase } from "../testing/postgres
 import { channelHistory } from "./channel_history.js";
 import type { Db } from "./db.js";
 import { deleteRuns } from "./delete_runs.js";
-import { list } from "./list.js";
+import { list } from "./list_checkpoints.js";
 import { lookAtTables } from "./look.js";
 import { pruneThreads } from "./prune.js";
-import { listThreads } from "./threads.js";
+import { listThreads } from "./read_threads.js";
 
 let database: TestDatabase;
 let sql: pg.Client;
@@ -136,6 +136,44 @@ it("deleteRuns: one thread after the other, however their checkpoints lie", asyn
   expect((await deleteRuns(recording, ["run"])).checkpoints).toBe(600n);
   // 500 are found at a time.
   expect(threads).toEqual(["run-0", "run-1", "run-1"]);
+});
+
+it("list: tuple by tuple; blobs by channel, writes by task and idx, sends by path, task and idx", async () => {
+  for (const channel of ["b", "aa", "a"]) await blob("tuples", channel, "1");
+  const versions = { b: "1", aa: "1", a: "1" };
+  for (const [id, parent] of [
+    ["c2", "c1"],
+    ["c1", "c0"],
+  ] as const) {
+    await checkpoint("tuples", id, parent, { v: 3, channel_versions: versions });
+  }
+  const channel = "__pregel_tasks";
+  for (const id of ["c1", "c0"]) {
+    for (const [task, path] of [
+      ["task-3", "~1"],
+      ["task-2", "~2"],
+      ["task-1", "~2"],
+    ] as const) {
+      for (const idx of [10, 9, -1]) await write("tuples", id, task, idx, { path, channel });
+    }
+  }
+  const tuples: unknown[] = [];
+  for await (const tuple of list(db, create(ListRequestSchema, { threadId: "tuples" }))) {
+    tuples.push([
+      tuple.key?.checkpointId,
+      tuple.blobs.map((each) => each.channel),
+      tuple.pendingWrites.map(({ taskId, idx }) => `${taskId} ${idx}`),
+      tuple.pendingSends.map(({ data }) => Buffer.from(data).toString()),
+    ]);
+  }
+  const inOrder = (tasks: string[]) =>
+    tasks.flatMap((task) => [-1, 9, 10].map((idx) => `${task} ${idx}`));
+  const blobs = ["a", "aa", "b"];
+  const sends = inOrder(["task-3", "task-1", "task-2"]);
+  expect(tuples).toEqual([
+    ["c2", blobs, [], sends],
+    ["c1", blobs, inOrder(["task-1", "task-2", "task-3"]), sends],
+  ]);
 });
 
 it("list, metadata only: the newest first, in pages of few bytes", async () => {

@@ -394,6 +394,11 @@ it("renews and releases a lease only with its thread and its token", async () =>
   }
   await renewLease(db, mine, token, 1_000);
   await releaseLease(db, mine, token);
+  await releaseLease(db, mine, await lease(other));
+  await sql.query("update checkpointd_claims set expires_at = now() - interval '1 s'");
+  await expect(renewLease(db, other, token, 1_000)).rejects.toMatchObject({
+    detail: { reason: "LEASE_LOST" },
+  });
   await expect(renewLease(db, mine, token, 1_000)).rejects.toMatchObject({
     detail: { reason: "LEASE_LOST" },
   });

@@ -15,10 +15,10 @@ import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { ConnectSaver } from "../client/saver.js";
 import type { Thread } from "../client/threads.js";
-import type { Server } from "../server/main.js";
+import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { type Durability, type Graph, scenarios } from "../testing/scenarios.js";
-import { startTestServer } from "../testing/server.js";
+import { startTestServer } from "../testing/test_server.js";
 
 let database: TestDatabase;
 let pool: pg.Pool;

@@ -6,9 +6,9 @@ import { defaultMessageBytes } from "../protocol/wire.js";
 import { createCalls, type FinishedCall } from "../server/call.js";
 import { createHealth } from "../server/health.js";
 import { startListener } from "../server/http.js";
-import type { Operations } from "../server/operations.js";
+import type { Operations } from "../server/operation_handlers.js";
 import { createRpc } from "../server/rpc.js";
-import type { Streams } from "../server/streams.js";
+import type { Streams } from "../server/stream_handlers.js";
 
 /** A server that listens. */
 export interface EchoServer {

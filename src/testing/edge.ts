@@ -22,11 +22,11 @@ import {
   type PutWritesRequestSchema,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import type { ErrorReason } from "../errors.js";
-import type { ServerOptions } from "../server/main.js";
+import type { ServerOptions } from "../server/server.js";
 import { captureLog } from "./captured_log.js";
 import { createDatabase } from "./postgres.js";
-import { startTestServer } from "./server.js";
 import { createSessionTransport } from "./session_transport.js";
+import { startTestServer } from "./test_server.js";
 
 /** The protocols of calls over HTTP, as a client of `@connectrpc/connect-node` names them. */
 export const protocols = ["connect", "connect-json", "grpc", "grpc-web"] as const;

@@ -1,4 +1,4 @@
-/** A real PgBouncer before a test's database: Debian's package, which `.ci/run` installs. */
+/** A real PgBouncer before a test's database: the system's, which `.ci/run` installs. */
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, openSync, readFileSync } from "node:fs";
@@ -8,10 +8,10 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 
-const program = findProgram();
+const found = findProgram();
 
 /** Whether this machine has one. */
-export const hasPgBouncer = program !== undefined;
+export const hasPgBouncer = found !== undefined;
 
 /** A PgBouncer that runs. */
 export interface PgBouncer {
@@ -27,13 +27,17 @@ export interface PgBouncer {
 
 /**
  * Starts one before the database a URL names; `settings` go into its section `[pgbouncer]`.
- * `onCrash` is called with the end of its log when it ends by itself.
+ * `onCrash` is called with the end of its log when it ends by itself. Throws where there is none on
+ * the PATH or in /usr/sbin.
  */
 export async function startPgBouncer(
   databaseUrl: string,
   settings: Record<string, string | number>,
   onCrash: (log: string) => void = () => {},
 ): Promise<PgBouncer> {
+  if (found === undefined)
+    throw new Error("there is no pgbouncer: install the package of that name");
+  const program = found;
   const target = new URL(databaseUrl);
   const url = new URL(databaseUrl);
   url.port = `${await findFreePort()}`;
@@ -66,7 +70,7 @@ export async function startPgBouncer(
   const start = async () => {
     isKilled = false;
     const out = openSync(log, "w");
-    child = spawn(program as string, [file], {
+    child = spawn(program, [file], {
       stdio: ["ignore", out, out],
       ...(isRoot ? { uid: 65534, gid: 65534 } : {}),
     });

@@ -1,5 +1,5 @@
 /** What stands between the service and Postgres, and in their way, message by message. */
-import { type AddressInfo, connect, createServer, type Socket } from "node:net";
+import { type Intercept, type Passage, startRelay } from "./relay.js";
 
 /** A message of the protocol that is about to be passed on. */
 export interface Message {
@@ -44,69 +44,47 @@ export interface PostgresRelay {
 /** Starts a relay to the database, whose URL it takes user, password and name from. */
 export async function startPostgresRelay(databaseUrl: string): Promise<PostgresRelay> {
   let target = new URL(databaseUrl);
-  const sockets = new Set<Socket>();
-  let connections = 0;
-  const server = createServer((client) => {
-    const number = connections++;
-    const postgres = connect(Number(target.port), target.hostname);
-    let isOver = false;
-    let isLost = false;
-    const finish = (how: "reset" | "end") => {
-      isOver = true;
-      if (how === "reset") client.resetAndDestroy();
-      else client.end();
-      postgres.destroy();
-    };
-    // Each message is a write of its own.
-    client.setNoDelay();
-    postgres.setNoDelay();
-    const carry = (from: Message["from"], source: Socket, sink: Socket) => {
-      const split = createSplitter(from === "client");
-      source.on("data", (chunk: Buffer) => {
-        for (const { type, bytes } of split(chunk)) {
-          if (isOver || isLost) return;
-          const fate = relay.decide({ from, type, connection: number });
-          if (fate === "skip") continue;
-          if (fate.startsWith("pass")) sink.write(bytes);
-          if (fate === "lose") isLost = true;
-          else if (fate === "fatal") {
-            client.write(fatal);
-            finish("end");
-          } else if (fate !== "pass") {
-            // What was passed on must arrive before the connection goes.
-            const how = fate.endsWith("reset") ? "reset" : "end";
-            if (fate.startsWith("pass")) setTimeout(() => isOver || finish(how), 5);
-            else finish(how);
-            isLost = true;
-          }
-        }
-      });
-      source.on("error", () => {});
-      source.on("close", () => {
-        sockets.delete(source);
-        if (!isLost || isOver) sink.destroy();
-      });
-      sockets.add(source);
-    };
-    carry("client", client, postgres);
-    carry("postgres", postgres, client);
-  });
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const url = new URL(databaseUrl);
-  url.hostname = "127.0.0.1";
-  url.port = String((server.address() as AddressInfo).port);
+  const tcp = await startRelay(() => Number(target.port), "lets them through", { intercept });
   const relay: PostgresRelay = {
-    url: url.href,
+    url: tcp.through(databaseUrl),
     decide: () => "pass",
-    connections: () => connections,
+    connections: tcp.accepted,
     lead(to) {
       target = new URL(to);
     },
-    close() {
-      server.close();
-      for (const socket of sockets) socket.destroy();
-    },
+    close: tcp.close,
   };
+
+  function intercept(passage: Passage, connection: number): Intercept {
+    const { near, far } = passage;
+    const sides = {
+      near: { from: "client" as const, to: far, split: createSplitter(true) },
+      far: { from: "postgres" as const, to: near, split: createSplitter(false) },
+    };
+    const finish = (how: "reset" | "end") => {
+      if (how === "reset") near.resetAndDestroy();
+      else near.end();
+      far.destroy();
+    };
+    return (side, chunk) => {
+      const { from, to, split } = sides[side];
+      for (const { type, bytes } of split(chunk)) {
+        if (passage.isFrozen || to.destroyed) return;
+        const fate = relay.decide({ from, type, connection });
+        if (fate === "skip") continue;
+        if (fate.startsWith("pass")) to.write(bytes);
+        if (fate === "pass") continue;
+        passage.isFrozen = true;
+        if (fate === "lose") return;
+        if (fate === "fatal") near.write(fatal);
+        const how = fate.endsWith("reset") ? "reset" : "end";
+        // What was passed on must arrive before the connection goes.
+        if (fate.startsWith("pass")) setTimeout(finish, 5, how);
+        else finish(how);
+      }
+    };
+  }
+
   return relay;
 }
 

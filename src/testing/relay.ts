@@ -1,6 +1,9 @@
-/** What stands between a client and a server, and in their way. */
+/** The one relay of TCP: between agents and servers, and between servers and Postgres. */
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
+
+/** What becomes of connections that are made from now on. */
+export type Door = "open" | "refuses" | "accepts and closes" | "keeps waiting";
 
 /** What a relay does to a connection that begins with HTTP/1.1. */
 export type ToHttp1 =
@@ -10,119 +13,268 @@ export type ToHttp1 =
   | "says nothing to them"
   | "answers them with noise";
 
-/** Passes TCP on, until one of its connections is cut. */
+/** A connection through a relay: `near` is the client's, `far` the server's. */
+export interface Passage {
+  near: Socket;
+  far: Socket;
+  /** Nothing passes any more, and neither side is told that the other has gone. */
+  isFrozen: boolean;
+}
+
+/** Takes what came from a side of one passage, in place of it being passed on. */
+export type Intercept = (from: "near" | "far", chunk: Buffer) => void;
+
+/** What `startRelay` may be told. */
+export interface RelayOptions {
+  /** The most bytes a millisecond that pass on each connection to the server, and to the client. */
+  sentBytesPerMs?: number;
+  answeredBytesPerMs?: number;
+  /** Called with each passage and its number, counted from 0. */
+  intercept?: (passage: Passage, number: number) => Intercept;
+}
+
+/** Passes TCP on, and gets in its way. */
 export interface Relay {
-  url: string;
-  /** Connections that began with HTTP/1.1, and with HTTP/2, so far. */
+  readonly port: number;
+  /** `http://` and where it listens. */
+  readonly url: string;
+  /** Settable. Who waited at the door is let in when it opens. */
+  door: Door;
+  /** The same URL, through the relay. */
+  through(url: string): string;
+  /** Connections so far: all, and those that passed its door and began with HTTP/1.1 or HTTP/2. */
+  accepted(): number;
   http1(): number;
   http2(): number;
-  /** Bytes that clients have sent so far. */
-  sentBytes(): number;
-  /** Ends all connections. */
-  cut(): void;
-  /** From now on nothing passes on the connections there are, and neither side is told. */
-  freeze(): void;
-  /** Ends one connection as a client that vanishes does: with a reset, or just so. */
+  /** How many wait at its door. */
+  waiting(): number;
+  /** Bytes so far that came from clients, and from servers. */
+  bytes(): { in: number; out: number };
+  /** Ends all connections: at once, with a reset, or politely. Answers how many. */
+  cut(how?: "close" | "reset" | "end"): number;
+  /** Ends one as a server that vanishes does: with a reset, or just so. */
   cutOne(): void;
+  /** The connections there are pass nothing from now on, and nobody is told. */
+  freeze(): number;
+  /** The far side is reset; the near side is not told. */
+  leaveHalfOpen(): number;
+  /** Nothing passes, on any connection, until it is called with false. */
+  stall(on: boolean): void;
+  /** Passes so few bytes a millisecond, each way of each connection; 0 is no limit. */
+  slow(bytesPerMs: number): void;
+  /** Resets each connection once so many more bytes have passed one way; undefined is never. */
+  cutAfter(bytes: (() => number) | undefined): void;
+  /** Cuts all connections and stops listening. */
   close(): void;
 }
 
-/**
- * Starts a relay to a port of this machine, which is asked for with each connection. What clients
- * send and what the server answers passes as slowly as the limits say.
- */
+const tickMs = 10;
+
+/** Starts one, on a port of its own, to a port of this machine that is asked for each time. */
 export async function startRelay(
-  port: () => number,
+  target: () => number,
   toHttp1: ToHttp1 = "lets them through",
-  limits: { sentBytesPerMs?: number; answeredBytesPerMs?: number } = {},
+  options: RelayOptions = {},
 ): Promise<Relay> {
-  const clients = new Map<Socket, Socket | undefined>();
+  const clients = new Set<Socket>();
+  const passages = new Set<Passage>();
+  const waiting: Socket[] = [];
+  const bytes = { in: 0, out: 0 };
+  const limits = { near: options.sentBytesPerMs ?? 0, far: options.answeredBytesPerMs ?? 0 };
+  let door: Door = "open";
+  let accepted = 0;
+  let passed = 0;
   let http1 = 0;
   let http2 = 0;
-  let sentBytes = 0;
+  let isStalled = false;
+  let cutAfter: (() => number) | undefined;
 
-  const passOn = (client: Socket, hello: Buffer) => {
-    const server = connect(port(), "127.0.0.1");
-    clients.set(client, server);
-    server.on("error", () => {});
-    server.on("close", () => client.destroy());
-    server.write(hello);
-    sentBytes += hello.length;
-    client.on("data", (chunk: Buffer) => {
-      sentBytes += chunk.length;
-    });
-    const pass = (from: Socket, to: Socket, bytesPerMs: number | undefined) => {
-      if (bytesPerMs) passSlowly(from, to, bytesPerMs).catch(() => client.destroy());
-      else from.pipe(to);
-    };
-    pass(client, server, limits.sentBytesPerMs);
-    pass(server, client, limits.answeredBytesPerMs);
-  };
-
-  const relay = createServer((client) => {
-    clients.set(client, undefined);
-    client.on("error", () => {});
-    client.on("close", () => {
-      clients.get(client)?.destroy();
-      clients.delete(client);
-    });
-    client.once("data", (hello) => {
-      if (hello.toString("latin1").startsWith("PRI")) {
-        http2++;
-        passOn(client, hello);
+  async function carry(passage: Passage, side: "near" | "far", intercept?: Intercept) {
+    const from = passage[side];
+    const to = side === "near" ? passage.far : passage.near;
+    const isHeldUp = () => isStalled || passage.isFrozen;
+    let allowed = Number.POSITIVE_INFINITY;
+    let chosenBy: typeof cutAfter;
+    let nextAt = 0;
+    for await (const whole of from) {
+      let chunk = whole as Buffer;
+      bytes[side === "near" ? "in" : "out"] += chunk.length;
+      if (cutAfter !== chosenBy) {
+        chosenBy = cutAfter;
+        allowed = cutAfter?.() ?? Number.POSITIVE_INFINITY;
+      }
+      const isCut = chunk.length >= allowed;
+      if (isCut) chunk = chunk.subarray(0, allowed);
+      allowed -= chunk.length;
+      while (isHeldUp()) {
+        if (to.destroyed || from.destroyed) return;
+        await sleep(tickMs);
+      }
+      if (intercept) intercept(side, chunk);
+      else if (limits[side] === 0) await write(to, chunk);
+      else {
+        for (let at = 0; at < chunk.length; ) {
+          const size = limits[side] === 0 ? chunk.length : limits[side] * tickMs;
+          await write(to, chunk.subarray(at, at + size));
+          at += size;
+          // A busy machine wakes us late, which the next ones make up for.
+          const now = performance.now();
+          nextAt = Math.max(nextAt, now - 1_000) + tickMs;
+          if (nextAt > now) await sleep(nextAt - now);
+        }
+      }
+      if (isCut) {
+        // What was passed on is to arrive.
+        await sleep(2);
+        reset(passage);
         return;
       }
-      http1++;
-      if (toHttp1 === "lets them through") {
-        passOn(client, hello);
+    }
+    while (isHeldUp() && !to.destroyed) await sleep(tickMs);
+    to.end();
+  }
+
+  function passOn(near: Socket): void {
+    const far = connect({
+      port: target(),
+      host: "127.0.0.1",
+      allowHalfOpen: true,
+      // Without it a flow-control window waits 40 ms for a delayed acknowledgement.
+      noDelay: true,
+    });
+    const passage = { near, far, isFrozen: false };
+    passages.add(passage);
+    far.on("error", () => {});
+    const intercept = options.intercept?.(passage, passed++);
+    for (const side of ["near", "far"] as const) {
+      const other = side === "near" ? far : near;
+      const giveUp = () => passage.isFrozen || other.destroy();
+      passage[side].on("close", () => {
+        passages.delete(passage);
+        giveUp();
+      });
+      carry(passage, side, intercept).catch(giveUp);
+    }
+  }
+
+  /** What a client says first tells HTTP/2 from HTTP/1.1, which everything else is taken for. */
+  function letIn(near: Socket): void {
+    near.once("data", (hello: Buffer) => {
+      const isHttp2 = hello.toString("latin1", 0, 3) === "PRI";
+      if (isHttp2) http2++;
+      else http1++;
+      if (isHttp2 || toHttp1 === "lets them through") {
+        near.pause();
+        near.unshift(hello);
+        passOn(near);
       } else if (toHttp1 === "refuses them") {
-        client.end("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        near.end("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
       } else if (toHttp1 === "cuts them") {
-        client.destroy();
+        near.destroy();
       } else if (toHttp1 === "answers them with noise") {
         const upgrade = "connection: upgrade\r\nupgrade: checkpointd-session\r\n";
-        client.write(`HTTP/1.1 101 Switching Protocols\r\n${upgrade}\r\n\0\0\0\0\x03???`);
+        near.write(`HTTP/1.1 101 Switching Protocols\r\n${upgrade}\r\n\0\0\0\0\x03???`);
       }
     });
-  });
-  await new Promise<void>((resolve) => relay.listen(0, "127.0.0.1", resolve));
+    near.once("end", () => near.end());
+  }
 
-  const cut = () => {
-    for (const client of clients.keys()) client.destroy();
-  };
+  const server = createServer({ allowHalfOpen: true, noDelay: true }, (near) => {
+    clients.add(near);
+    near.on("error", () => {});
+    near.on("close", () => clients.delete(near));
+    accepted++;
+    if (door === "open") letIn(near);
+    else if (door === "keeps waiting") waiting.push(near);
+    else if (door === "refuses") near.resetAndDestroy();
+    else near.end();
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const { port } = server.address() as AddressInfo;
+
   return {
-    url: `http://127.0.0.1:${(relay.address() as AddressInfo).port}`,
+    port,
+    url: `http://127.0.0.1:${port}`,
+    get door() {
+      return door;
+    },
+    set door(next) {
+      door = next;
+      if (door === "open") for (const near of waiting.splice(0)) letIn(near);
+    },
+    through(url) {
+      const changed = new URL(url);
+      changed.hostname = "127.0.0.1";
+      changed.port = String(port);
+      return changed.href;
+    },
+    accepted: () => accepted,
     http1: () => http1,
     http2: () => http2,
-    sentBytes: () => sentBytes,
-    cut,
-    freeze() {
-      for (const [client, server] of clients) {
-        client.unpipe().pause();
-        server?.unpipe().pause();
+    waiting: () => waiting.length,
+    bytes: () => ({ ...bytes }),
+    cut(how = "close") {
+      const count = passages.size;
+      if (how === "close") for (const near of clients) near.destroy();
+      for (const passage of passages) {
+        if (how === "reset") reset(passage);
+        else if (how === "end") {
+          passage.near.end();
+          passage.far.end();
+          setTimeout(() => reset(passage), 100);
+        }
       }
+      return count;
     },
     cutOne() {
-      const servers = [...clients.values()].filter((server) => server !== undefined);
-      const server = servers[Math.floor(Math.random() * servers.length)];
-      if (Math.random() < 0.5) server?.resetAndDestroy();
-      else server?.destroy();
+      const { far } = [...passages][Math.floor(Math.random() * passages.size)] ?? {};
+      if (Math.random() < 0.5) far?.resetAndDestroy();
+      else far?.destroy();
+    },
+    freeze() {
+      for (const passage of passages) passage.isFrozen = true;
+      return passages.size;
+    },
+    leaveHalfOpen() {
+      for (const passage of passages) {
+        passage.isFrozen = true;
+        passage.far.resetAndDestroy();
+      }
+      return passages.size;
+    },
+    stall(on) {
+      isStalled = on;
+    },
+    slow(bytesPerMs) {
+      limits.near = bytesPerMs;
+      limits.far = bytesPerMs;
+    },
+    cutAfter(choose) {
+      cutAfter = choose;
     },
     close() {
-      relay.close();
-      cut();
+      server.close();
+      for (const near of clients) near.destroy();
+      for (const { far } of passages) far.destroy();
     },
   };
 }
 
-const tickMs = 20;
+function reset({ near, far }: Passage): void {
+  near.resetAndDestroy();
+  far.resetAndDestroy();
+}
 
-async function passSlowly(from: Socket, to: Socket, bytesPerMs: number): Promise<void> {
-  const bytes = bytesPerMs * tickMs;
-  for await (const chunk of from) {
-    for (let at = 0; at < chunk.length; at += bytes) {
-      to.write(chunk.subarray(at, at + bytes));
-      await sleep(tickMs);
-    }
-  }
+function write(to: Socket, chunk: Buffer): Promise<void> | undefined {
+  if (to.destroyed || to.writableEnded) return;
+  if (to.write(chunk)) return;
+  return new Promise((resolve) => {
+    const done = () => {
+      to.off("drain", done);
+      to.off("close", done);
+      resolve();
+    };
+    to.on("drain", done);
+    to.on("close", done);
+  });
 }

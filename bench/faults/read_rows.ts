@@ -1,5 +1,5 @@
 import pg from "pg";
-import type { Rows } from "./history.js";
+import type { Rows } from "./call_history.js";
 
 /** What is stored of the threads whose names begin so, in one snapshot. */
 export async function readRows(databaseUrl: string, prefix: string): Promise<Rows> {

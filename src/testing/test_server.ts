@@ -1,5 +1,5 @@
 import { createLog } from "../log.js";
-import { type Server, type ServerOptions, startServer } from "../server/main.js";
+import { type Server, type ServerOptions, startServer } from "../server/server.js";
 
 /**
  * Starts a server in this process on a free port, on a database that is there, and waits

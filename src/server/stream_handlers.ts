@@ -1,10 +1,10 @@
 import type { AnswerInit, Request, StreamName } from "../protocol/operations.js";
 import { channelHistory } from "../store/channel_history.js";
 import type { Db, Signal } from "../store/db.js";
-import { list } from "../store/list.js";
+import { list } from "../store/list_checkpoints.js";
 import { pruneThreads } from "../store/prune.js";
-import { listThreads } from "../store/threads.js";
-import { checkList } from "./checks.js";
+import { listThreads } from "../store/read_threads.js";
+import { checkList } from "./request_checks.js";
 import {
   checkGetChannelHistory,
   checkListThreads,

@@ -4,8 +4,8 @@ import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import type { Answer, Command } from "./agent.js";
 import type { Contender } from "./contenders.js";
+import type { Answer, Command } from "./load_agent.js";
 
 /** How long one command to an agent, or the start of a server, may take, in ms. */
 const commandMs = 180_000;
@@ -32,7 +32,7 @@ export interface Agent {
 
 /** Starts an agent process. `stopProcess` ends it. */
 export function startAgent(): Agent {
-  const child = keep(fork(fileOf("./agent.js"), { env, serialization: "advanced" }));
+  const child = keep(fork(fileOf("./load_agent.js"), { env, serialization: "advanced" }));
   return {
     pid: child.pid!,
     async tell<T>(command: Command): Promise<T> {

@@ -7,12 +7,12 @@ import type { Db, Signal } from "../store/db.js";
 import { deleteRuns } from "../store/delete_runs.js";
 import { deleteThread } from "../store/delete_thread.js";
 import { claimThreads, releaseLease, renewLease } from "../store/leases.js";
-import { listPage } from "../store/list.js";
+import { listPage } from "../store/list_checkpoints.js";
 import { createPut } from "../store/put.js";
 import { createPutExtending } from "../store/put_extending.js";
 import { createPutWrites } from "../store/put_writes.js";
 import { createGetTuple } from "../store/read.js";
-import { getThread } from "../store/threads.js";
+import { getThread } from "../store/read_threads.js";
 import {
   checkDeleteThread,
   checkGetTuple,
@@ -20,7 +20,7 @@ import {
   checkPut,
   checkPutExtending,
   checkPutWrites,
-} from "./checks.js";
+} from "./request_checks.js";
 import {
   checkClaimThreads,
   checkCopyThread,

@@ -10,11 +10,11 @@ import { shuttingDown } from "./connect_error.js";
 import type { NodeHandler } from "./handler.js";
 import { createHealth, ServingStatus } from "./health.js";
 import { startListener } from "./http.js";
-import { createOperations } from "./operations.js";
+import { createOperations } from "./operation_handlers.js";
 import { startReadiness } from "./readiness.js";
 import { type Retention, startRetention } from "./retention.js";
 import { createRpc } from "./rpc.js";
-import { createStreams } from "./streams.js";
+import { createStreams } from "./stream_handlers.js";
 
 /** What a server is started with. Durations in milliseconds, sizes in bytes. */
 export interface ServerOptions extends DbOptions {

@@ -10,7 +10,7 @@ import { ListRequestSchema } from "../../gen/checkpointd/v1/checkpoint_service_p
 import { createDatabase, openPool, type TestDatabase } from "../testing/postgres.js";
 import { createRandom } from "../testing/random.js";
 import type { Db } from "./db.js";
-import { list, type PageBounds, streamBounds } from "./list.js";
+import { list, type PageBounds, streamBounds } from "./list_checkpoints.js";
 
 let database: TestDatabase;
 let db: Db;

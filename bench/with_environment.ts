@@ -1,7 +1,7 @@
 import type { Contender } from "./contenders.js";
 import { type Environment, startEnvironment } from "./environment.js";
-import { stopAll } from "./processes.js";
-import { postgresSettings } from "./settings.js";
+import { postgresSettings } from "./postgres_settings.js";
+import { stopAll } from "./run_processes.js";
 
 /**
  * Runs `work` with a Postgres of its own and gives everything back: processes by their pids,

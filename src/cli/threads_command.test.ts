@@ -8,10 +8,10 @@ import { Annotation, END, interrupt, START, StateGraph } from "@langchain/langgr
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { ConnectSaver } from "../client/saver.js";
-import type { Server } from "../server/main.js";
+import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
-import { runCommand } from "../testing/serve.js";
-import { startTestServer } from "../testing/server.js";
+import { runCommand } from "../testing/serve_process.js";
+import { startTestServer } from "../testing/test_server.js";
 
 let database: TestDatabase;
 let pool: pg.Pool;
