@@ -156,7 +156,7 @@ function pageStatement(
   const conditions: string[] = [];
   if (filter?.metadataFilterJson) {
     const json = `${bind(filter.metadataFilterJson)}::text::jsonb`;
-    // The second is evaluated once and always, see list.ts.
+    // The second is evaluated once and always, see list_checkpoints.ts.
     conditions.push(`t.metadata @> ${json}`, `${json} is not null`);
   }
   for (const json of page.without ?? []) {
