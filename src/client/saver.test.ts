@@ -407,6 +407,8 @@ describe("options and arguments", () => {
     ["http://h:1", { timeoutMs: 0 }, "timeoutMs must be"],
     ["http://h:1", { timeoutMs: 1.5 }, "timeoutMs must be"],
     ["http://h:1", { retry: { attempts: 0 } }, "retry.attempts must be"],
+    ["http://h:1", { valueCacheBytes: -1 }, "valueCacheBytes must be"],
+    ["http://h:1", { valueCacheBytes: 0.5, session: false }, "valueCacheBytes must be"],
     ["http://h:1", { retry: { maxDelayMs: -1 } }, "retry.maxDelayMs must be"],
   ])("refuses %s with %j", (url, options, message) => {
     expect(() => fromUrl(url, options)).toThrow(message);

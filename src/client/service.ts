@@ -1,4 +1,5 @@
 import type { ConnectError, Transport } from "@connectrpc/connect";
+import { checkInteger } from "./calls.js";
 import { type Service, withFallback } from "./carrier.js";
 import { ClientSession } from "./client_session.js";
 import { extendPuts } from "./extending_carrier.js";
@@ -27,8 +28,13 @@ export interface OpenService {
   abort(error: ConnectError): void;
 }
 
-/** Asks the service over a transport: on sessions where it has them, else by RPCs. */
+/**
+ * Asks the service over a transport: on sessions where it has them, else by RPCs. Throws a TypeError
+ * naming the option if its value is not allowed.
+ */
 export function openService(transport: Transport, options: ServiceOptions): OpenService {
+  const { valueCacheBytes = 32 * 1024 * 1024 } = options;
+  checkInteger("valueCacheBytes", valueCacheBytes, 0);
   const headers = options.headers === undefined ? undefined : new Headers(options.headers);
   const unary = createUnaryCarrier(transport, headers);
   const wire = transport instanceof UrlTransport ? transport.sessions : undefined;
@@ -36,9 +42,6 @@ export function openService(transport: Transport, options: ServiceOptions): Open
   const { baseUrl, lookup, maxRequestBytes } = wire;
   const open = (signal: AbortSignal) => wire.open({ baseUrl, headers, lookup }, signal);
   const sessions = createSessionCarrier(() => new ClientSession(open, maxRequestBytes));
-  const carrier = extendPuts(
-    withFallback(sessions.carrier, unary),
-    options.valueCacheBytes ?? 32 * 1024 * 1024,
-  );
+  const carrier = extendPuts(withFallback(sessions.carrier, unary), valueCacheBytes);
   return { service: { ...unary, ...carrier }, abort: sessions.abort };
 }
