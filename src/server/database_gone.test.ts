@@ -22,8 +22,8 @@ import {
   ways,
 } from "../testing/edge.js";
 import { createDatabase } from "../testing/postgres.js";
+import { startUnreadyServer } from "../testing/test_server.js";
 import { ServingStatus } from "./health.js";
-import { startServer } from "./server.js";
 
 const named = { threadId: `${secret}-thread`, checkpointId: "1" };
 const calls: Call[] = [
@@ -40,25 +40,10 @@ const calls: Call[] = [
 /** Starts a server without waiting for its database. */
 async function start(databaseUrl: string, migrates: boolean) {
   const captured = captureLog();
-  const server = await startServer({
-    databaseUrl,
-    schema: "public",
+  const server = await startUnreadyServer(databaseUrl, {
     poolSize: 2,
     queueLimit: 100,
-    queueTimeoutMs: 10_000,
-    prepare: true,
-    host: "127.0.0.1",
-    port: 0,
     migrate: migrates,
-    maxMessageSize: 64 * 1024 * 1024,
-    compression: false,
-    callTimeoutMs: 60_000,
-    slowCallMs: 1000,
-    sessionAgeMs: 600_000,
-    drainTimeoutMs: 5_000,
-    retention: [],
-    retentionIntervalMs: 3_600_000,
-    corsOrigins: [],
     log: captured.log,
   });
   const health = createClient(Health, createTransport("grpc", server.url));

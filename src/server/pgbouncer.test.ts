@@ -10,7 +10,7 @@ import { captureLog } from "../testing/captured_log.js";
 import { createClients, createTransport } from "../testing/edge.js";
 import { startPgBouncer } from "../testing/pgbouncer.js";
 import { createDatabase } from "../testing/postgres.js";
-import { startServer } from "./server.js";
+import { startUnreadyServer } from "../testing/test_server.js";
 
 const cleanups: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
@@ -27,23 +27,11 @@ async function setUp(template: boolean, mode: "transaction" | "session" | "state
 
 async function serve(databaseUrl: string, options: { prepare: boolean; migrate: boolean }) {
   const { log, lines } = captureLog();
-  const server = await startServer({
-    databaseUrl,
-    schema: "public",
-    poolSize: 4,
+  const server = await startUnreadyServer(databaseUrl, {
     queueLimit: 100,
-    queueTimeoutMs: 10_000,
-    host: "127.0.0.1",
-    port: 0,
-    maxMessageSize: 64 * 1024 * 1024,
-    compression: false,
     callTimeoutMs: 20_000,
     slowCallMs: 0,
-    sessionAgeMs: 600_000,
     drainTimeoutMs: 2_000,
-    retention: [],
-    retentionIntervalMs: 3_600_000,
-    corsOrigins: [],
     log,
     ...options,
   });

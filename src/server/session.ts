@@ -59,8 +59,6 @@ export interface Sessions {
   sayGoodbye(): void;
   /** Gives up everything that runs, which is answered with the error. */
   abort(error: ConnectError): void;
-  /** How many are open. */
-  count(): number;
 }
 
 /**
@@ -94,7 +92,6 @@ export function createSessions(options: SessionOptions): Sessions {
     abort(error) {
       for (const session of open) session.abort(error);
     },
-    count: () => open.size,
   };
 }
 

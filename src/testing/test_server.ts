@@ -1,15 +1,13 @@
 import { createLog } from "../log.js";
+import { defaultMessageBytes } from "../protocol/wire.js";
 import { type Server, type ServerOptions, startServer } from "../server/server.js";
 
-/**
- * Starts a server in this process on a free port, on a database that is there, and waits
- * until it is ready. The caller drains it.
- */
-export async function startTestServer(
+/** Starts a server in this process on a free port and does not wait for its database. */
+export function startUnreadyServer(
   databaseUrl: string,
   options: Partial<ServerOptions> = {},
 ): Promise<Server> {
-  const server = await startServer({
+  return startServer({
     databaseUrl,
     schema: "public",
     poolSize: 4,
@@ -19,7 +17,7 @@ export async function startTestServer(
     host: "127.0.0.1",
     port: 0,
     migrate: true,
-    maxMessageSize: 64 * 1024 * 1024,
+    maxMessageSize: defaultMessageBytes,
     compression: false,
     callTimeoutMs: 60_000,
     slowCallMs: 1000,
@@ -31,6 +29,14 @@ export async function startTestServer(
     log: createLog("silent"),
     ...options,
   });
+}
+
+/** Starts one on a database that is there, and waits until it is ready. The caller drains it. */
+export async function startTestServer(
+  databaseUrl: string,
+  options: Partial<ServerOptions> = {},
+): Promise<Server> {
+  const server = await startUnreadyServer(databaseUrl, options);
   await server.ready;
   return server;
 }
