@@ -228,6 +228,33 @@ it("drops a call that is given up while it waits, and cancels a statement all ha
   expect(await stored("left-%")).toBe(0);
 });
 
+it("tries again after a deadlock without the call that was given up", async () => {
+  const { db } = open();
+  const put = createPut(db);
+  for (const id of ["1", "2"]) await put(request("deadlock", id));
+  const blocker = await block(database.url, "set local deadlock_timeout = '1min'");
+  const lockRow = (id: string) =>
+    blocker.query(
+      `select from checkpoints where thread_id = 'deadlock' and checkpoint_id = '${id}' for update`,
+    );
+  await lockRow("2");
+  const gone = new AbortController();
+  const late = '{"v": 4, "late": true}';
+  const first = put(request("deadlock", "1", late), gone.signal);
+  const second = put(request("deadlock", "2", late));
+  await untilBlocked(sql, 1);
+  gone.abort(new Error("gone"));
+  await expect(first).rejects.toThrow("gone");
+  await lockRow("1");
+  await blocker.release();
+  await second;
+  const { rows } = await sql.query(
+    `select checkpoint_id as id from checkpoints
+     where thread_id = 'deadlock' and checkpoint ? 'late'`,
+  );
+  expect(rows).toEqual([{ id: "2" }]);
+});
+
 it("keeps the bounds of the queue", async () => {
   const { db } = open({ poolSize: 1, queueLimit: 3, queueTimeoutMs: 200 });
   const put = createPut(db);

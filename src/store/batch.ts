@@ -1,4 +1,5 @@
-import type { Db, Run, Signal } from "./db.js";
+import { setTimeout as sleep } from "node:timers/promises";
+import { conflictPause, type Db, type Run, type Signal } from "./db.js";
 
 /** How calls of one kind travel together. */
 export interface BatchOptions<Item, Result> {
@@ -29,6 +30,8 @@ interface Waiting<Item, Result> {
   signal: Signal | undefined;
   /** By performance.now(). */
   since: number;
+  /** How often it was in a statement that lost a conflict. */
+  conflicts: number;
   resolve: (result: Result) => void;
   reject: (reason: unknown) => void;
   /** Gives its place in the queue back, once it has taken one. */
@@ -148,10 +151,25 @@ export function createBatch<Item, Result>(
       const results = await options.run(run, items, alone ? alone.signal : abandoned.signal);
       for (const [i, call] of batch.entries()) call.resolve(results[i] as Result);
     } catch (error) {
+      if (await runAgain(batch, error)) return;
       if (alone) alone.reject(error);
       else if (!isOneCallsFault(error)) for (const call of batch) call.reject(error);
       else for (const call of batch) await runBatch(run, [call]);
     }
+  }
+
+  /**
+   * Lets calls wait once more whose statement lost a conflict, but for those of which the client has
+   * gone meanwhile: it may have been served elsewhere. False if they may not be tried again.
+   */
+  async function runAgain(batch: readonly Waiting<Item, Result>[], error: unknown) {
+    const conflicts = Math.max(...batch.map((call) => ++call.conflicts));
+    const pauseMs = conflictPause(error, conflicts);
+    if (pauseMs === undefined) return false;
+    await sleep(pauseMs);
+    for (const call of batch) call.abandon = undefined;
+    waiting.unshift(...batch.filter(({ signal }) => !signal?.aborted));
+    return true;
   }
 
   function measure({ signal, since }: Waiting<Item, Result>, now: number, size: number): void {
@@ -199,6 +217,7 @@ export function createBatch<Item, Result>(
         item,
         signal,
         since: performance.now(),
+        conflicts: 0,
         resolve: (result) => {
           unlisten();
           resolve(result);

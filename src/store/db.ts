@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { parseDatabaseUrl } from "./address.js";
 import { type Connection, ConnectionError, type Result } from "./connection.js";
 import { createPool } from "./pool.js";
@@ -83,9 +84,9 @@ export interface Db {
    */
   transaction<T>(use: (run: Run) => Promise<T>, signal?: Signal): Promise<T>;
   /**
-   * Calls `use` with a connection when one is free, at once if there is one, and frees it when
+   * Calls `use` with a connection when one is free, as soon as there is one, and frees it when
    * the promise settles; or calls `fail` when none could be opened. In turn with `run`, but
-   * without its bounds: who waits holds a place.
+   * without its bounds: who waits holds a place. Nothing is tried again (see `conflictPause`).
    */
   withConnection(use: (run: Run) => Promise<void>, fail: (error: unknown) => void): void;
   /** Whether a connection may be used; it may have to be opened first. */
@@ -167,6 +168,7 @@ export function openDb(options: DbOptions): Db {
     parameters: readonly Parameter[],
     signal: Signal | undefined,
   ): Promise<Result> {
+    await stall.catchUp();
     stall.check();
     try {
       return await connection.send(text, parameters, signal);
@@ -178,11 +180,6 @@ export function openDb(options: DbOptions): Db {
       throw error;
     }
   }
-
-  const runOn =
-    (connection: Connection): Run =>
-    (text, parameters, signal) =>
-      tryAgain(() => send(connection, text, parameters, signal), signal);
 
   /** Runs a statement; `onEnd` is called when it has ended, which may be after its caller heard. */
   async function runAlone(
@@ -199,7 +196,7 @@ export function openDb(options: DbOptions): Db {
       throw error;
     }
     // The caller is told at once; the connection is free when the statement has ended.
-    const rows = runOn(connection)(text, parameters, signal).finally(() => {
+    const rows = tryAgain(() => send(connection, text, parameters, signal), signal).finally(() => {
       giveBack(connection);
       onEnd();
     });
@@ -231,12 +228,15 @@ export function openDb(options: DbOptions): Db {
       return signal ? orAborted(result, signal) : result;
     },
     withConnection(use, fail) {
-      const carry = (connection: Connection) =>
-        void use(runOn(connection)).finally(() => giveBack(connection));
+      const carry = async (connection: Connection) => {
+        const run: Run = (text, parameters, signal) => send(connection, text, parameters, signal);
+        await stall.catchUp();
+        await use(run).finally(() => giveBack(connection));
+      };
       const start = () => {
         const idle = pool.borrowIdle();
         if (idle) {
-          carry(idle);
+          void carry(idle);
           return;
         }
         pool.borrow().then(carry, (error) => {
@@ -298,8 +298,9 @@ async function tryAgain<T>(use: () => Promise<T>, signal: Signal | undefined): P
       return await use();
     } catch (error) {
       signal?.throwIfAborted();
-      if (attempt >= conflictTries || !mayRunAgain(error)) throw error;
-      await new Promise((resolve) => setTimeout(resolve, Math.random() * 10 * 2 ** attempt));
+      const pauseMs = conflictPause(error, attempt);
+      if (pauseMs === undefined) throw error;
+      await sleep(pauseMs);
     }
   }
 }
@@ -313,12 +314,17 @@ function orAborted<T>(result: Promise<T>, signal: Signal): Promise<T> {
 }
 
 /**
+ * How long to wait, in ms, before a statement that failed with the error is tried again after so
+ * many attempts; undefined if it may not be.
+ *
  * 40001 and 40P01 are lost conflicts. 57014 "due to user request" without an abort of ours is
  * the cancel request of a statement that had just finished, hitting its successor on the same
  * connection: the protocol names a connection, not a statement.
  */
-function mayRunAgain(error: unknown): boolean {
+export function conflictPause(error: unknown, attempts: number): number | undefined {
   const { code, message } = error as { code?: string; message?: string };
-  if (code === "40001" || code === "40P01") return true;
-  return code === "57014" && message !== undefined && message.includes("user request");
+  const isConflict =
+    code === "40001" || code === "40P01" || (code === "57014" && message?.includes("user request"));
+  if (!isConflict || attempts >= conflictTries) return undefined;
+  return Math.random() * 10 * 2 ** attempts;
 }

@@ -30,18 +30,24 @@ export async function block(databaseUrl: string, statement: string): Promise<Blo
 }
 
 /**
- * Waits until exactly `count` statements of calls wait for a lock; answers their pids. The
- * server's own look at its tables (`limit 0`), which has no deadline, does not count.
+ * The pids of statements of calls that wait for a lock. The server's own look at its tables
+ * (`limit 0`), which has no deadline, does not count.
  */
+export async function blocked(sql: pg.Client): Promise<number[]> {
+  const { rows } = await sql.query({
+    text: `select pid from pg_stat_activity
+      where datname = current_database() and application_name = 'checkpointd'
+        and state = 'active' and wait_event_type = 'Lock' and query not like '%limit 0'`,
+    rowMode: "array",
+  });
+  return rows.flat() as number[];
+}
+
+/** Waits until exactly `count` statements of calls wait for a lock; answers their pids. */
 export async function untilBlocked(sql: pg.Client, count: number): Promise<number[]> {
   for (;;) {
-    const { rows } = await sql.query({
-      text: `select pid from pg_stat_activity
-        where datname = current_database() and application_name = 'checkpointd'
-          and state = 'active' and wait_event_type = 'Lock' and query not like '%limit 0'`,
-      rowMode: "array",
-    });
-    if (rows.length === count) return rows.flat() as number[];
+    const pids = await blocked(sql);
+    if (pids.length === count) return pids;
     await sleep(10);
   }
 }

@@ -217,8 +217,9 @@ export async function startRelay(
       const count = passages.size;
       if (how === "close") for (const near of clients) near.destroy();
       for (const passage of passages) {
-        if (how === "reset") reset(passage);
-        else if (how === "end") {
+        if (how === "close") passage.far.destroy();
+        else if (how === "reset") reset(passage);
+        else {
           passage.near.end();
           passage.far.end();
           setTimeout(() => reset(passage), 100);
