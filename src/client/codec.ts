@@ -24,6 +24,7 @@ import type {
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { WriteSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { checkName } from "./names.js";
+import { refuseBigInt, toJson } from "./options.js";
 import { nextVersion, versionText } from "./versions.js";
 
 type ValueInit = MessageInitShape<typeof ValueSchema>;
@@ -110,7 +111,7 @@ async function toValues(
  */
 export function toCheckpointJson(checkpoint: Checkpoint): string {
   const { channel_values: _, ...rest } = checkpoint;
-  const text = JSON.stringify(rest);
+  const text = toJson("checkpoint", rest);
   const storable = storableJson(text);
   // Names are looked at only when something was replaced, which is next to never.
   if (storable !== text) {
@@ -129,16 +130,24 @@ function checkNames(field: string, versions: unknown): void {
   }
 }
 
-/** The metadata as JSON that jsonb accepts. */
+/**
+ * The metadata as JSON that jsonb accepts. Rejects with a TypeError, naming the key of a BigInt, for
+ * what is no object as JSON: LangGraph's serializer writes a text in place of what it cannot write.
+ */
 export async function toMetadataJson(metadata: CheckpointMetadata): Promise<string> {
   const [, data] = await metadataSerde.dumpsTyped(metadata);
-  return storableJson(new TextDecoder().decode(data));
+  const text = new TextDecoder().decode(data);
+  if (!text.startsWith("{")) {
+    refuseBigInt("metadata", metadata);
+    throw new TypeError("metadata must be an object that can be written as JSON");
+  }
+  return storableJson(text);
 }
 
 /** The filter of a list as JSON, altered as metadata is, or "" when it asks for nothing. */
 export function toFilterJson(filter: Record<string, unknown> | undefined): string {
   if (filter === undefined || filter === null || Object.keys(filter).length === 0) return "";
-  return storableJson(JSON.stringify(filter));
+  return storableJson(toJson("filter", filter));
 }
 
 /**
