@@ -51,6 +51,11 @@ export class Reach {
     // What the service said itself.
     if (errorDetail(error)) return error;
     if (error.code === Code.DeadlineExceeded) return this.#silence(error) ?? error;
+    if (error.code === Code.Unimplemented) {
+      const what = `${error.rawMessage}: there is no checkpointd service at ${this.address}`;
+      const text = `${what}, or an older one; is the URL's path right?`;
+      return new NotTheService(text, error.code, error.metadata, undefined, error);
+    }
     const cause = nodeError(error);
     if (
       !cause &&
@@ -69,7 +74,7 @@ export class Reach {
     if (silence) return silence;
     const seen = await this.#look(cause, deadline);
     if (seen instanceof ConnectError) return seen;
-    const how = seen ?? "it accepts connections and breaks them, or none is made";
+    const how = seen ?? "it closes connections; is the service behind it started, the port right?";
     return unavailable(`cannot reach ${address}: ${how} (${said})`, error);
   }
 
@@ -78,7 +83,9 @@ export class Reach {
     if (this.#stage !== undefined && this.#stage !== "connected") return undefined;
     const how = this.#stage
       ? "it accepts connections and says nothing; is it the right port, and does that process live?"
-      : "no connection was made in time; is it the right host, and does a firewall let it through?";
+      : this.#url.protocol === "https:"
+        ? "no connection was made in time; is it the right host and port, and does it speak TLS?"
+        : unreached.ETIMEDOUT;
     return new ConnectError(
       `${error.rawMessage}: nothing was heard from ${this.address}: ${how}`,
       error.code,
@@ -114,6 +121,10 @@ export class Reach {
       return new NotTheService(text, Code.FailedPrecondition);
     }
     if (status === undefined) return undefined;
+    if (status === "no HTTP") {
+      const text = `${address} is not a checkpointd service: it speaks no HTTP; is the port right?`;
+      return new NotTheService(text, Code.Unimplemented);
+    }
     const how = `it answers in HTTP/1.1, with status ${status}`;
     // It may be a server that has just begun to listen, or a proxy without one for the moment.
     const isPassing = status >= 500 || status === 408 || status === 429;
@@ -157,6 +168,7 @@ export class Reach {
 interface NodeError extends Error {
   code: string;
   errors?: readonly Error[];
+  reason?: string;
 }
 
 const ofConnection = /^(ERR_(HTTP2|STREAM|SSL|TLS)_|HPE_|EAI_|E[A-Z]+$)/;
@@ -175,8 +187,9 @@ function nodeError(error: ConnectError): NodeError | undefined {
   return found;
 }
 
-/** Of several addresses of a name Node tells all errors and no message. */
+/** Of several addresses of a name Node tells all errors and no message; of TLS a line of a log. */
 function wordsOf(error: NodeError): string {
+  if (error.reason) return error.reason;
   return error.message || error.errors?.map(({ message }) => message).join(", ") || error.code;
 }
 
@@ -199,6 +212,9 @@ function tlsTrouble(address: string, cause: NodeError | undefined, said: string)
   const code = cause?.code ?? "";
   if (/wrong.version.number|packet.length.too.long|http.request/i.test(said)) {
     return `${address} does not speak TLS: begin the URL with http://`;
+  }
+  if (/no.application.protocol|h2 is not supported/i.test(said)) {
+    return `${address} speaks TLS and no HTTP/2, which checkpointd is reached with (${said})`;
   }
   if (ofCertificate.test(code)) {
     const more = "NODE_EXTRA_CA_CERTS names a file of authorities to trust";
@@ -231,20 +247,26 @@ function speaksTls(url: URL, lookup: LookupFunction, ms: number): Promise<boolea
 }
 
 /** The status of the answer to a plain GET; undefined if there is none. */
-function statusOfHttp1(url: URL, lookup: LookupFunction, ms: number): Promise<number | undefined> {
+function statusOfHttp1(
+  url: URL,
+  lookup: LookupFunction,
+  ms: number,
+): Promise<number | "no HTTP" | undefined> {
   const request = url.protocol === "https:" ? requestHttps : requestHttp;
   const health = new URL(url);
   health.pathname = `${url.pathname.replace(/\/$/, "")}/healthz`;
   return new Promise((resolve) => {
     const asking = request(health, { agent: false, lookup });
-    const end = (status?: number) => {
+    const end = (status?: number | "no HTTP") => {
       clearTimeout(timer);
       asking.destroy();
       resolve(status);
     };
-    const timer = setTimeout(end, ms);
+    const timer = setTimeout(() => end(), ms);
     asking.once("response", ({ statusCode }) => end(statusCode));
-    asking.on("error", () => end());
+    asking.on("error", (error: NodeJS.ErrnoException) =>
+      end(error.code?.startsWith("HPE_") ? "no HTTP" : undefined),
+    );
     asking.end();
   });
 }

@@ -66,7 +66,14 @@ export function errorDetail(error: unknown): ErrorDetail | undefined {
 }
 
 /** What answers at the service's address is something else, which another try would meet again. */
-export class NotTheService extends ConnectError {}
+export class NotTheService extends ConnectError {
+  readonly #brand = true;
+
+  /** ConnectError's own holds every ConnectError for one of any class derived from it. */
+  static override [Symbol.hasInstance](value: unknown): boolean {
+    return typeof value === "object" && value !== null && #brand in value;
+  }
+}
 
 /**
  * True if the call may succeed when it is repeated: the server could not be reached, is
