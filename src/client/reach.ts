@@ -104,7 +104,8 @@ export class Reach {
     if (ms < 50) return Promise.resolve(undefined);
     if (!this.#seen || now > this.#seenAt + lookAgainMs) {
       this.#seenAt = now;
-      this.#seen = this.#lookNow(cause, ms);
+      // Deno before 2.5 can do neither.
+      this.#seen = this.#lookNow(cause, ms).catch(() => undefined);
     }
     return this.#seen;
   }
