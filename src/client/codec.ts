@@ -23,6 +23,7 @@ import type {
   ValueSchema,
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { WriteSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { graphKey } from "../protocol/metadata.js";
 import { checkName } from "./names.js";
 import { nextVersion, versionText } from "./versions.js";
 
@@ -173,9 +174,16 @@ function checkNames(field: string, versions: unknown): void {
   }
 }
 
-/** The metadata as JSON that jsonb accepts. Rejects where it cannot be serialized. */
-export async function toMetadataJson(metadata: CheckpointMetadata): Promise<string> {
-  const [value] = await toValues(metadataSerde, [metadata], () => "metadata");
+/**
+ * The metadata as JSON that jsonb accepts, with the graph's name if it has one. Rejects where it
+ * cannot be serialized.
+ */
+export async function toMetadataJson(
+  metadata: CheckpointMetadata,
+  graph?: string,
+): Promise<string> {
+  const named = graph === undefined ? metadata : { ...metadata, [graphKey]: graph };
+  const [value] = await toValues(metadataSerde, [named], () => "metadata");
   return storableJson(new TextDecoder().decode(value?.data));
 }
 
@@ -204,7 +212,9 @@ export function storableJson(text: string): string {
 }
 
 /**
- * A stored tuple as LangGraph's direct Postgres saver returns it. `threadId` is the thread as
+ * A stored tuple as LangGraph's direct Postgres saver returns it, without the graph's name: the
+ * metadata that a graph gets is the one it put, so that a name neither shows in `getState` nor
+ * travels on by itself, as metadata does with `updateState`. `threadId` is the thread as
  * the caller spelled it (a number stays a number), or absent to take the stored one.
  */
 export async function fromTuple(
@@ -215,7 +225,7 @@ export async function fromTuple(
   const key = tuple.key!;
   const [checkpoint, metadata, pendingWrites] = await Promise.all([
     fromCheckpoint(serde, tuple),
-    metadataSerde.loadsTyped("json", tuple.metadataJson),
+    fromMetadataJson(tuple.metadataJson),
     Promise.all(
       tuple.pendingWrites.map(
         async (write): Promise<CheckpointPendingWrite> => [
@@ -242,6 +252,12 @@ export async function fromTuple(
     parentConfig: tuple.parentCheckpointId ? configurable(tuple.parentCheckpointId) : undefined,
     pendingWrites,
   } as CheckpointTuple;
+}
+
+async function fromMetadataJson(json: string): Promise<CheckpointMetadata> {
+  const metadata = await metadataSerde.loadsTyped("json", json);
+  delete metadata[graphKey];
+  return metadata;
 }
 
 async function fromCheckpoint(serde: SerializerProtocol, tuple: StoredTuple): Promise<Checkpoint> {

@@ -37,6 +37,15 @@ export interface ConnectSaverOptions extends CallsOptions {
    * always JSON, so that the database can search it.
    */
   serde?: SerializerProtocol;
+  /**
+   * The name of the graph whose checkpoints these are, kept with each of them (`checkpointd_graph`
+   * in the metadata that is stored, not in the metadata that is read): so that
+   * {@link recoverThreads} resumes no other application's threads. Not empty. A name of your own,
+   * which stays the same from one version of the graph to the next: of the compiled graph a saver
+   * learns nothing, and LangGraph calls them all "LangGraph" unless told otherwise. Savers of several
+   * graphs may share a transport.
+   */
+  graph?: string;
 }
 
 /** Options of {@link ConnectSaver.fromUrl}. */
@@ -56,6 +65,8 @@ export interface ConnectSaverUrlOptions extends ConnectSaverOptions, TransportOp
 export class ConnectSaver extends BaseCheckpointSaver<number | string> {
   /** What there is to know and to do about threads as a whole. */
   readonly threads: Threads;
+  /** The name that each checkpoint it stores is given, if there is one. */
+  readonly graph: string | undefined;
   readonly #calls: Calls;
   #close: () => void = () => {};
 
@@ -70,6 +81,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
         "a saver takes a Connect transport; of a URL ConnectSaver.fromUrl makes one",
       );
     }
+    this.graph = checkGraph(options.graph);
     this.#calls = new Calls(openService(transport, options), options);
     this.threads = new Threads(this.#calls);
   }
@@ -143,13 +155,14 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
     };
     const [blobs, metadataJson] = await Promise.all([
       toBlobs(this.serde, checkpoint.channel_values ?? {}, newVersions),
-      toMetadataJson(metadata),
+      toMetadataJson(metadata, this.graph),
     ]);
     const put = { ...request, blobs, metadataJson };
     await this.#stored(
       leaseToken,
       this.#calls.call((service, context) => service.put(put, context)),
     );
+    this.threads.tellStored(leaseToken, checkpoint.id);
     return {
       configurable: {
         thread_id: config.configurable?.thread_id,
@@ -184,6 +197,8 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       leaseToken,
       this.#calls.call((service, context) => service.putWrites(putWrites, context)),
     );
+    // Those to special channels tell how a task stands, not that it got anywhere.
+    if (putWrites.writes.some(({ idx }) => (idx ?? 0) >= 0)) this.threads.tellStored(leaseToken);
   }
 
   async #stored(leaseToken: string, call: Promise<unknown>): Promise<void> {
@@ -240,6 +255,14 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
     await this.#calls.end();
     this.#close();
   }
+}
+
+function checkGraph(graph: unknown): string | undefined {
+  if (graph === undefined) return undefined;
+  if (typeof graph !== "string" || graph === "") {
+    throw new TypeError(`graph must be a name, a text that is not empty, not ${String(graph)}`);
+  }
+  return checkName("graph", graph);
 }
 
 function toListRequest(config: RunnableConfig, options: CheckpointListOptions): ListInit {
