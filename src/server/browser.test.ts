@@ -121,8 +121,8 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
       test("an error with its detail and its request id", async () => {
         expect(await inPage(page.origin, how, "fail")).toEqual({
           code: "InvalidArgument",
-          message: "thread_id: must be at most 512 bytes",
-          detail: { reason: "TOO_LONG", field: "thread_id", limit: 512 },
+          message: "thread_id: must be at most 65536 bytes",
+          detail: { reason: "TOO_LONG", field: "thread_id", limit: 65_536 },
           requestId: expect.stringMatching(/^[0-9a-f-]{36}$/),
         });
       });

@@ -56,7 +56,7 @@ function createPage(baseUrl: string, useBinaryFormat: boolean, useHttpGet: boole
       return { ids };
     },
     async fail() {
-      const error = await failureOf(client.getTuple({ threadId: "x".repeat(513) }));
+      const error = await failureOf(client.getTuple({ threadId: "x".repeat(65_537) }));
       const [detail] = error.findDetails(ErrorDetailSchema);
       return {
         code: Code[error.code],
