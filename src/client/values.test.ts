@@ -50,11 +50,11 @@ const State = Annotation.Root({
 });
 
 /** A node that makes the value, then one that waits for an answer beside one whose write waits. */
-const build = (checkpointer: BaseCheckpointSaver, make: () => unknown) =>
+const build = (checkpointer: BaseCheckpointSaver, make: () => unknown, ask = make) =>
   new StateGraph(State)
     .addNode("make", () => ({ value: make(), box: { of: [{ inner: make() }] } }))
     .addNode("side", () => ({ waiting: make() }))
-    .addNode("ask", () => ({ answer: interrupt({ question: make() }) }))
+    .addNode("ask", () => ({ answer: interrupt({ question: ask() }) }))
     .addNode("look", ({ value, waiting }) => ({ seen: [value, waiting] }))
     .addEdge(START, "make")
     .addEdge("make", "side")
@@ -64,12 +64,14 @@ const build = (checkpointer: BaseCheckpointSaver, make: () => unknown) =>
 
 /** All that can be seen of the graph's run, at the interrupt and after the answer. */
 async function run(checkpointer: BaseCheckpointSaver, make: () => unknown) {
+  // LangGraph itself throws at an interrupt with a circle, whatever the saver.
+  const ask = make === circular ? () => "what?" : make;
   const config = {
     ...inThread(`value ${threads++}`),
     metadata: { note: make() },
     durability: "sync" as const,
   };
-  const graph = build(checkpointer, make);
+  const graph = build(checkpointer, make, ask);
   const history = async () => {
     const states = [];
     for await (const { values, next } of graph.getStateHistory(config))
