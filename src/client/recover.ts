@@ -50,11 +50,13 @@ export interface RecoverOptions extends Omit<ThreadFilter, "status" | "graph"> {
   signal?: AbortSignal;
   /** What every run's config has besides the thread: a recursion limit, callbacks, context. */
   config?: RunnableConfig;
-  /** Called when a thread is done with. */
+  /** Called when a run has ended. */
   onRecovered?: (recovered: Recovered) => void;
+  /** Called when a thread was not run because it is not the graph's: the reason says what is not. */
+  onSkipped?: (thread: Thread, reason: Error) => void;
 }
 
-/** What came of one thread. */
+/** How the run of one thread ended. */
 export interface Recovered {
   thread: Thread;
   /**
@@ -62,19 +64,23 @@ export interface Recovered {
    * - `failed`: the graph threw.
    * - `stuck`: the graph returned, and the thread stands where it stood: the same latest checkpoint,
    *   and nothing that a task wrote since.
-   * - `skipped`: not run, because `error` says what its checkpoint names that the graph does not have.
    * - `lost`: the lease was lost, and nothing was stored since.
    *
    * A thread that failed or is stuck stays under its lease until that runs out, so that no worker
-   * tries it at once. One that was skipped is released: another version of the graph may have what
-   * this one lacks.
+   * tries it at once.
    */
-  outcome: "resumed" | "failed" | "stuck" | "skipped" | "lost";
+  outcome: "resumed" | "failed" | "stuck" | "lost";
   error?: unknown;
 }
 
-/** How many times which came of a thread. */
-export type RecoverySummary = Record<Recovered["outcome"], number>;
+/** How many runs ended how, and how many times a thread was skipped. */
+export interface RecoverySummary {
+  resumed: number;
+  failed: number;
+  stuck: number;
+  lost: number;
+  skipped: number;
+}
 
 /**
  * Resumes the threads that were left with work to do: claims each, runs
@@ -89,7 +95,7 @@ export type RecoverySummary = Record<Recovered["outcome"], number>;
  * application's threads out unless its names are the same, as those of two small chat graphs may be.
  *
  * A thread that was run and did not move, and one that was skipped, are not tried again before
- * `leaseMs`, twice as long each time; those are remembered, 1000 at the most, by this call and no
+ * `leaseMs`, twice as long each time; they are remembered, 1000 at the most, by this call and no
  * longer. With so many of them nothing more is claimed until the first may be tried again.
  *
  * Returns when nothing is left to claim, or with `pollMs` when `signal` aborts. Rejects when the
@@ -105,7 +111,7 @@ export async function recoverThreads(
   options: RecoverOptions = {},
 ): Promise<RecoverySummary> {
   checkGraph(saver, graph);
-  const { concurrency = 1, leaseMs = 60_000, pollMs, signal, onRecovered } = options;
+  const { concurrency = 1, leaseMs = 60_000, pollMs, signal } = options;
   const { unnamed = saver.graph === undefined } = options;
   const summary: RecoverySummary = { resumed: 0, failed: 0, stuck: 0, skipped: 0, lost: 0 };
   const running = new Set<Promise<void>>();
@@ -134,12 +140,18 @@ export async function recoverThreads(
     while (!signal?.aborted) {
       const leases = await claim(concurrency - running.size);
       for (const lease of leases) {
-        const run = runUnderLease(saver, graph, lease, leaseMs, options).then((done) => {
+        const { threadId } = lease.thread;
+        const run = recover(saver, graph, lease, leaseMs, options).then(({ done, hasMoved }) => {
           running.delete(run);
-          summary[done.recovered.outcome]++;
-          if (done.hasMoved) pauses.forget(lease.thread.threadId);
-          else pauses.pause(lease.thread.threadId);
-          onRecovered?.(done.recovered);
+          if (hasMoved) pauses.forget(threadId);
+          else pauses.pause(threadId);
+          if (done instanceof Error) {
+            summary.skipped++;
+            options.onSkipped?.(lease.thread, done);
+          } else {
+            summary[done.outcome]++;
+            options.onRecovered?.(done);
+          }
         });
         running.add(run);
       }
@@ -192,13 +204,14 @@ function toClaim(options: RecoverOptions, leaseMs: number, limit: number) {
 const release = (saver: ConnectSaver, { thread, token }: Lease) =>
   saver.threads.release(thread.threadId, token).catch(() => {});
 
-async function runUnderLease(
+/** How the run ended, or why there was none; and whether the thread has moved. */
+async function recover(
   saver: ConnectSaver,
   graph: ResumableGraph,
   lease: Lease,
   leaseMs: number,
-  { signal, config }: RecoverOptions,
-): Promise<{ recovered: Recovered; hasMoved: boolean }> {
+  options: RecoverOptions,
+): Promise<{ done: Recovered | Error; hasMoved: boolean }> {
   const { thread, token } = lease;
   const lost = new AbortController();
   const ended = new AbortController();
@@ -210,42 +223,50 @@ async function runUnderLease(
     },
   });
   const renewing = keep(saver, lease, leaseMs, lost, ended.signal);
-  const signals = [
-    lost.signal,
-    ...(signal ? [signal] : []),
-    ...(config?.signal ? [config.signal] : []),
-  ];
-  let recovered: Recovered = { thread, outcome: "resumed" };
+  let done: Recovered | Error = { thread, outcome: "resumed" };
   try {
     const foreign = await findForeign(saver, graph, thread);
-    if (foreign === undefined) {
-      await graph.invoke(null, {
-        ...config,
-        configurable: {
-          ...config?.configurable,
-          thread_id: thread.threadId,
-          [LEASE_TOKEN]: token,
-        },
-        signal: AbortSignal.any(signals),
-      });
-    } else {
-      recovered = { thread, outcome: "skipped", error: foreign };
-    }
+    if (foreign) done = foreign;
+    else await run(graph, lease, lost.signal, options);
   } catch (error) {
-    recovered = { thread, outcome: "failed", error };
+    done = { thread, outcome: "failed", error };
   }
   ended.abort();
   await renewing;
   unwatch();
-  if (lost.signal.aborted) return { recovered: { ...recovered, outcome: "lost" }, hasMoved: true };
-  if (recovered.outcome === "skipped" || signal?.aborted) {
+  if (done instanceof Error) {
+    // Free at once: another version of the graph may have what this one lacks.
     await release(saver, lease);
-    return { recovered, hasMoved };
+    return { done, hasMoved: false };
+  }
+  if (lost.signal.aborted) return { done: { ...done, outcome: "lost" }, hasMoved: true };
+  if (options.signal?.aborted) {
+    await release(saver, lease);
+    return { done, hasMoved };
   }
   hasMoved ||= await standsElsewhere(saver, thread);
-  if (recovered.outcome === "resumed" && !hasMoved) recovered = { thread, outcome: "stuck" };
-  if (recovered.outcome === "resumed") await release(saver, lease);
-  return { recovered, hasMoved };
+  if (done.outcome === "failed") return { done, hasMoved };
+  if (!hasMoved) return { done: { thread, outcome: "stuck" }, hasMoved };
+  await release(saver, lease);
+  return { done, hasMoved };
+}
+
+function run(
+  graph: ResumableGraph,
+  { thread, token }: Lease,
+  lost: AbortSignal,
+  { signal, config }: RecoverOptions,
+): Promise<unknown> {
+  const signals = [lost, ...(signal ? [signal] : []), ...(config?.signal ? [config.signal] : [])];
+  return graph.invoke(null, {
+    ...config,
+    configurable: {
+      ...config?.configurable,
+      thread_id: thread.threadId,
+      [LEASE_TOKEN]: token,
+    },
+    signal: AbortSignal.any(signals),
+  });
 }
 
 /** Whether the thread has another checkpoint or status by now: also what other savers stored counts. */
