@@ -25,6 +25,7 @@ import type {
 import type { WriteSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { graphKey } from "../protocol/metadata.js";
 import { checkName } from "./names.js";
+import { findClasses, whyUnreadable } from "./readable.js";
 import { nextVersion, versionText } from "./versions.js";
 
 type ValueInit = MessageInitShape<typeof ValueSchema>;
@@ -112,9 +113,11 @@ async function toValues(
     const failed = settled.findIndex(({ status }) => status === "rejected");
     throw unserializable(nameOf(failed), (error as Error)?.message ?? String(error), error);
   });
-  const isDefault = serde.constructor === metadataSerde.constructor;
-  return dumped.map(([type, data], i) => {
-    if (!isDefault) return { type, data: copyOf(data) };
+  if (serde.constructor !== metadataSerde.constructor) {
+    return dumped.map(([type, data]) => ({ type, data: copyOf(data) }));
+  }
+  const doubtful: { index: number; classes: string[] }[] = [];
+  const checked = dumped.map(([type, data], i) => {
     if (type === "json") {
       // A function, a symbol, or what toJSON makes one of: no JSON at all, which the direct savers
       // store, and cannot read any more. undefined is what they are in an object, and in a channel.
@@ -122,9 +125,16 @@ async function toValues(
       if (isGivenUp(data) && values[i] !== givenUp) {
         throw unserializable(nameOf(i), "a BigInt, a toJSON that throws, or too deep for JSON");
       }
+      const classes = findClasses(data);
+      if (classes.length > 0) doubtful.push({ index: i, classes });
     }
     return { type, data };
   });
+  for (const { index, classes } of doubtful) {
+    const why = await whyUnreadable(serde, checked[index]!.data, classes);
+    if (why) throw unserializable(nameOf(index), why);
+  }
+  return checked;
 }
 
 /** How LangGraph's serializer writes undefined. */
@@ -142,7 +152,8 @@ const isGivenUp = (data: Uint8Array) =>
 
 function unserializable(what: string, why: string, cause?: unknown): Error {
   return new Error(
-    `${what} cannot be stored: the serializer cannot write it (${why}); convert it before it goes into the state`,
+    `${what} cannot be stored: LangGraph's serializer has no way for it (${why}); ` +
+      "convert it before it goes into the state",
     { cause },
   );
 }

@@ -95,6 +95,11 @@ async function run(checkpointer: BaseCheckpointSaver, make: () => unknown) {
   };
 }
 
+class OwnMessage extends HumanMessage {
+  static override lc_name() {
+    return "OwnMessage";
+  }
+}
 class Point {
   x = 1;
   get y() {
@@ -156,6 +161,11 @@ const returning: [name: string, make: () => unknown, back: unknown][] = [
   ["a promise", () => Promise.resolve(1), {}],
   ["a WeakMap", () => new WeakMap(), {}],
   ["a list with holes", () => Object.assign([], { 0: 1, 2: 3 }), [1, undefined, 3]],
+  [
+    "a text that looks like such an object",
+    () => '"lc":1,"type":"constructor","id":["a"]',
+    '"lc":1,"type":"constructor","id":["a"]',
+  ],
   ["a thousand levels", () => nested(1_000), nested(1_000)],
 ];
 
@@ -224,10 +234,16 @@ const refused: [string, () => unknown][] = [
   ],
   ["a frozen circular object", () => Object.freeze(circular())],
   ["a hundred thousand levels", () => nested(100_000)],
+  ["a message of a class of one's own", () => [new HumanMessage("ok"), new OwnMessage("mine")]],
+  [
+    "an object that looks like LangChain's",
+    () => ({ lc: 1, type: "constructor", id: ["a", "B"], kwargs: {} }),
+  ],
 ];
 describe("is refused by name, with nothing stored", () => {
   it.each(refused)("%s", async (name, make) => {
-    const sentence = /cannot be stored: the serializer cannot write it \(.+\); convert it before/;
+    const sentence =
+      /cannot be stored: LangGraph's serializer has no way for it \(.+\); convert it before/;
     const config = inThread(`refused ${name}`);
     const checkpoint = { ...emptyCheckpoint(), channel_values: { good: 1, bad: make() } };
     const metadata = { source: "loop", step: 1, parents: {} } as const;
