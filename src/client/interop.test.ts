@@ -96,7 +96,8 @@ async function collect(tuples: AsyncIterable<CheckpointTuple>): Promise<Checkpoi
 
 /**
  * What both savers have alike. A Uint8Array comes out of the direct one as pg's Buffer, and it gives
- * writes back by task id, whatever their paths (1.0.5; task_path.test.ts has the right order).
+ * writes back by task id and idx, whatever their paths, of which a task may have several (1.0.5;
+ * task_path.test.ts has the right order).
  */
 function alike(tuple: CheckpointTuple | undefined): CheckpointTuple | undefined {
   if (!tuple) return undefined;
@@ -107,7 +108,7 @@ function alike(tuple: CheckpointTuple | undefined): CheckpointTuple | undefined 
     checkpoint: { ...tuple.checkpoint, channel_values: Object.fromEntries(values) },
     pendingWrites: (tuple.pendingWrites ?? [])
       .map(([id, channel, v]): [string, string, unknown] => [id, channel, plain(v)])
-      .sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0)),
+      .sort(([a, x], [b, y]) => (`${a} ${x}` < `${b} ${y}` ? -1 : a === b && x === y ? 0 : 1)),
   };
 }
 

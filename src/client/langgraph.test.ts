@@ -203,7 +203,16 @@ scenarios["Send, one of which fails once, and a retry"] = async (saver, thread) 
           if (flaky-- > 0) throw new Error("not yet");
           return { log: ["flaky"] };
         },
-        { retryPolicy: { maxAttempts: 3, initialInterval: 1, retryOn: () => true } },
+        {
+          retryPolicy: {
+            maxAttempts: 3,
+            initialInterval: 1,
+            maxInterval: 1,
+            jitter: false,
+            logWarning: false,
+            retryOn: () => true,
+          },
+        },
       )
       .addConditionalEdges(START, () => [1, 2, 3].map((n) => new Send("scene", { n })), ["scene"])
       .addEdge("scene", "flaky")
@@ -273,7 +282,7 @@ scenarios["Command: goto, update, and to the parent"] = async (saver, thread) =>
   const graph = asGraph(
     new StateGraph(Log)
       .addNode("first", () => new Command({ update: { log: ["first"] }, goto: "child" }), {
-        ends: ["child"],
+        ends: ["child", "detour"],
       })
       .addNode("child", child, { ends: ["last"] })
       .addNode("last", () => ({ log: [`last ${interrupt("ok?")}`] }))
