@@ -149,10 +149,9 @@ describe("README and docs", () => {
       .filter(({ notRun }) => notRun)
       .map(({ page, text, notRun }) => `${page}: ${text.split("\n")[0]}: ${notRun}`);
     expect(list).toEqual([
-      "README.md: npm ci && npm start: the tests start the same service on an embedded Postgres (src/cli/serve.test.ts)",
-      "README.md: DATABASE_URL=postgres://user:password@host:5432/database npm start: it is the command before with a setting that docs/operate.md runs",
-      "README.md: npm ci && npm test: it is what runs this test",
-      "README.md: npm pack --pack-destination /tmp: .ci/packages packs, installs and uses both packages",
+      "README.md: npx checkpointd-server  # the service, with a Postgres of its own, on 127.0.0.1:8080: .ci/packages runs both with the packed files",
+      "README.md: DATABASE_URL=postgres://user:password@host:5432/database npx checkpointd-server: .ci/packages serves with the packed files, docs/operate.md with a database",
+      "README.md: npm ci: .ci/packages packs, installs and uses both packages",
       "docs/operate.md: npm pack --workspace checkpointd-server --pack-destination /tmp: .ci/packages packs and installs the package; the second is an example's folder",
     ]);
   });
