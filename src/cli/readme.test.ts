@@ -50,7 +50,7 @@ const scripts = blocks.filter(({ language }) => language === "ts");
 /** What a script of the pages prints, by a word that is in no other. */
 const printed: [word: string, output: string][] = [
   ["getStateHistory", "source: 'input'"],
-  ["connect-web", '"source": "input"'],
+  ["connect-web", "messages ai: Hello!"],
   ["recoverThreads", "{ resumed: 0, failed: 0, lost: 0 }"],
 ];
 
@@ -104,7 +104,7 @@ describe("README and docs", () => {
   it.each(scripts)("$page: a script works as it stands: $text", async ({ text }) => {
     const [expected] = printed.filter(([word]) => text.includes(word));
     expect(expected, "what the script prints is listed above").toBeDefined();
-    const { stdout } = await runScript(text.replace("./gen/", `${root}dist/gen/`));
+    const { stdout } = await runScript(text);
     expect(stdout).toContain(expected?.[1]);
   });
 
