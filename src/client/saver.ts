@@ -163,12 +163,14 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
   /**
    * Stores the writes of one task after the checkpoint `config` names, all or nothing. Writes
    * stored before are kept, but replaced if all of `writes` go to LangGraph's special channels.
-   * No writes, no call.
+   * No writes, no call. `taskPath` is the task's place among those of its step, by which writes are
+   * read in the order in which LangGraph applies them; it comes from LangGraph since 1.5.
    */
   override async putWrites(
     config: RunnableConfig,
     writes: PendingWrite[],
     taskId: string,
+    taskPath = "",
   ): Promise<void> {
     const { threadId, checkpointNs = "", checkpointId, leaseToken = "" } = readConfig(config);
     const request = {
@@ -177,6 +179,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       checkpointNs,
       checkpointId: requireKey("putWrites", "checkpoint_id", config, checkpointId),
       taskId: checkName("taskId", taskId),
+      taskPath: checkName("taskPath", taskPath),
     };
     if (writes.length === 0) return;
     const putWrites = { ...request, writes: await toWrites(this.serde, writes) };

@@ -216,8 +216,8 @@ export type CheckpointTuple = Message<"checkpointd.v1.CheckpointTuple"> & {
   blobs: ChannelBlob[];
 
   /**
-   * Writes stored for this checkpoint, ordered by (task_id, idx). Empty in the metadata
-   * view of List.
+   * Writes stored for this checkpoint, ordered by (task_path, task_id, idx), byte by byte, which is
+   * the order in which LangGraph applies them. Empty in the metadata view of List.
    *
    * @generated from field: repeated checkpointd.v1.PendingWrite pending_writes = 6;
    */
