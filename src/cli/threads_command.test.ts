@@ -234,7 +234,7 @@ describe("checkpointd threads", () => {
       String.raw`2 +loop +look +messages: tool search: found .\[31m`,
       "1 +loop +greet +messages: ai: Hello, you!",
       "0 +loop +__start__ +messages: human: Hi",
-      "-1 +input",
+      "-1 +input +__start__: .*",
     ].entries()) {
       expect(table[i + 1]).toMatch(new RegExp(`^[\\da-f-]{36}  ${time}  ${rest}$`));
     }

@@ -129,9 +129,12 @@ async function* toRows(steps: AsyncIterable<Step>): AsyncGenerator<string[]> {
   for await (const step of steps) {
     const { checkpointId, time = "", metadata, values } = step;
     const { nodes = [], changed = [] } = changesOf(step);
-    // LangGraph's own channels tell what runs next, which the next checkpoint's nodes tell better.
+    // LangGraph's own channels tell what runs next, which the next checkpoint's nodes tell better;
+    // but for the input's.
+    const isShown = (name: string) =>
+      name === "__start__" ? values.has(name) : !/^(branch:|__)/.test(name);
     const shown = changed
-      .filter((name) => !name.startsWith("branch:") && !name.startsWith("__"))
+      .filter(isShown)
       .map((name) => (values.has(name) ? `${name}: ${values.get(name)}` : name));
     yield [
       checkpointId,

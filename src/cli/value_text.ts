@@ -54,17 +54,14 @@ export function toPlain(decoded: Decoded): unknown {
       return { type: decoded.type, bytes: decoded.bytes.length, reason: decoded.reason };
     case "message": {
       const { role, text, name, id, toolCallId, toolCalls, fields } = decoded;
+      const parts: Record<string, unknown> = { role, text, name, id, toolCallId };
+      if (toolCalls.length > 0) {
+        parts.toolCalls = toolCalls.map((call) => ({ ...call, args: toPlain(call.args) }));
+      }
+      const others = fields.filter(([key]) => !Object.hasOwn(parts, key));
       return {
-        // First, so that a field of the same name does not stand for what was said.
-        ...Object.fromEntries(fields.map(([key, value]) => [key, toPlain(value)])),
-        role,
-        text,
-        name,
-        id,
-        toolCallId,
-        ...(toolCalls.length > 0
-          ? { toolCalls: toolCalls.map((call) => ({ ...call, args: toPlain(call.args) })) }
-          : {}),
+        ...parts,
+        ...Object.fromEntries(others.map(([key, value]) => [key, toPlain(value)])),
       };
     }
   }
