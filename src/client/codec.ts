@@ -25,6 +25,7 @@ import type {
 import type { WriteSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { graphKey } from "../protocol/metadata.js";
 import { checkName } from "./names.js";
+import { refuseBigInt, toJson } from "./options.js";
 import { findClasses, whyUnreadable } from "./readable.js";
 import { nextVersion, versionText } from "./versions.js";
 
@@ -166,7 +167,7 @@ function unserializable(what: string, why: string, cause?: unknown): Error {
  */
 export function toCheckpointJson(checkpoint: Checkpoint): string {
   const { channel_values: _, ...rest } = checkpoint;
-  const text = JSON.stringify(rest);
+  const text = toJson("checkpoint", rest);
   const storable = storableJson(text);
   // Names are looked at only when something was replaced, which is next to never.
   if (storable !== text) {
@@ -186,22 +187,35 @@ function checkNames(field: string, versions: unknown): void {
 }
 
 /**
- * The metadata as JSON that jsonb accepts, with the graph's name if it has one. Rejects where it
- * cannot be serialized.
+/**
+ * The metadata as JSON that jsonb accepts, with the graph's name if it has one. Rejects with a
+ * TypeError, naming the key of a BigInt, for what is no object as JSON.
  */
 export async function toMetadataJson(
   metadata: CheckpointMetadata,
   graph?: string,
 ): Promise<string> {
+  if (typeof metadata !== "object" || metadata === null) {
+    throw new TypeError("metadata must be an object that can be written as JSON");
+  }
   const named = graph === undefined ? metadata : { ...metadata, [graphKey]: graph };
-  const [value] = await toValues(metadataSerde, [named], () => "metadata");
-  return storableJson(new TextDecoder().decode(value?.data));
+  try {
+    const [value] = await toValues(metadataSerde, [named], () => "metadata");
+    const text = new TextDecoder().decode(value?.data);
+    // LangGraph's serializer writes a text in place of what it cannot write.
+    if (text.startsWith("{")) return storableJson(text);
+  } catch (error) {
+    refuseBigInt("metadata", metadata);
+    throw error;
+  }
+  refuseBigInt("metadata", metadata);
+  throw new TypeError("metadata must be an object that can be written as JSON");
 }
 
 /** The filter of a list as JSON, altered as metadata is, or "" when it asks for nothing. */
 export function toFilterJson(filter: Record<string, unknown> | undefined): string {
   if (filter === undefined || filter === null || Object.keys(filter).length === 0) return "";
-  return storableJson(JSON.stringify(filter));
+  return storableJson(toJson("filter", filter));
 }
 
 /**

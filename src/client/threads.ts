@@ -18,6 +18,17 @@ import {
 import { graphKey } from "../protocol/metadata.js";
 import type { Calls } from "./calls.js";
 import { checkName } from "./names.js";
+import {
+  checkArray,
+  checkDate,
+  checkFlag,
+  checkInteger,
+  checkLimit,
+  checkMs,
+  checkOptions,
+  checkSignal,
+  toJson,
+} from "./options.js";
 import { errorDetail } from "./retry.js";
 
 /**
@@ -73,8 +84,17 @@ export interface ThreadFilter {
   updatedBefore?: Date;
 }
 
+/** Options of every method of {@link Threads}. */
+export interface CallOptions {
+  /**
+   * Gives the call up when it aborts, with its reason. What the service had begun by then may still
+   * be done.
+   */
+  signal?: AbortSignal | undefined;
+}
+
 /** Options of {@link Threads.list}. */
-export interface ListThreadsOptions extends ThreadFilter {
+export interface ListThreadsOptions extends ThreadFilter, CallOptions {
   /** The latest first (the default), or by thread id, byte by byte. */
   order?: "newest" | "id";
   limit?: number;
@@ -83,7 +103,7 @@ export interface ListThreadsOptions extends ThreadFilter {
 }
 
 /** Options of {@link Threads.claim}. Durations in milliseconds. */
-export interface ClaimOptions extends ThreadFilter {
+export interface ClaimOptions extends ThreadFilter, CallOptions {
   /** Who claims, for people to read. */
   owner: string;
   /** How long the lease holds unless it is renewed, 1 s to 24 h. Default 60000. */
@@ -111,7 +131,7 @@ export interface Lease {
 }
 
 /** Options of {@link Threads.prune}: which threads, and what of them goes. */
-export interface PruneOptions extends ThreadFilter {
+export interface PruneOptions extends ThreadFilter, CallOptions {
   /** These threads and no filter. */
   threadIds?: readonly string[];
   /** Checkpoints that stay in each namespace, from 1. Give this or `delete`. */
@@ -143,7 +163,8 @@ export interface LeaseWatch {
 
 /**
  * The calls of ThreadService, with the saver's deadlines and retries. They reject with a
- * ConnectError; `errorDetail(error)` tells the field and limit.
+ * ConnectError; `errorDetail(error)` tells the field and limit. An option or argument that is not
+ * allowed is a TypeError that names it, before anything is asked.
  */
 export class Threads {
   readonly #calls: Calls;
@@ -180,11 +201,17 @@ export class Threads {
 
   /** The threads that match, each once, read as they are asked for. */
   async *list(options: ListThreadsOptions = {}): AsyncGenerator<Thread, void, undefined> {
+    checkOptions("threads.list", options, listOptions);
+    const { order = "newest" } = options;
+    if (!Object.hasOwn(orders, order)) {
+      throw new TypeError(`order must be one of ${Object.keys(orders).join(", ")}, not ${order}`);
+    }
+    const limit = checkLimit(options.limit);
     const request: MessageInitShape<typeof ListThreadsRequestSchema> = {
       filter: toFilter(options),
-      order: options.order === "id" ? ThreadOrder.BY_ID : ThreadOrder.NEWEST_FIRST,
-      withCounts: options.counts ?? false,
-      ...(options.limit === undefined ? {} : { limit: options.limit }),
+      order: orders[order],
+      withCounts: checkFlag("counts", options.counts),
+      ...(limit === undefined ? {} : { limit }),
     };
     if (request.limit === 0) return;
     const stream = this.#calls.stream(
@@ -195,6 +222,7 @@ export class Threads {
         request.after = { threadId, ...(updateTime ? { updateTime } : {}) };
         if (request.limit !== undefined) request.limit--;
       },
+      checkSignal("signal", options.signal),
     );
     for await (const { thread } of stream) {
       if (thread) yield fromThread(thread);
@@ -203,13 +231,18 @@ export class Threads {
   }
 
   /** One thread; undefined if there is none. */
-  async get(threadId: string, options: { counts?: boolean } = {}): Promise<Thread | undefined> {
+  async get(
+    threadId: string,
+    options: CallOptions & { counts?: boolean } = {},
+  ): Promise<Thread | undefined> {
+    checkOptions("threads.get", options, { counts: true, ...callOptions });
     const request = {
       threadId: checkName("threadId", threadId),
-      withCounts: options.counts ?? false,
+      withCounts: checkFlag("counts", options.counts),
     };
-    const { thread } = await this.#calls.call((service, context) =>
-      service.getThread(request, context),
+    const { thread } = await this.#calls.call(
+      (service, context) => service.getThread(request, context),
+      { signal: checkSignal("signal", options.signal) },
     );
     return thread && fromThread(thread);
   }
@@ -220,19 +253,22 @@ export class Threads {
    * an error: what a lost answer had claimed is free again when its lease expires.
    */
   async claim(options: ClaimOptions): Promise<Lease[]> {
-    const { owner, leaseMs, graceMs, limit = 1, threadId = "", except = [] } = options;
+    checkOptions("threads.claim", options, claimOptions);
+    const { owner, limit = 1, threadId = "", except = [] } = options;
+    const leaseMs = checkMs("leaseMs", options.leaseMs);
+    const graceMs = checkMs("graceMs", options.graceMs);
     const request = {
-      owner,
-      limit,
-      threadId,
-      exceptThreadIds: [...except],
+      owner: checkName("owner", owner),
+      limit: checkInteger("limit", limit, 0),
+      threadId: checkName("threadId", threadId),
+      exceptThreadIds: checkNames("except", except),
       filter: toFilter(options),
       ...(leaseMs === undefined ? {} : { leaseDuration: durationFromMs(leaseMs) }),
       ...(graceMs === undefined ? {} : { grace: durationFromMs(graceMs) }),
     };
     const { threads } = await this.#calls.call(
       (service, context) => service.claimThreads(request, context),
-      { idempotent: false },
+      { idempotent: false, signal: checkSignal("signal", options.signal) },
     );
     return threads.flatMap(({ thread, leaseToken, expireTime }) =>
       thread && expireTime
@@ -245,22 +281,37 @@ export class Threads {
    * Prolongs a lease from now on and resolves with its new end. Rejects with FailedPrecondition
    * (LEASE_LOST) if it is not held any more.
    */
-  async renew(threadId: string, token: string, leaseMs?: number): Promise<Date> {
+  async renew(
+    threadId: string,
+    token: string,
+    leaseMs?: number,
+    options: CallOptions = {},
+  ): Promise<Date> {
+    checkOptions("threads.renew", options, callOptions);
     const request = {
-      threadId,
-      leaseToken: token,
-      ...(leaseMs === undefined ? {} : { leaseDuration: durationFromMs(leaseMs) }),
+      threadId: checkName("threadId", threadId),
+      leaseToken: checkName("token", token),
+      ...(checkMs("leaseMs", leaseMs) === undefined
+        ? {}
+        : { leaseDuration: durationFromMs(leaseMs as number) }),
     };
-    const { expireTime } = await this.#calls.call((service, context) =>
-      service.renewClaim(request, context),
+    const { expireTime } = await this.#calls.call(
+      (service, context) => service.renewClaim(request, context),
+      { signal: checkSignal("signal", options.signal) },
     );
     return toDate(expireTime);
   }
 
   /** Ends a lease; nothing happens if it is not held any more. */
-  async release(threadId: string, token: string): Promise<void> {
-    const request = { threadId, leaseToken: token };
-    await this.#calls.call((service, context) => service.releaseClaim(request, context));
+  async release(threadId: string, token: string, options: CallOptions = {}): Promise<void> {
+    checkOptions("threads.release", options, callOptions);
+    const request = {
+      threadId: checkName("threadId", threadId),
+      leaseToken: checkName("token", token),
+    };
+    await this.#calls.call((service, context) => service.releaseClaim(request, context), {
+      signal: checkSignal("signal", options.signal),
+    });
   }
 
   /**
@@ -268,14 +319,15 @@ export class Threads {
    * FailedPrecondition (TARGET_NOT_EMPTY) if anything is stored there, which a repeated call
    * would meet too: it is not repeated. A source that does not exist is copied as nothing.
    */
-  async copy(source: string, target: string): Promise<ThreadCounts> {
+  async copy(source: string, target: string, options: CallOptions = {}): Promise<ThreadCounts> {
+    checkOptions("threads.copy", options, callOptions);
     const request = {
       sourceThreadId: checkName("source", source),
       targetThreadId: checkName("target", target),
     };
     const { copied } = await this.#calls.call(
       (service, context) => service.copyThread(request, context),
-      { idempotent: false },
+      { idempotent: false, signal: checkSignal("signal", options.signal) },
     );
     return fromCounts(copied);
   }
@@ -285,9 +337,12 @@ export class Threads {
    * with FailedPrecondition (STILL_NEEDED), and deletes nothing, if a checkpoint of another run
    * rebuilds a delta channel from one of them.
    */
-  async deleteRuns(runIds: readonly string[]): Promise<ThreadCounts> {
-    const { removed } = await this.#calls.call((service, context) =>
-      service.deleteRuns({ runIds: [...runIds] }, context),
+  async deleteRuns(runIds: readonly string[], options: CallOptions = {}): Promise<ThreadCounts> {
+    checkOptions("threads.deleteRuns", options, callOptions);
+    const request = { runIds: checkNames("runIds", runIds) };
+    const { removed } = await this.#calls.call(
+      (service, context) => service.deleteRuns(request, context),
+      { signal: checkSignal("signal", options.signal) },
     );
     return fromCounts(removed);
   }
@@ -298,21 +353,24 @@ export class Threads {
    * stops it: what is removed by then stays removed.
    */
   async *prune(options: PruneOptions): AsyncGenerator<Pruned, void, undefined> {
-    const { threadIds = [], keepLast, olderThanMs, dryRun = false } = options;
+    checkOptions("threads.prune", options, pruneOptions);
+    const { threadIds = [], keepLast } = options;
+    const olderThanMs = checkMs("olderThanMs", options.olderThanMs);
+    const isWhole = checkFlag("delete", options.delete);
     const filter = toFilter(options);
     const request: MessageInitShape<typeof PruneThreadsRequestSchema> = {
-      threadIds: [...threadIds],
-      dryRun,
+      threadIds: checkNames("threadIds", threadIds),
+      dryRun: checkFlag("dryRun", options.dryRun),
       ...(Object.keys(filter).length > 0 ? { filter } : {}),
       ...(olderThanMs === undefined ? {} : { olderThan: durationFromMs(olderThanMs) }),
       strategy:
         keepLast !== undefined
-          ? { case: "keepLast", value: keepLast }
-          : options.delete
+          ? { case: "keepLast", value: checkInteger("keepLast", keepLast, 0) }
+          : isWhole
             ? { case: "delete", value: true }
             : { case: undefined },
     };
-    if (keepLast !== undefined && options.delete) {
+    if (keepLast !== undefined && isWhole) {
       throw new TypeError("prune: give keepLast or delete, not both");
     }
     // Of the calls that were cut off, until the last thread that they told.
@@ -328,6 +386,7 @@ export class Threads {
         request.afterThreadId = threadId;
         examined = examinedBefore + Number(threadsExamined);
       },
+      checkSignal("signal", options.signal),
     );
     for await (const { threadId, removed, threadsExamined } of stream) {
       yield {
@@ -346,13 +405,66 @@ const states: Record<ThreadState, ThreadStatus> = {
   failed: ThreadStatus.FAILED,
 };
 
+const orders = { newest: ThreadOrder.NEWEST_FIRST, id: ThreadOrder.BY_ID };
+
+const callOptions: Record<keyof CallOptions, true> = { signal: true };
+
+const filterOptions: Record<keyof ThreadFilter, true> = {
+  status: true,
+  prefix: true,
+  metadata: true,
+  graph: true,
+  updatedAfter: true,
+  updatedBefore: true,
+};
+
+const listOptions: Record<keyof ListThreadsOptions, true> = {
+  ...filterOptions,
+  ...callOptions,
+  order: true,
+  limit: true,
+  counts: true,
+};
+
+const claimOptions: Record<keyof ClaimOptions, true> = {
+  ...filterOptions,
+  ...callOptions,
+  owner: true,
+  leaseMs: true,
+  graceMs: true,
+  limit: true,
+  threadId: true,
+  except: true,
+};
+
+const pruneOptions: Record<keyof PruneOptions, true> = {
+  ...filterOptions,
+  ...callOptions,
+  threadIds: true,
+  keepLast: true,
+  delete: true,
+  olderThanMs: true,
+  dryRun: true,
+};
+
+function checkNames(name: string, values: readonly string[]): string[] {
+  return checkArray(name, values).map((value, i) => checkName(`${name}[${i}]`, value));
+}
+
 function toFilter(filter: ThreadFilter): MessageInitShape<typeof ThreadFilterSchema> {
-  const { status, prefix, metadata, graph, updatedAfter, updatedBefore } = filter;
-  const wanted = status === undefined ? [] : typeof status === "string" ? [status] : status;
+  const { status, prefix, metadata, graph } = filter;
+  const updatedAfter = checkDate("updatedAfter", filter.updatedAfter);
+  const updatedBefore = checkDate("updatedBefore", filter.updatedBefore);
+  const wanted =
+    status === undefined
+      ? []
+      : typeof status === "string"
+        ? [status]
+        : checkArray("status", status);
   return {
     ...(wanted.length > 0 ? { statuses: wanted.map(toStatus) } : {}),
-    ...(prefix ? { threadIdPrefix: prefix } : {}),
-    ...(metadata ? { metadataFilterJson: JSON.stringify(metadata) } : {}),
+    ...(prefix ? { threadIdPrefix: checkName("prefix", prefix) } : {}),
+    ...(metadata ? { metadataFilterJson: toJson("metadata", metadata) } : {}),
     ...(graph === undefined ? {} : { graph: graph ?? "" }),
     ...(updatedAfter ? { updatedAfter: timestampFromDate(updatedAfter) } : {}),
     ...(updatedBefore ? { updatedBefore: timestampFromDate(updatedBefore) } : {}),
