@@ -25,7 +25,7 @@ import type {
 import type { WriteSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { graphKey } from "../protocol/metadata.js";
 import { checkName } from "./names.js";
-import { refuseBigInt, toJson } from "./options.js";
+import { toJson, unwritable } from "./options.js";
 import { findClasses, whyUnreadable } from "./readable.js";
 import { nextVersion, versionText } from "./versions.js";
 
@@ -205,11 +205,9 @@ export async function toMetadataJson(
     // LangGraph's serializer writes a text in place of what it cannot write.
     if (text.startsWith("{")) return storableJson(text);
   } catch (error) {
-    refuseBigInt("metadata", metadata);
-    throw error;
+    throw unwritable("metadata", metadata, error);
   }
-  refuseBigInt("metadata", metadata);
-  throw new TypeError("metadata must be an object that can be written as JSON");
+  throw unwritable("metadata", metadata, undefined);
 }
 
 /** The filter of a list as JSON, altered as metadata is, or "" when it asks for nothing. */
