@@ -187,7 +187,6 @@ function checkNames(field: string, versions: unknown): void {
 }
 
 /**
-/**
  * The metadata as JSON that jsonb accepts, with the graph's name if it has one. Rejects with a
  * TypeError, naming the key of a BigInt, for what is no object as JSON.
  */
