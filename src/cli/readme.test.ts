@@ -51,7 +51,7 @@ const scripts = blocks.filter(({ language }) => language === "ts");
 const printed: [word: string, output: string][] = [
   ["getStateHistory", "source: 'input'"],
   ["connect-web", "messages ai: Hello!"],
-  ["recoverThreads", "{ resumed: 0, failed: 0, lost: 0 }"],
+  ["recoverThreads", "{ resumed: 0, failed: 0, stuck: 0, skipped: 0, lost: 0 }"],
 ];
 
 describe("README and docs", () => {

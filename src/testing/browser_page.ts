@@ -65,7 +65,9 @@ function createPage(baseUrl: string, useBinaryFormat: boolean, useHttpGet: boole
       return { ids };
     },
     async fail() {
-      const error = await failureOf(client.getTuple({ threadId: "x".repeat(513) }));
+      // A GET has its request in its URL, which cannot be that long.
+      const threadId = useHttpGet ? "" : "x".repeat(65_537);
+      const error = await failureOf(client.getTuple({ threadId }));
       const detail = errorDetail(error);
       return {
         code: Code[error.code],
