@@ -149,7 +149,7 @@ describe("on Node", () => {
         import { createRequire } from "node:module";
         import * as esm from "checkpointd";
         const cjs = createRequire(import.meta.url)("checkpointd");
-        const saver = cjs.ConnectSaver.fromUrl(process.env.CHECKPOINTD_URL);
+        const saver = cjs.ConnectSaver.fromUrl(process.env.CHECKPOINTD_URL, { graph: "nobody" });
         const error = await saver.threads.get("x".repeat(100_000)).catch((error) => error);
         const graph = { invoke: async () => {} };
         const { resumed } = await esm.recoverThreads(saver, graph, { prefix: "nobody" });
