@@ -25,9 +25,17 @@ let folder: string;
 let database: TestDatabase;
 let server: Server;
 
+/** Nobody is told that this was run, nor asked for a newer version. */
+const quiet = {
+  ...process.env,
+  NO_COLOR: "1",
+  NEXT_TELEMETRY_DISABLED: "1",
+  DENO_NO_UPDATE_CHECK: "1",
+};
+
 /** Runs a program in the folder where the package is installed; throws with what it printed. */
 async function run(program: string, args: string[], cwd = folder): Promise<string> {
-  const env: NodeJS.ProcessEnv = { ...process.env, CHECKPOINTD_URL: server.url, NO_COLOR: "1" };
+  const env: NodeJS.ProcessEnv = { ...quiet, CHECKPOINTD_URL: server.url };
   // vitest's own would make Jest and Next.js believe that they are under test.
   for (const name of Object.keys(env)) if (/^(VITEST|NODE_ENV$)/.test(name)) delete env[name];
   try {
@@ -141,7 +149,7 @@ describe("on Node", () => {
         import { createRequire } from "node:module";
         import * as esm from "checkpointd";
         const cjs = createRequire(import.meta.url)("checkpointd");
-        const saver = cjs.ConnectSaver.fromUrl(process.env.CHECKPOINTD_URL);
+        const saver = cjs.ConnectSaver.fromUrl(process.env.CHECKPOINTD_URL, { graph: "nobody" });
         const error = await saver.threads.get("x".repeat(100_000)).catch((error) => error);
         const graph = { invoke: async () => {} };
         const { resumed } = await esm.recoverThreads(saver, graph, { prefix: "nobody" });
@@ -267,7 +275,7 @@ it("in a Node route of Next.js, built and served", { timeout: 2 * timeoutMs }, a
   await run(bin("next"), ["build", dir], dir);
   const child = spawn(process.execPath, [bin("next"), "start", dir, "-p", "0"], {
     cwd: dir,
-    env: { ...process.env, NODE_ENV: "production", CHECKPOINTD_URL: server.url },
+    env: { ...quiet, NODE_ENV: "production", CHECKPOINTD_URL: server.url },
   });
   try {
     let printed = "";
