@@ -26,6 +26,7 @@ const putExtending = "store/put_extending.js";
 const read = "store/read.js";
 const tuples = "store/tuples.js";
 const leases = "store/leases.js";
+const batch = "store/batch.js";
 const db = "store/db.js";
 const session = "client/client_session.js";
 const list = "client/read_list.js";
@@ -91,15 +92,15 @@ export const bugs: Bug[] = [
   },
   {
     name: "when one of a batch is refused the others count as stored",
-    patches: [patch("store/batch.js", "await runBatch(run, [call]);", "call.resolve(true);")],
+    patches: [patch(batch, "await runBatch(run, [call]);", "call.resolve(true);")],
   },
   {
     name: "a lost conflict counts as success",
     patches: [
       patch(
-        db,
-        "if (attempt >= conflictTries || !mayRunAgain(error))",
-        'if (mayRunAgain(error)) return Object.assign([], { command: "INSERT", count: 1 });\n            else',
+        batch,
+        "if (await runAgain(batch, error))\n                return;",
+        "if (conflictPause(error, 1) !== undefined) {\n for (const call of batch) call.resolve(true);\n return;\n}",
       ),
     ],
   },

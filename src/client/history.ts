@@ -64,9 +64,6 @@ async function collect(
   walks: Map<string, Walk>,
 ): Promise<void> {
   const { writes } = message;
-  // By task id as the base class compares it, which need not be how the database does; the
-  // sort is stable, so the order of idx within a task stays.
-  writes.sort((a, b) => (a.taskId < b.taskId ? -1 : a.taskId > b.taskId ? 1 : 0));
   const values = await Promise.all(writes.map((write) => fromValue(serde, write.value)));
   const blocks = new Map<string, CheckpointPendingWrite[]>();
   for (let i = 0; i < writes.length; i++) {

@@ -97,28 +97,37 @@ export function toJson(field: string, value: unknown): string {
   try {
     return JSON.stringify(value);
   } catch (error) {
-    refuseBigInt(field, value);
-    throw new TypeError(`${field} cannot be written as JSON, which it is stored as`, {
-      cause: error,
-    });
+    throw unwritable(field, value, error);
   }
 }
 
-/** Throws a TypeError naming `field` and the key if there is a BigInt in the value. */
-export function refuseBigInt(field: string, value: unknown): void {
+/** What to tell of a value that is no JSON, and of the key under which there is a BigInt. */
+export function unwritable(field: string, value: unknown, cause: unknown): TypeError {
+  const path = pathToBigInt(value);
+  const why =
+    path === undefined
+      ? ": it cannot be written as JSON"
+      : `: there is a BigInt${path && ` under "${path}"`}; give it as a number or as text, String(value)`;
+  return new TypeError(`${field} cannot be stored${why}`, { cause });
+}
+
+/** Undefined if there is none, or none that can be found. */
+function pathToBigInt(value: unknown): string | undefined {
+  const left: [unknown, string][] = [[value, ""]];
   const seen = new Set<unknown>();
-  const look = (inner: unknown, path: string) => {
-    if (typeof inner === "bigint") {
-      throw new TypeError(
-        `${field} holds a BigInt${path && ` under "${path}"`}, which JSON cannot; ` +
-          "give it as a number or as text: String(value)",
-      );
+  try {
+    for (let next = left.pop(); next; next = left.pop()) {
+      const [inner, path] = next;
+      if (typeof inner === "bigint") return path;
+      if (typeof inner !== "object" || inner === null || seen.has(inner)) continue;
+      seen.add(inner);
+      for (const [key, each] of Object.entries(inner))
+        left.push([each, path ? `${path}.${key}` : key]);
     }
-    if (typeof inner !== "object" || inner === null || seen.has(inner)) return;
-    seen.add(inner);
-    for (const [key, each] of Object.entries(inner)) look(each, path ? `${path}.${key}` : key);
-  };
-  look(value, "");
+  } catch {
+    // A getter that throws.
+  }
+  return undefined;
 }
 
 /** What stands where a number should, and how to make it one. */

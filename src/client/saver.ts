@@ -38,6 +38,15 @@ export interface ConnectSaverOptions extends CallsOptions {
    * always JSON, so that the database can search it.
    */
   serde?: SerializerProtocol;
+  /**
+   * The name of the graph whose checkpoints these are, kept with each of them (`checkpointd_graph`
+   * in the metadata that is stored, not in the metadata that is read): so that
+   * {@link recoverThreads} resumes no other application's threads. Not empty. A name of your own,
+   * which stays the same from one version of the graph to the next: of the compiled graph a saver
+   * learns nothing, and LangGraph calls them all "LangGraph" unless told otherwise. Savers of several
+   * graphs may share a transport.
+   */
+  graph?: string;
 }
 
 /** Options of {@link ConnectSaver.fromUrl}. */
@@ -58,6 +67,8 @@ export interface ConnectSaverUrlOptions extends ConnectSaverOptions, TransportOp
 export class ConnectSaver extends BaseCheckpointSaver<number | string> {
   /** What there is to know and to do about threads as a whole. */
   readonly threads: Threads;
+  /** The name that each checkpoint it stores is given, if there is one. */
+  readonly graph: string | undefined;
   readonly #calls: Calls;
   #close: () => void = () => {};
 
@@ -73,6 +84,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
         "a saver takes a Connect transport; of a URL ConnectSaver.fromUrl makes one",
       );
     }
+    this.graph = checkGraph(options.graph);
     this.#calls = new Calls(openService(transport, options), options);
     this.threads = new Threads(this.#calls);
   }
@@ -158,13 +170,14 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
     };
     const [blobs, metadataJson] = await Promise.all([
       toBlobs(this.serde, checkpoint.channel_values ?? {}, newVersions),
-      toMetadataJson(metadata),
+      toMetadataJson(metadata, this.graph),
     ]);
     const put = { ...request, blobs, metadataJson };
     await this.#stored(
       leaseToken,
       this.#calls.call((service, context) => service.put(put, context)),
     );
+    this.threads.tellStored(leaseToken, checkpoint.id);
     return {
       configurable: {
         thread_id: config.configurable?.thread_id,
@@ -179,11 +192,14 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
    * Stores the writes of one task after the checkpoint `config` names, all or nothing. Writes
    * stored before are kept, but replaced if all of `writes` go to LangGraph's special channels.
    * No writes, no call. Not given up when the config's signal aborts, as {@link put} is not.
+   * `taskPath` is the task's place among those of its step, by which writes are read in the order in
+   * which LangGraph applies them; it comes from LangGraph since 1.5.
    */
   override async putWrites(
     config: RunnableConfig,
     writes: PendingWrite[],
     taskId: string,
+    taskPath = "",
   ): Promise<void> {
     const { threadId, checkpointNs = "", checkpointId, leaseToken = "" } = readConfig(config);
     const request = {
@@ -192,6 +208,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       checkpointNs,
       checkpointId: requireKey("putWrites", "checkpoint_id", config, checkpointId),
       taskId: checkName("taskId", taskId),
+      taskPath: checkName("taskPath", taskPath),
     };
     if (writes.length === 0) return;
     const putWrites = { ...request, writes: await toWrites(this.serde, writes) };
@@ -199,6 +216,8 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       leaseToken,
       this.#calls.call((service, context) => service.putWrites(putWrites, context)),
     );
+    // Those to special channels tell how a task stands, not that it got anywhere.
+    if (putWrites.writes.some(({ idx }) => (idx ?? 0) >= 0)) this.threads.tellStored(leaseToken);
   }
 
   async #stored(leaseToken: string, call: Promise<unknown>): Promise<void> {
@@ -258,12 +277,21 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
   }
 }
 
+function checkGraph(graph: unknown): string | undefined {
+  if (graph === undefined) return undefined;
+  if (typeof graph !== "string" || graph === "") {
+    throw new TypeError(`graph must be a name, a text that is not empty, not ${String(graph)}`);
+  }
+  return checkName("graph", graph);
+}
+
 const saverOptions: Record<keyof ConnectSaverOptions, true> = {
   serde: true,
   timeoutMs: true,
   retry: true,
   headers: true,
   valueCacheBytes: true,
+  graph: true,
 };
 
 const urlOptions: Record<keyof ConnectSaverUrlOptions, true> = {

@@ -15,6 +15,7 @@ import {
   ThreadOrder,
   ThreadStatus,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import { graphKey } from "../protocol/metadata.js";
 import type { Calls } from "./calls.js";
 import { checkName } from "./names.js";
 import {
@@ -50,6 +51,9 @@ export interface Thread {
   status: ThreadState;
   /** The nodes that have not run, where the tables name them; "__pregel_tasks" for a Send. */
   pendingNodes: string[];
+  /** The graph's name, if the saver that stored the checkpoint had one. */
+  graph: string | undefined;
+  /** Without that name. */
   metadata: Record<string, unknown>;
   /** Who holds it under a lease. */
   claim: { owner: string; expiresAt: Date } | undefined;
@@ -72,6 +76,8 @@ export interface ThreadFilter {
   prefix?: string;
   /** What the metadata contains, nested objects by their keys. */
   metadata?: Record<string, unknown>;
+  /** The graph's name; null: only threads that carry none. */
+  graph?: string | null;
   /** Updated then or later. */
   updatedAfter?: Date;
   /** Updated earlier. */
@@ -108,6 +114,8 @@ export interface ClaimOptions extends ThreadFilter, CallOptions {
   limit?: number;
   /** Only this thread, in whatever status unless `status` says otherwise, without grace. */
   threadId?: string;
+  /** None of these, at most 1000. */
+  except?: readonly string[];
 }
 
 /** A thread that is the caller's until the lease expires or is released. */
@@ -145,6 +153,14 @@ export interface Pruned {
   threadsExamined: number;
 }
 
+/** @internal What {@link Threads.watch} tells of a lease. */
+export interface LeaseWatch {
+  /** Something could not be stored because the lease is lost. */
+  onLost: (error: unknown) => void;
+  /** The checkpoint of this id was stored or, without one, what a task wrote. */
+  onStored: (checkpointId: string | undefined) => void;
+}
+
 /**
  * The calls of ThreadService, with the saver's deadlines and retries. They reject with a
  * ConnectError; `errorDetail(error)` tells the field and limit. An option or argument that is not
@@ -152,31 +168,35 @@ export interface Pruned {
  */
 export class Threads {
   readonly #calls: Calls;
-  readonly #onLost = new Map<string, (error: unknown) => void>();
+  readonly #watched = new Map<string, LeaseWatch>();
 
   constructor(calls: Calls) {
     this.#calls = calls;
   }
 
   /**
-   * Has `onLost` called when something could not be stored because this lease is lost, until the
-   * returned function is called.
+   * Has `watch` told what is stored under this lease, until the returned function is called.
    *
    * @internal LangGraph does not wait for what it stores while a step runs, so a put that rejects
-   * then ends the process as an unhandled rejection. Under a watched lease put and putWrites
-   * resolve, with nothing stored, and `onLost` stops the run.
+   * then ends the process as an unhandled rejection. Under a watched lease that is lost put and
+   * putWrites resolve, with nothing stored, and `onLost` stops the run.
    */
-  watch(token: string, onLost: (error: unknown) => void): () => void {
-    this.#onLost.set(token, onLost);
-    return () => this.#onLost.delete(token);
+  watch(token: string, watch: LeaseWatch): () => void {
+    this.#watched.set(token, watch);
+    return () => this.#watched.delete(token);
   }
 
   /** @internal Whether the error is the loss of a watched lease, which has been told then. */
   isLossTold(token: string, error: unknown): boolean {
-    const onLost = this.#onLost.get(token);
-    if (!onLost || errorDetail(error)?.reason !== "LEASE_LOST") return false;
-    onLost(error);
+    const watch = this.#watched.get(token);
+    if (!watch || errorDetail(error)?.reason !== "LEASE_LOST") return false;
+    watch.onLost(error);
     return true;
+  }
+
+  /** @internal Tells who watches the lease what was stored under it. */
+  tellStored(token: string, checkpointId?: string): void {
+    this.#watched.get(token)?.onStored(checkpointId);
   }
 
   /** The threads that match, each once, read as they are asked for. */
@@ -234,13 +254,14 @@ export class Threads {
    */
   async claim(options: ClaimOptions): Promise<Lease[]> {
     checkOptions("threads.claim", options, claimOptions);
-    const { owner, limit = 1, threadId = "" } = options;
+    const { owner, limit = 1, threadId = "", except = [] } = options;
     const leaseMs = checkMs("leaseMs", options.leaseMs);
     const graceMs = checkMs("graceMs", options.graceMs);
     const request = {
       owner: checkName("owner", owner),
       limit: checkInteger("limit", limit, 0),
       threadId: checkName("threadId", threadId),
+      exceptThreadIds: checkNames("except", except),
       filter: toFilter(options),
       ...(leaseMs === undefined ? {} : { leaseDuration: durationFromMs(leaseMs) }),
       ...(graceMs === undefined ? {} : { grace: durationFromMs(graceMs) }),
@@ -392,6 +413,7 @@ const filterOptions: Record<keyof ThreadFilter, true> = {
   status: true,
   prefix: true,
   metadata: true,
+  graph: true,
   updatedAfter: true,
   updatedBefore: true,
 };
@@ -412,6 +434,7 @@ const claimOptions: Record<keyof ClaimOptions, true> = {
   graceMs: true,
   limit: true,
   threadId: true,
+  except: true,
 };
 
 const pruneOptions: Record<keyof PruneOptions, true> = {
@@ -429,7 +452,7 @@ function checkNames(name: string, values: readonly string[]): string[] {
 }
 
 function toFilter(filter: ThreadFilter): MessageInitShape<typeof ThreadFilterSchema> {
-  const { status, prefix, metadata } = filter;
+  const { status, prefix, metadata, graph } = filter;
   const updatedAfter = checkDate("updatedAfter", filter.updatedAfter);
   const updatedBefore = checkDate("updatedBefore", filter.updatedBefore);
   const wanted =
@@ -442,6 +465,7 @@ function toFilter(filter: ThreadFilter): MessageInitShape<typeof ThreadFilterSch
     ...(wanted.length > 0 ? { statuses: wanted.map(toStatus) } : {}),
     ...(prefix ? { threadIdPrefix: checkName("prefix", prefix) } : {}),
     ...(metadata ? { metadataFilterJson: toJson("metadata", metadata) } : {}),
+    ...(graph === undefined ? {} : { graph: graph ?? "" }),
     ...(updatedAfter ? { updatedAfter: timestampFromDate(updatedAfter) } : {}),
     ...(updatedBefore ? { updatedBefore: timestampFromDate(updatedBefore) } : {}),
   };
@@ -455,6 +479,7 @@ function toStatus(state: ThreadState): ThreadStatus {
 
 function fromThread(thread: StoredThread): Thread {
   const { claim, counts } = thread;
+  const { [graphKey]: graph, ...metadata } = JSON.parse(thread.metadataJson || "{}");
   const state = Object.entries(states).find(([, status]) => status === thread.status)?.[0];
   return {
     threadId: thread.threadId,
@@ -464,7 +489,8 @@ function fromThread(thread: StoredThread): Thread {
     source: thread.source,
     status: (state ?? "pending") as ThreadState,
     pendingNodes: thread.pendingNodes,
-    metadata: JSON.parse(thread.metadataJson || "{}"),
+    graph: typeof graph === "string" ? graph : undefined,
+    metadata,
     claim: claim && { owner: claim.owner, expiresAt: toDate(claim.expireTime) },
     counts: counts && fromCounts(counts),
   };

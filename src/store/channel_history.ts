@@ -249,15 +249,17 @@ with ancestor as materialized (
   select channel, last_n from unnest($5::text[], $6::int[]) as w (channel, last_n)
 )
 select ${read.names} from (
-  select n, 0 as part, w.task_id collate "C" as sort_task, ${read.some({
-    ...key,
-    kind: "'write'",
-    channel: "w.channel",
-    task_id: "w.task_id",
-    task_path: "w.task_path",
-    idx: "w.idx",
-    ...value("w"),
-  })}
+  select n, 0 as part, w.task_path collate "C" as sort_path, w.task_id collate "C" as sort_task, ${read.some(
+    {
+      ...key,
+      kind: "'write'",
+      channel: "w.channel",
+      task_id: "w.task_id",
+      task_path: "w.task_path",
+      idx: "w.idx",
+      ...value("w"),
+    },
+  )}
   from ancestor
   cross join lateral (
     select task_id, task_path, idx, channel, type, blob from ${schema}.checkpoint_writes w
@@ -266,7 +268,7 @@ select ${read.names} from (
     offset 0
   ) as w
   union all
-  select n, 1, null, ${read.union({
+  select n, 1, null, null, ${read.union({
     ...key,
     kind: "'seed'",
     channel: "wanted.channel",
@@ -277,7 +279,7 @@ select ${read.names} from (
   join wanted on wanted.last_n = ancestor.n
   cross join lateral (${storedSeed(schema, "ancestor", "wanted.channel")}) as s
   union all
-  select n, 2, null, ${read.union({
+  select n, 2, null, null, ${read.union({
     ...key,
     kind: "'inline'",
     channel: "wanted.channel",
@@ -287,7 +289,7 @@ select ${read.names} from (
   join wanted on wanted.last_n = ancestor.n
   where ${inline("ancestor", "wanted.channel")} is not null
   union all
-  select n, 3, null, ${read.union({
+  select n, 3, null, null, ${read.union({
     ...key,
     kind: "'send'",
     channel: "'__pregel_tasks'",
@@ -300,7 +302,7 @@ select ${read.names} from (
   join wanted on wanted.last_n = ancestor.n and wanted.channel = '__pregel_tasks'
   cross join lateral (${sends(schema, "ancestor", "offset 0")}) as s
 ) as rows
-order by n, part, sort_task, idx, channel`;
+order by n, part, sort_path, sort_task, idx, channel`;
 };
 
 /** The value of a channel in the JSON, where Python keeps primitives; null if it is not there. */

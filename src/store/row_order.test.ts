@@ -73,7 +73,7 @@ async function history(threadId: string, channels: string[]) {
   return messages;
 }
 
-it("channelHistory: the nearest ancestor first and in one message, its writes by task and idx", async () => {
+it("channelHistory: the nearest ancestor first and in one message, its writes by path, task and idx", async () => {
   const versions = { c1: { a: "1", c: "1" }, c2: { a: "2", b: "2", c: "2" } };
   await blob("history", "c", "1");
   await blob("history", "a", "1");
@@ -83,12 +83,18 @@ it("channelHistory: the nearest ancestor first and in one message, its writes by
   await checkpoint("history", "c3", "c2", { v: 4 });
   await checkpoint("history", "c4", "c3", { v: 4 });
   for (const id of ["c1", "c2", "c3"]) {
-    for (const task of ["task-2", "task-1"]) {
-      for (const idx of [10, 9, -1]) await write("history", id, task, idx);
+    for (const [task, path] of [
+      ["task-3", "~1"],
+      ["task-2", "~2"],
+      ["task-1", "~2"],
+    ] as const) {
+      for (const idx of [10, 9, -1]) await write("history", id, task, idx, { path });
     }
   }
   const messages = await history("history", ["c", "b", "a"]);
-  const writes = ["task-1", "task-2"].flatMap((task) => [-1, 9, 10].map((idx) => [task, idx]));
+  const writes = ["task-3", "task-1", "task-2"].flatMap((task) =>
+    [-1, 9, 10].map((idx) => [task, idx]),
+  );
   expect(
     messages.map((message) => [
       message.checkpointId,
@@ -138,7 +144,7 @@ it("deleteRuns: one thread after the other, however their checkpoints lie", asyn
   expect(threads).toEqual(["run-0", "run-1", "run-1"]);
 });
 
-it("list: tuple by tuple; blobs by channel, writes by task and idx, sends by path, task and idx", async () => {
+it("list: tuple by tuple; blobs by channel, writes and sends by path, task and idx", async () => {
   for (const channel of ["b", "aa", "a"]) await blob("tuples", channel, "1");
   const versions = { b: "1", aa: "1", a: "1" };
   for (const [id, parent] of [
@@ -169,10 +175,10 @@ it("list: tuple by tuple; blobs by channel, writes by task and idx, sends by pat
   const inOrder = (tasks: string[]) =>
     tasks.flatMap((task) => [-1, 9, 10].map((idx) => `${task} ${idx}`));
   const blobs = ["a", "aa", "b"];
-  const sends = inOrder(["task-3", "task-1", "task-2"]);
+  const byPath = inOrder(["task-3", "task-1", "task-2"]);
   expect(tuples).toEqual([
-    ["c2", blobs, [], sends],
-    ["c1", blobs, inOrder(["task-1", "task-2", "task-3"]), sends],
+    ["c2", blobs, [], byPath],
+    ["c1", blobs, byPath, byPath],
   ]);
 });
 

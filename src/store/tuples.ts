@@ -86,9 +86,10 @@ export const partRow = createColumns(
 /**
  * The rows of the tuples in the CTE `page` (n, the key, parent_checkpoint_id,
  * checkpoint_json, metadata_json, channel_versions, before_format_4), for `toTuples`:
- * ordered by n, then the tuple itself, its blobs by channel, its writes by task and idx, its pending
- * sends by path, task and idx, its unchanged channels. `parts` has all but the first, as `partRows` does. The SQL expression `candidates`
- * is added to the rows of the tuples themselves.
+ * ordered by n, then the tuple itself, its blobs by channel, its writes and its pending sends by
+ * path, task and idx (in which order LangGraph applied them), its unchanged channels. `parts` has all
+ * but the first, as `partRows` does. The SQL expression `candidates` is added to the rows of the
+ * tuples themselves.
  */
 export function tupleRows(values: ValueForm, parts: string, candidates = "null"): string {
   const [text, bytes] = valueColumns("part", values);
@@ -166,6 +167,7 @@ export function partRows(schema: string, page: string, isWanted = "true"): strin
     idx: "w.idx",
     type: "w.type",
     blob: "w.blob",
+    sort_path: `w.task_path collate "C"`,
     sort_key: `w.task_id collate "C"`,
   };
   const send = {
