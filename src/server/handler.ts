@@ -9,6 +9,7 @@ import type { Log } from "../log.js";
 import { requestIdHeader, sessionPath } from "../protocol/wire.js";
 import { type Call, type CallCarrier, type Calls, callKey } from "./call.js";
 import { toRequestId } from "./interceptors.js";
+import { checkedBody } from "./request_body.js";
 
 /** A listener of Node's http and http2 servers. */
 export type NodeHandler = ReturnType<typeof connectNodeAdapter>;
@@ -24,6 +25,7 @@ export type NodeHandler = ReturnType<typeof connectNodeAdapter>;
 export function createHandler(
   routes: (router: ConnectRouter) => void,
   options: ConnectRouterOptions,
+  maxMessageSize: number,
   calls: Calls,
   log: Log,
   carrySession: (...exchange: Parameters<NodeHandler>) => boolean,
@@ -58,6 +60,9 @@ export function createHandler(
     const values = createContextValues().set(callKey, call);
     const asked = universalRequestFromNodeRequest(request, response, undefined, values);
     asked.body = count(asked.body as AsyncIterable<Uint8Array>, call);
+    asked.body = checkedBody(asked, handler.method.input, maxMessageSize, (error) =>
+      call.conclude(0, error),
+    );
     handler(asked)
       .then(({ body, ...answer }) => {
         // What is no message reaches no interceptor.

@@ -17,6 +17,7 @@ import {
   OpenSessionResponseSchema,
   type SessionService,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
+import { CheckpointdError } from "../errors.js";
 import { createEnvelopeReader, endOfStream, envelope, joinSmall } from "../protocol/envelope.js";
 import {
   partingMs,
@@ -25,8 +26,10 @@ import {
   sessionPath,
   sessionUpgrade,
 } from "../protocol/wire.js";
+import { toConnectError } from "./connect_error.js";
 import type { NodeHandler } from "./handler.js";
 import { toRequestId } from "./interceptors.js";
+import { checkBinarySize } from "./message_size.js";
 import type { Session, Sessions } from "./session.js";
 
 type Response = MessageInitShape<typeof OpenSessionResponseSchema>;
@@ -228,7 +231,9 @@ function carry(
       ),
     (flags, message) => {
       if (flags !== 0) throw new ConnectError("unexpected envelope flags", Code.InvalidArgument);
-      begun.receive(fromBinary(OpenSessionRequestSchema, message), message.length);
+      checkBinarySize(OpenSessionRequestSchema, message);
+      const request = fromBinary(OpenSessionRequestSchema, message, { readUnknownFields: false });
+      begun.receive(request, message.length);
     },
   );
   stream.on("data", (chunk: Buffer) => {
@@ -236,7 +241,11 @@ function carry(
     try {
       read(chunk);
     } catch (error) {
-      finish(ConnectError.from(error, Code.InvalidArgument));
+      finish(
+        error instanceof CheckpointdError
+          ? toConnectError(error)
+          : ConnectError.from(error, Code.InvalidArgument),
+      );
       return;
     }
     // A client that keeps to the limit is always read: its pings and cancellations come through.
