@@ -16,7 +16,7 @@ import {
   task,
   UntrackedValueChannel,
 } from "@langchain/langgraph";
-import { type BaseCheckpointSaver, InMemoryCache } from "@langchain/langgraph-checkpoint";
+import * as checkpoint from "@langchain/langgraph-checkpoint";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
@@ -42,7 +42,7 @@ function connect(options: Parameters<typeof ConnectSaver.fromUrl>[1] = {}): Conn
   return saver;
 }
 
-type Saver = BaseCheckpointSaver<number> | BaseCheckpointSaver<number | string> | boolean;
+type Saver = checkpoint.BaseCheckpointSaver<number> | ConnectSaver;
 /** What is used of a compiled graph here; the types of each are its own. */
 interface Graph {
   invoke(input: unknown, config: object): Promise<unknown>;
@@ -115,6 +115,16 @@ function fan(schema: typeof Log | typeof Delta, saver: Saver, extra: object = {}
   return asGraph(graph.addEdge("join", END).compile({ checkpointer: saver, ...extra }));
 }
 
+/**
+ * Before checkpoint 1.2 LangGraph had no order for what parallel nodes write to a delta channel:
+ * what is compared then is what there is.
+ */
+const hasOrder = "compareWritesSortKeys" in checkpoint;
+const comparable = (delta: boolean, result: unknown): unknown =>
+  delta && !hasOrder
+    ? JSON.parse(JSON.stringify(result), (key, value) => (key === "log" ? value.sort() : value))
+    : result;
+
 type Scenario = (saver: Saver, thread: object) => Promise<unknown>;
 const scenarios: Record<string, Scenario> = {};
 
@@ -127,7 +137,8 @@ for (const durability of ["sync", "async", "exit"]) {
       for (const input of ["one", "two", "three"]) {
         live.push(await fan(schema, saver).invoke({ log: [input] }, config));
       }
-      return { live, cold: await everything(fan(schema, saver), thread) };
+      const cold = await everything(fan(schema, saver), thread);
+      return comparable(schema === Delta, { live, cold });
     };
   }
 
@@ -262,7 +273,7 @@ scenarios["a node's cache"] = async (saver, thread) => {
       .addNode("after", () => ({ log: ["after"] }))
       .addEdge(START, "slow")
       .addEdge("slow", "after")
-      .compile({ checkpointer: saver as never, cache: new InMemoryCache() }),
+      .compile({ checkpointer: saver as never, cache: new checkpoint.InMemoryCache() }),
   );
   const live = [
     await graph.invoke({ log: ["one"] }, thread),
