@@ -1,8 +1,12 @@
 /** What a hostile client sends is refused, and costs the server and its neighbours little. */
+import { type IncomingMessage, request } from "node:http";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { sessionPath, sessionUpgrade } from "../protocol/wire.js";
 import { envelope, post, startEdge } from "../testing/edge.js";
 import { mostParts } from "./message_size.js";
+import { createWebGuard } from "./web_guard.js";
 
 let edge: Awaited<ReturnType<typeof startEdge>>;
 const warnings: string[] = [];
@@ -90,6 +94,88 @@ test.each([
   expect(answer.status).toBe(200);
   if (type !== "application/json") expect(answer.body).toContain("grpc-status: 0");
   expect(warnings).toEqual([]);
+});
+
+describe("a page that was loaded from elsewhere", () => {
+  const body = '{"threadId":"t"}';
+  /** As node:http lets one say what a browser would; fetch does not. */
+  const ask = (headers: Record<string, string>, method = "POST", path = "GetTuple") =>
+    new Promise<IncomingMessage>((resolve, reject) => {
+      const url = `${edge.server.url}/${CheckpointService.typeName}/${path}`;
+      const sent = { "content-type": "application/json", ...headers };
+      const asking = request(url, { method, headers: sent }, (answer) => resolve(answer.resume()));
+      asking.on("error", reject).on("upgrade", resolve);
+      asking.end(method === "POST" ? body : undefined);
+    });
+  const here = () => new URL(edge.server.url).port;
+
+  test.each([
+    "evil.example",
+    "127.0.0.1.nip.io",
+    "localhost.evil.example",
+    "[::2]",
+    "128.0.0.1",
+    "0x7f000001.example",
+  ])("is refused under the name %s, and what it asks is not carried out", async (name) => {
+    const host = `${name}:${here()}`;
+    const { statusCode } = await ask({ host, origin: `http://${host}` }, "POST", "DeleteThread");
+    expect(statusCode).toBe(403);
+  });
+
+  test.each(["localhost", "127.0.0.1", "127.1.2.3", "[::1]", "app.localhost", "LOCALHOST."])(
+    "is answered under loopback's name %s",
+    async (name) => {
+      const host = `${name}:${here()}`;
+      const { statusCode, headers } = await ask({ host, origin: `http://${host}` });
+      expect(statusCode).toBe(200);
+      expect(headers).toMatchObject({
+        "x-content-type-options": "nosniff",
+        "cache-control": "no-store",
+        "cross-origin-resource-policy": "same-origin",
+      });
+    },
+  );
+
+  test.each(["http://evil.example", "null", "file://", "http://localhost:1"])(
+    "is refused as of origin %s, to open a session too",
+    async (origin) => {
+      expect((await ask({ origin })).statusCode).toBe(403);
+      const upgrade = { origin, connection: "upgrade", upgrade: sessionUpgrade };
+      const url = `${edge.server.url}${sessionPath}`;
+      const answer = await new Promise<IncomingMessage>((resolve, reject) =>
+        request(url, { headers: upgrade }, resolve)
+          .on("upgrade", resolve)
+          .on("error", reject)
+          .end(),
+      );
+      expect(answer.resume().statusCode).toBe(403);
+    },
+  );
+
+  test.each(["POST", "DELETE", "PUT"])("opens no session by %s", async (method) => {
+    const headers = { connection: "upgrade", upgrade: sessionUpgrade };
+    const url = `${edge.server.url}${sessionPath}`;
+    const answer = await new Promise<IncomingMessage>((resolve, reject) =>
+      request(url, { method, headers }, resolve).on("upgrade", resolve).on("error", reject).end(),
+    );
+    expect(answer.resume().statusCode).toBeGreaterThanOrEqual(400);
+  });
+
+  test.each([
+    ["127.0.0.1", [], "any.example", true],
+    ["127.0.0.1", ["any.example"], "any.example", false],
+    ["0.0.0.0", [], "any.example", false],
+    ["0.0.0.0", ["other.example"], "any.example", true],
+    ["0.0.0.0", ["other.example"], "localhost", false],
+  ])(
+    "listening on %s, allowed %s, asked as %s: refused %s",
+    (listensOn, allowed, name, refused) => {
+      const guard = createWebGuard(listensOn, allowed, []);
+      const asked = (url: string) => guard({ url, headers: { host: name } } as IncomingMessage);
+      expect(asked("/") !== undefined).toBe(refused);
+      expect(asked("/healthz")).toBeUndefined();
+    },
+  );
 });
 
 test("the log has each of them, as the client's fault", () => {

@@ -144,9 +144,8 @@ export function carryUpgraded(
   socket: Socket,
 ): boolean {
   const path = request.url?.split("?", 1)[0];
-  if (path !== sessionPath || request.headers.upgrade?.toLowerCase() !== sessionUpgrade) {
-    return false;
-  }
+  if (request.method !== "GET" || path !== sessionPath) return false;
+  if (request.headers.upgrade?.toLowerCase() !== sessionUpgrade) return false;
   const requestId = toRequestId(request.headers[requestIdHeader]);
   // The stream's last message goes to a client that sends no more.
   socket.allowHalfOpen = true;
