@@ -9,6 +9,9 @@ import type { BaseCheckpointSaver } from "@langchain/langgraph";
 import { Annotation, Command, END, interrupt, Send, START, StateGraph } from "@langchain/langgraph";
 import type { Brief, Decision, Instant, Scene } from "./brief.js";
 
+/** The graph's name: its savers keep it with each checkpoint, and recovery takes no other threads. */
+export const GRAPH = "content_pipeline";
+
 /** What the critique looks at, with the points each is worth: 100 together. */
 export const CRITERIA = {
   "names the audience": 20,

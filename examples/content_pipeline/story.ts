@@ -5,7 +5,7 @@ import type { CheckpointTuple } from "@langchain/langgraph";
 import { ConnectSaver } from "../../src/index.js";
 import { approve, createBrief, revise, whatIf } from "./brief.js";
 import { asStored, expectEqual, say } from "./checks.js";
-import { createPipeline, type State } from "./graph.js";
+import { createPipeline, GRAPH, type State } from "./graph.js";
 import { count, readJournal } from "./journal.js";
 import { startWorker } from "./processes.js";
 import { firstApproval, runUninterrupted } from "./reference.js";
@@ -18,7 +18,7 @@ type Stage = ReturnType<typeof createStage>;
 
 /** What the chapters share: a saver of this process, and workers in theirs, on one thread. */
 function createStage(url: string, journal: string, thread: string) {
-  const saver = ConnectSaver.fromUrl(url);
+  const saver = ConnectSaver.fromUrl(url, { graph: GRAPH });
   const pipeline = createPipeline({ checkpointer: saver });
   const config = { configurable: { thread_id: thread } };
   const common = ["--url", url, "--thread", thread, "--journal", journal];
@@ -131,8 +131,8 @@ async function killInTheMiddle(stage: Stage, scenes: number): Promise<void> {
 }
 
 async function finishWhatIsLeft(stage: Stage, reference: State): Promise<State> {
-  say("\n4. Worker 4 goes on where worker 3 was torn away");
-  const result = await stage.finish("worker 4", "continue");
+  say("\n4. Worker 4 recovers what was left, under a lease");
+  const result = await stage.finish("worker 4", "recover");
   const ran = readJournal(stage.journal, "worker 4")
     .filter((line) => line.event === "start")
     .map(({ node, subject }) => (subject ? `${node} of ${subject}` : node));

@@ -4,6 +4,7 @@
  *   node worker.js start                      begin the thread with the demo's brief
  *   node worker.js resume '{"verdict": …}'    answer the human's interrupt
  *   node worker.js continue [checkpoint_id]   go on where the thread, or a fork of it, stands
+ *   node worker.js recover                    finish what a worker that was killed left of it
  *
  * Options: `--url` of the service, `--thread`, `--journal` (a file to which every execution of a
  * node is appended, one JSON line each), `--name` of the worker in it, and `--hang-at` a scene,
@@ -13,9 +14,9 @@
 
 import { inspect, parseArgs } from "node:util";
 import { INTERRUPT } from "@langchain/langgraph";
-import { ConnectSaver } from "../../src/index.js";
+import { ConnectSaver, recoverThreads } from "../../src/index.js";
 import { createBrief, type Decision } from "./brief.js";
-import { answer, createPipeline, type Pipeline } from "./graph.js";
+import { answer, createPipeline, GRAPH, type Pipeline } from "./graph.js";
 import { appendLine } from "./journal.js";
 
 /** What a worker hands to its parent: the state in its memory, and the interrupt it met. */
@@ -38,7 +39,7 @@ const { values: options, positionals } = parseArgs({
 // A worker whose parent is gone must not hang on.
 if (process.send) process.once("disconnect", () => process.exit());
 
-const saver = ConnectSaver.fromUrl(options.url);
+const saver = ConnectSaver.fromUrl(options.url, { graph: GRAPH });
 const pipeline = createPipeline({
   checkpointer: saver,
   record: (step) => {
@@ -52,9 +53,8 @@ const pipeline = createPipeline({
 
 const [command, argument] = positionals;
 const checkpoint = command === "continue" && argument ? { checkpoint_id: argument } : {};
-const state = await pipeline.invoke(input(), {
-  configurable: { thread_id: options.thread, ...checkpoint },
-});
+const config = { configurable: { thread_id: options.thread, ...checkpoint } };
+const state = command === "recover" ? await recover() : await pipeline.invoke(input(), config);
 const { [INTERRUPT]: interrupts, ...values } = state as typeof state & {
   [INTERRUPT]?: { value?: unknown }[];
 };
@@ -63,6 +63,16 @@ await saver.end();
 
 if (process.send) process.send(result, () => process.disconnect());
 else console.log(inspect(result, { depth: 4 }));
+
+/**
+ * As a recovery worker does for all threads of the graph, here for one. No grace: the demo knows that
+ * the worker before is dead.
+ */
+async function recover() {
+  const summary = await recoverThreads(saver, pipeline, { prefix: options.thread, graceMs: 0 });
+  if (summary.resumed !== 1) throw new Error(`nothing was recovered: ${inspect(summary)}`);
+  return (await pipeline.getState(config)).values;
+}
 
 function input(): Parameters<Pipeline["invoke"]>[0] {
   switch (command) {
@@ -73,6 +83,6 @@ function input(): Parameters<Pipeline["invoke"]>[0] {
     case "continue":
       return null;
     default:
-      throw new Error(`start, resume or continue is expected, not ${command}`);
+      throw new Error(`start, resume, continue or recover is expected, not ${command}`);
   }
 }

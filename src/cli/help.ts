@@ -11,6 +11,7 @@ Usage:
   checkpointd migrate --dry-run        print the SQL that migrate would run
   checkpointd threads COMMAND [flags]  look at and change threads (threads --help)
   checkpointd --help | --version
+  checkpointd-server [flags]           the same as checkpointd serve; it takes all commands too
 
 Flags of serve:
 ${describe(settings)}

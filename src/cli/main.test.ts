@@ -56,6 +56,21 @@ describe("the command line", () => {
     expect(stderr).not.toContain("secret");
   });
 
+  it("checkpointd-server serves unless a command is given", async () => {
+    const server = (...args: string[]) => runCommand(args, {}, undefined, "checkpointd_server.js");
+    for (const args of [
+      ["--prot", "1"],
+      ["serve", "--prot", "1"],
+    ]) {
+      expect((await server(...args)).stderr).toContain("Unknown flag --prot. Did you mean --port?");
+    }
+    expect((await server("migrate")).stderr).toContain("migrate needs a database");
+    expect((await server("surf")).stderr).toContain('Unknown command "surf".');
+    expect(await server("--version")).toEqual(await runCommand(["--version"]));
+    expect(await server("--help")).toEqual(await runCommand(["--help"]));
+    expect((await server("threads", "--help")).stdout).toContain("checkpointd threads ls");
+  });
+
   it("migrate prints its SQL, applies it, and then has nothing to do", async () => {
     const database = await createDatabase({ template: false });
     const env = { DATABASE_URL: database.url };
@@ -65,7 +80,11 @@ describe("the command line", () => {
     expect(first).toMatchObject({ code: 0, stdout: expect.stringContaining("Applied 0001_") });
     const second = await runCommand(["migrate"], env);
     expect(second).toMatchObject({ code: 0, stdout: expect.stringContaining("Nothing to do") });
-    expect((await runCommand(["migrate", "--dry-run"], env)).stdout).toBe("");
+    expect(await runCommand(["migrate", "--dry-run"], env)).toMatchObject({
+      code: 0,
+      stdout: "",
+      stderr: "Nothing to do: the tables are up to date.\n",
+    });
     await database.drop();
   });
 

@@ -1,7 +1,10 @@
 import { readFlags, UsageError } from "../settings/flags.js";
 import { dryRun, migrate } from "../store/migrate.js";
 import { explainTrouble } from "../store/trouble.js";
+import { hint } from "./print.js";
 import { migrateSettings } from "./settings.js";
+
+const upToDate = "Nothing to do: the tables are up to date.";
 
 /**
  * Brings the tables up to date, or prints the SQL that would. Exits 0 when nothing is left to do. A
@@ -19,7 +22,10 @@ export async function runMigrate(args: string[]): Promise<number> {
   }
   try {
     if (values.dryRun) {
-      process.stdout.write(await dryRun({ databaseUrl, schema, signal: stop.signal }));
+      const sql = await dryRun({ databaseUrl, schema, signal: stop.signal });
+      process.stdout.write(sql);
+      // Not among the SQL, which may be piped to psql.
+      if (sql === "") hint(upToDate);
       return 0;
     }
     const { applied } = await migrate({
@@ -29,9 +35,7 @@ export async function runMigrate(args: string[]): Promise<number> {
       signal: stop.signal,
     });
     process.stdout.write(
-      applied.length === 0
-        ? "Nothing to do: the tables are up to date.\n"
-        : `Applied ${applied.join(", ")}.\n`,
+      applied.length === 0 ? `${upToDate}\n` : `Applied ${applied.join(", ")}.\n`,
     );
     return 0;
   } catch (error) {

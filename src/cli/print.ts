@@ -15,6 +15,17 @@ export function print(line: string): void {
   process.stdout.write(`${line}\n`);
 }
 
+/** Says something beside the answer, on standard error: what is piped on has the answer only. */
+export function hint(text: string): void {
+  const isWanted = process.stderr.isTTY && !process.env.NO_COLOR;
+  process.stderr.write(isWanted ? `\u001b[${codes.dim}m${text}\u001b[0m\n` : `${text}\n`);
+}
+
+/** Says that a list was longer. */
+export function hintMore(limit: number): void {
+  hint(`There are more: --limit shows more than ${limit}.`);
+}
+
 /** Prints one JSON line. */
 export function printJson(value: unknown): void {
   print(JSON.stringify(value));

@@ -1,4 +1,4 @@
-import { mkdtemp, readdir, rm } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -27,6 +27,24 @@ describe("serve without a database", () => {
     const first = await startServe([], {}, folder);
     await first.printed("is ready");
     expect(first.output().stdout).toMatch(/initialising Postgres in \.checkpointd .*\n/);
+    // The line for psql: what stands in it opens the database.
+    const { stdout } = first.output();
+    const [, file = "", host = "", port] =
+      /its database: PGPASSWORD=\$\(cat (\S+)\) psql -h (\S+) -p (\d+) -U postgres postgres\n/.exec(
+        stdout,
+      ) ?? [];
+    const password = (await readFile(path.join(folder, file), "utf8")).trim();
+    expect(stdout).not.toContain(password);
+    const user = { host, port: Number(port), user: "postgres", database: "postgres", password };
+    const client = new pg.Client(user);
+    await client.connect();
+    expect((await client.query("select from checkpoints")).rows).toEqual([]);
+    await client.end();
+    expect(stdout).toMatch(
+      new RegExp(
+        `next: ConnectSaver.fromUrl\\("${first.url}"\\) .* threads ls --url ${first.url}\n`,
+      ),
+    );
     await checkpoints(first.url).put(put);
     expect(await first.stop()).toMatchObject({ code: 0, signal: null });
     expect(await readdir(folder)).toEqual([".checkpointd"]);

@@ -1,3 +1,4 @@
+import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { setFlagsFromString } from "node:v8";
 import { createLog, type Log } from "../log.js";
@@ -6,6 +7,7 @@ import { readFlags, UsageError } from "../settings/flags.js";
 import { type Embedded, startEmbedded } from "../store/embedded.js";
 import { serverOptions, settings } from "./settings.js";
 import { isWorker, stopSignal as stop } from "./stop_signal.js";
+import { connectionFlags } from "./threads_flags.js";
 import { logUnhandled } from "./unhandled.js";
 import { aborted, runWorker, startWorkers, type Workers } from "./workers.js";
 
@@ -42,6 +44,7 @@ export async function runServe(args: string[]): Promise<number> {
         onProgress: (line) => process.stdout.write(`${line}\n`),
         signal: stop,
       });
+      process.stdout.write(`its database: ${psqlLine(embedded.databaseUrl, dataDir)}\n`);
     }
     const options = serverOptions(given, {
       databaseUrl: databaseUrl ?? (embedded?.databaseUrl as string),
@@ -50,7 +53,13 @@ export async function runServe(args: string[]): Promise<number> {
     server =
       workers === 1 ? await startServer(options) : await startWorkers(workers, options, stop);
     process.stdout.write(`checkpointd listens on ${server.url}\n`);
-    void server.ready.then(() => process.stdout.write("checkpointd is ready\n"));
+    const { url } = server;
+    const look = `npx checkpointd-server threads ls${url === defaultUrl ? "" : ` --url ${url}`}`;
+    void server.ready.then(() => {
+      process.stdout.write(
+        `checkpointd is ready\nnext: ConnectSaver.fromUrl("${url}") in an agent; then: ${look}\n`,
+      );
+    });
     const end = await Promise.race([
       aborted(stop).then(() => "stop"),
       ...(embedded ? [embedded.exited.then(() => "embedded")] : []),
@@ -66,6 +75,20 @@ export async function runServe(args: string[]): Promise<number> {
     if (server) await drainWithin(server, drainTimeoutMs + drainGraceMs, log);
     await embedded?.stop();
   }
+}
+
+/** Where `checkpointd threads` looks unless it is told otherwise. */
+const defaultUrl = connectionFlags.url.fallback;
+
+/** The command that opens the embedded database, to be typed where `serve` was. */
+function psqlLine(databaseUrl: string, dataDir: string): string {
+  const { hostname, port, username, pathname } = new URL(databaseUrl);
+  const psql = `psql -h ${hostname} -p ${port} -U ${username} ${pathname.slice(1)}`;
+  const file = path.join(dataDir, "password");
+  if (process.platform === "win32") return `${psql} (the password is in ${file})`;
+  // The password itself is not printed: what a service prints is kept and read by others.
+  const quoted = /^[\w./-]+$/.test(file) ? file : `'${file.replaceAll("'", "'\\''")}'`;
+  return `PGPASSWORD=$(cat ${quoted}) ${psql}`;
 }
 
 /** How much longer than its timeout a drain may take; more than a worker gets before it is killed. */

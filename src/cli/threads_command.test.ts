@@ -4,7 +4,15 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
-import { Annotation, END, interrupt, START, StateGraph } from "@langchain/langgraph";
+import { AIMessage, HumanMessage, ToolMessage } from "@langchain/core/messages";
+import {
+  Annotation,
+  END,
+  interrupt,
+  MessagesAnnotation,
+  START,
+  StateGraph,
+} from "@langchain/langgraph";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { ConnectSaver } from "../client/saver.js";
@@ -44,6 +52,18 @@ beforeAll(async () => {
     .compile({ checkpointer: saver });
   const raw = new Uint8Array(300_000).map((_, i) => (i * 7919) % 256);
   await graph.invoke({ raw, steps: ["in\u001b[31m"] }, config("asks"));
+  const chat = new StateGraph(MessagesAnnotation)
+    .addNode("greet", () => ({ messages: [new AIMessage("Hello,\n  you!")] }))
+    .addNode("look", () => ({
+      messages: [
+        new AIMessage({ content: "", tool_calls: [{ name: "search", args: { q: 1 }, id: "c" }] }),
+        new ToolMessage({ content: "found \u001b[31m", tool_call_id: "c", name: "search" }),
+      ],
+    }))
+    .addEdge(START, "greet")
+    .addEdge("greet", "look")
+    .compile({ checkpointer: saver });
+  await chat.invoke({ messages: [new HumanMessage("Hi")] }, config("chat"));
   const plain = new StateGraph(State)
     .addNode("work", () => ({ steps: ["done"] }))
     .addEdge(START, "work")
@@ -100,24 +120,88 @@ describe("checkpointd threads", () => {
     const all = lines(await output("ls", "--json", "--by-id", "--counts"));
     expect(all.map(({ threadId, status }) => [threadId, status])).toEqual([
       ["asks", "interrupted"],
+      ["chat", "completed"],
       ["done", "completed"],
     ]);
-    expect(all[1]).toMatchObject({
+    expect(all[2]).toMatchObject({
       step: 4,
       counts: { checkpoints: 6 },
       updatedAt: expect.stringMatching(/Z$/),
     });
-    expect(await output("ls", "--limit", "1")).toContain("There are more: --limit");
-    expect(await output("ls", "--status", "failed,pending")).toBe("No threads.\n");
+    const none = await threads("ls", "--status", "failed,pending");
+    expect(none).toMatchObject({ code: 0, stdout: "", stderr: "No threads.\n" });
     expect(
       lines(await output("ls", "--json", "--prefix", "do", "--updated-after", "1h")),
     ).toHaveLength(1);
-    expect(await output("ls", "--json", "--updated-before", "2020-01-01")).toBe("");
+    expect((await threads("ls", "--json", "--updated-before", "2020-01-01")).stdout).toBe("");
     expect(await output("ls", "--json", "--metadata", '{"step":4}')).toContain('"done"');
   });
 
+  it("ls and history show as many as JSON as in a table, and say on stderr that there are more", async () => {
+    const more = "There are more: --limit shows more than 1.\n";
+    for (const [command, rows] of [
+      [["ls", "--limit", "1"], 2],
+      [["ls", "--limit", "1", "--json"], 1],
+      [["history", "done", "--limit", "1"], 2],
+      [["history", "done", "--limit", "1", "--json"], 1],
+    ] as const) {
+      const { code, stdout, stderr } = await threads(...command);
+      expect({ code, stderr }).toEqual({ code: 0, stderr: more });
+      expect(stdout.trim().split("\n"), command.join(" ")).toHaveLength(rows);
+    }
+    // Without --limit both stop at the same number.
+    const last = (await saver.getTuple(config("done")))!;
+    for (let i = 0; i < 60; i++) {
+      const id = `${last.checkpoint.id.slice(0, -2)}${i + 10}`;
+      const next = { ...last.checkpoint, id };
+      await saver.put(config("long"), next, { source: "loop", step: i, parents: {} }, {});
+    }
+    for (const flags of [["--json"], []]) {
+      const { stdout, stderr } = await threads("history", "long", ...flags);
+      expect(stdout.trim().split("\n")).toHaveLength(flags.length ? 50 : 51);
+      expect(stderr).toBe("There are more: --limit shows more than 50.\n");
+    }
+    await saver.deleteThread("long");
+  });
+
+  it("shows messages as people read them, and as JSON by role and text", async () => {
+    const text = await output("show", "chat");
+    expect(text).toContain(
+      `  messages:
+    human: Hi
+    ai: Hello, you!
+    ai: → search({"q":1})
+    tool search: found \ufffd[31m
+`,
+    );
+    const [shown] = lines(await output("show", "chat", "--json"));
+    expect(shown.namespaces).toEqual([""]);
+    expect(shown.checkpoint.values.messages).toMatchObject([
+      { role: "human", text: "Hi" },
+      { role: "ai", text: "Hello,\n  you!" },
+      { role: "ai", toolCalls: [{ name: "search", args: { q: 1 } }] },
+      { role: "tool", name: "search", toolCallId: "c", text: "found \u001b[31m" },
+    ]);
+  });
+
+  it("show names the other namespaces, each of which it and history show", async () => {
+    const { stdout, stderr } = await threads("show", "asks");
+    expect(stderr).toBe("--ns shows one, here and with history.\n");
+    const [, name = "", count] =
+      /other namespaces\n {2}(inner:\S+) {2}(\d+) checkpoints\n$/.exec(stdout) ?? [];
+    const [json] = lines(await output("show", "asks", "--json"));
+    expect(json.namespaces.sort()).toEqual(["", name]);
+    const history = await output("history", "asks", "--ns", name);
+    expect(history.trim().split("\n")).toHaveLength(Number(count) + 1);
+    expect((await threads("show", "asks", "--ns", name)).stdout).toMatch(/"" {2}\d+ checkpoints/);
+    expect((await threads("history", "asks", "--ns", "none")).stderr).toContain(
+      'no thread "asks" with the namespace "none"',
+    );
+  });
+
   it("show prints decoded values, and type and size of the others", async () => {
-    const text = await output("show", "asks");
+    const { code, stdout: text } = await threads("show", "asks");
+    expect(code).toBe(0);
     expect(text).toMatch(/status +interrupted/);
     expect(text).toMatch(/pending +ask/);
     expect(text).toContain('steps: ["in\\u001b[31m","in\\u001b[31m","deep"]');
@@ -131,13 +215,59 @@ describe("checkpointd threads", () => {
 
   it("history lists checkpoints, the latest first", async () => {
     expect((await output("history", "done")).trim().split("\n")).toHaveLength(7);
-    const all = lines(await output("history", "done", "--json", "--limit", "3"));
+    const { stdout } = await threads("history", "done", "--json", "--limit", "3");
+    const all = lines(stdout);
     expect(all.map(({ step, source }) => [step, source])).toEqual([
       [4, "loop"],
       [3, "loop"],
       [2, "input"],
     ]);
     expect(all[0].parentCheckpointId).toBe(all[1].checkpointId);
+    expect(await output("history", "done", "--limit", "6")).toBe(await output("history", "done"));
+  });
+
+  it("history tells when, which nodes ran and what changed", async () => {
+    const table = (await output("history", "chat")).trim().split("\n");
+    expect(table[0]).toMatch(/^CHECKPOINT +TIME \(UTC\) +STEP +SOURCE +NODES +CHANGED$/);
+    const time = String.raw`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d`;
+    for (const [i, rest] of [
+      String.raw`2 +loop +look +messages: tool search: found .\[31m`,
+      "1 +loop +greet +messages: ai: Hello, you!",
+      "0 +loop +__start__ +messages: human: Hi",
+      "-1 +input +__start__: .*",
+    ].entries()) {
+      expect(table[i + 1]).toMatch(new RegExp(`^[\\da-f-]{36}  ${time}  ${rest}$`));
+    }
+    const all = lines(await output("history", "chat", "--json"));
+    expect(all[1]).toMatchObject({
+      step: 1,
+      nodes: ["greet"],
+      changed: ["branch:to:greet", "branch:to:look", "messages"],
+      time: expect.stringMatching(/T.*Z$/),
+    });
+
+    // Of a fork the parent is not the next row.
+    const first = all[2];
+    await saver.put(
+      { configurable: { thread_id: "chat", checkpoint_ns: "", checkpoint_id: first.checkpointId } },
+      {
+        ...(await saver.getTuple(config("chat")))!.checkpoint,
+        id: "ffffffff-0000-6000-8000-000000000000",
+        channel_versions: { messages: 99 },
+        channel_values: { messages: "forked" },
+      },
+      { source: "fork", step: 1, parents: {} },
+      { messages: 99 },
+    );
+    const [fork] = lines((await threads("history", "chat", "--json")).stdout);
+    expect(fork).toMatchObject({ source: "fork", parentCheckpointId: first.checkpointId });
+    expect(fork.changed).toEqual(["messages"]);
+    // The parent of the last one shown is not shown; where it is not stored, nobody knows.
+    const [cut] = lines((await threads("history", "chat", "--json", "--limit", "1")).stdout);
+    expect(cut).not.toHaveProperty("changed");
+    await pool.query(
+      "delete from checkpoints where thread_id = 'chat' and metadata ->> 'source' = 'fork'",
+    );
   });
 
   it("export and import restore a thread elsewhere, value for value", async () => {
@@ -173,7 +303,7 @@ describe("checkpointd threads", () => {
     const left = await pool.query(
       "select distinct thread_id from checkpoint_blobs union select thread_id from checkpoints order by 1",
     );
-    expect(left.rows.map(({ thread_id }) => thread_id)).toEqual(["asks", "copy", "done"]);
+    expect(left.rows.map(({ thread_id }) => thread_id)).toEqual(["asks", "chat", "copy", "done"]);
     expect((await threads("import", "nowhere.jsonl")).stderr).toContain("ENOENT");
   });
 

@@ -19,14 +19,8 @@ import {
   runRemove,
 } from "./threads_change.js";
 import { connectionFlags } from "./threads_flags.js";
-import {
-  historyFlags,
-  listFlags,
-  runHistory,
-  runList,
-  runShow,
-  showFlags,
-} from "./threads_look.js";
+import { historyFlags, runHistory } from "./threads_history.js";
+import { listFlags, runList, runShow, showFlags } from "./threads_look.js";
 import { exportFlags, importFlags, runExport, runImport } from "./threads_transfer.js";
 
 /** What a subcommand is run with. */
@@ -73,14 +67,14 @@ export const subcommands: Record<string, Subcommand> = {
     flags: showFlags,
     words: "THREAD",
     count: [1, 1],
-    meaning: "one thread, its values and pending writes",
+    meaning: "one thread, its values, pending writes and namespaces",
   }),
   history: define({
     run: runHistory,
     flags: historyFlags,
     words: "THREAD",
     count: [1, 1],
-    meaning: "a thread's checkpoints, the latest first",
+    meaning: "a thread's checkpoints, the latest first: when, which nodes ran, what changed",
   }),
   cp: define({
     run: runCopy,

@@ -79,7 +79,7 @@ export const filterFlags = {
 export const limit = define({
   flag: "limit",
   kind: integer(0, 999_999_999),
-  unset: undefined,
+  fallback: "50",
   help: "how many at the most",
 });
 

@@ -1,7 +1,9 @@
-/** `checkpointd threads ls`, `show` and `history`. */
+/** `checkpointd threads ls` and `show`. */
 
-import type { CheckpointTuple, Value } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import type { CheckpointTuple } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { ListView } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import type { Calls } from "../client/calls.js";
+import { type Decoded, decodeValue, type Json } from "../client/decode_value.js";
 import { readList } from "../client/read_list.js";
 import type { ListThreadsOptions, Thread } from "../client/threads.js";
 import { define } from "../settings/flags.js";
@@ -10,20 +12,22 @@ import {
   type Colour,
   type Column,
   clean,
+  hint,
+  hintMore,
   paint,
   print,
   printJson,
   printTable,
-  shorten,
   toAgo,
   toCount,
   toSize,
 } from "./print.js";
 import type { ThreadsCommand } from "./threads_command.js";
 import { filterFlags, json, limit, ns, toFilter } from "./threads_flags.js";
+import { toLine, toLines, toPlain } from "./value_text.js";
 
-/** Rows of a table unless --limit says otherwise. */
-const tableRows = 50;
+/** Namespaces that `show` names. */
+const shownNamespaces = 20;
 
 const statusColours: Record<string, Colour> = {
   failed: "red",
@@ -51,28 +55,20 @@ export const listFlags = {
 };
 
 export async function runList(command: ThreadsCommand<typeof listFlags>): Promise<number> {
-  const { json: asJson, byId, counts } = command.flags;
-  const limit = command.flags.limit ?? (asJson ? undefined : tableRows);
+  const { json: asJson, byId, counts, limit } = command.flags;
   const options: ListThreadsOptions = {
     ...toFilter(command.flags),
     order: byId ? "id" : "newest",
     counts,
     // One more than is shown tells whether there are more.
-    ...(limit === undefined ? {} : { limit: asJson ? limit : limit + 1 }),
+    limit: limit + 1,
   };
-  const threads = command.threads.list(options);
-  if (asJson) {
-    for await (const thread of threads) printJson(toJson(thread));
-    return 0;
-  }
-  let more = false;
+  let found = 0;
+  const threads = async function* () {
+    for await (const thread of command.threads.list(options)) if (found++ < limit) yield thread;
+  };
   const rows = async function* () {
-    let shown = 0;
-    for await (const thread of threads) {
-      if (shown++ === limit) {
-        more = true;
-        return;
-      }
+    for await (const thread of threads()) {
       yield [
         thread.threadId,
         thread.status,
@@ -97,8 +93,10 @@ export async function runList(command: ThreadsCommand<typeof listFlags>): Promis
     { heading: "HELD BY" },
     { heading: "PENDING" },
   ];
-  if ((await printTable(columns, rows())) === 0) print("No threads.");
-  if (more) print(paint("dim", `There are more: --limit shows more than ${limit}.`));
+  if (asJson) for await (const thread of threads()) printJson(toJson(thread));
+  else await printTable(columns, rows());
+  if (found === 0) hint("No threads.");
+  if (found > limit) hintMore(limit);
   return 0;
 }
 
@@ -116,8 +114,9 @@ export const showFlags = {
 export async function runShow(command: ThreadsCommand<typeof showFlags>): Promise<number> {
   const [threadId = ""] = command.words;
   const { checkpointNs, checkpointId } = command.flags;
-  const [thread, { tuple }] = await Promise.all([
+  const [thread, namespaces, { tuple }] = await Promise.all([
     command.threads.get(threadId, { counts: true }),
+    readNamespaces(command.calls, threadId),
     command.calls.call((service, context) =>
       service.getTuple({ threadId, checkpointNs, checkpointId }, context),
     ),
@@ -137,14 +136,15 @@ export async function runShow(command: ThreadsCommand<typeof showFlags>): Promis
         checkpointId: tuple.key?.checkpointId,
         parentCheckpointId: tuple.parentCheckpointId,
         metadata: JSON.parse(tuple.metadataJson),
-        values: Object.fromEntries(valuesOf(tuple)),
+        values: Object.fromEntries(valuesOf(tuple).map(([name, value]) => [name, toPlain(value)])),
         pendingWrites: tuple.pendingWrites.map(({ taskId, idx, channel, value }) => ({
           taskId,
           idx,
           channel,
-          value: toValue(value),
+          value: toPlain(decodeValue(value)),
         })),
       },
+      namespaces: namespaces.map(([name]) => name),
     });
     return 0;
   }
@@ -168,51 +168,33 @@ export async function runShow(command: ThreadsCommand<typeof showFlags>): Promis
   );
   for (const [name, text] of facts) print(`${paint("bold", name.padEnd(10))}  ${text}`);
   print(`\n${paint("bold", "values")}`);
-  for (const [channel, value] of valuesOf(tuple)) print(`  ${clean(channel)}: ${toText(value)}`);
+  for (const [channel, value] of valuesOf(tuple)) {
+    const [first = "", ...more] = toLines(value);
+    const isLong = more.length > 0 || (value.kind === "list" && !value.name);
+    print(`  ${clean(channel)}:${isLong ? "" : ` ${first}`}`);
+    if (isLong) for (const line of [first, ...more]) print(`    ${line}`);
+  }
   if (tuple.pendingWrites.length > 0) print(`\n${paint("bold", "pending writes")}`);
   for (const { taskId, channel, value } of tuple.pendingWrites) {
-    print(`  ${clean(taskId)}  ${clean(channel)}: ${toText(toValue(value))}`);
+    print(`  ${clean(taskId)}  ${clean(channel)}: ${toLine(decodeValue(value))}`);
   }
+  printNamespaces(namespaces, checkpointNs);
   return 0;
 }
 
-export const historyFlags = { checkpointNs: ns, limit, json };
-
-export async function runHistory(command: ThreadsCommand<typeof historyFlags>): Promise<number> {
-  const [threadId = ""] = command.words;
-  const { checkpointNs, limit } = command.flags;
-  const tuples = readList(command.calls, {
-    threadId,
-    checkpointNs,
-    view: ListView.METADATA,
-    ...(limit === undefined ? {} : { limit }),
-  });
-  if (command.flags.json) {
-    for await (const tuple of tuples) {
-      printJson({ ...facts(tuple), metadata: JSON.parse(tuple.metadataJson) });
-    }
-    return 0;
+/** The namespaces of subgraphs, if there are any besides the one that is shown. */
+function printNamespaces(namespaces: [name: string, count: number][], shown: string): void {
+  const others = namespaces.filter(([name]) => name !== shown);
+  if (others.length === 0) return;
+  print(`\n${paint("bold", "other namespaces")}`);
+  for (const [name, count] of others.slice(0, shownNamespaces)) {
+    print(`  ${name === "" ? '""' : clean(name)}  ${toCount(count, "checkpoint")}`);
   }
-  const rows = async function* () {
-    for await (const tuple of tuples) {
-      const { checkpointId, parentCheckpointId = "", step, source } = facts(tuple);
-      yield [checkpointId, parentCheckpointId, String(step ?? ""), String(source ?? "")];
-    }
-  };
-  const columns = ["CHECKPOINT", "PARENT", "STEP", "SOURCE"].map((heading) => ({ heading }));
-  const count = await printTable(columns, rows());
-  if (count === 0 && limit !== 0) throw new Error(`no thread ${JSON.stringify(threadId)}`);
-  return 0;
-}
-
-function facts(tuple: CheckpointTuple) {
-  const { step, source } = JSON.parse(tuple.metadataJson || "{}");
-  return {
-    checkpointId: tuple.key?.checkpointId ?? "",
-    parentCheckpointId: tuple.parentCheckpointId,
-    step,
-    source,
-  };
+  const seen = namespaces.reduce((sum, [, count]) => sum + count, 0);
+  const rest = others.length - shownNamespaces;
+  if (rest > 0) hint(`${rest} more namespaces are not shown; --json has them.`);
+  if (seen === namespacesOf) hint(`Namespaces are those of the latest ${seen} checkpoints.`);
+  hint("--ns shows one, here and with history.");
 }
 
 /** A thread as --json prints it: these keys stay. */
@@ -226,34 +208,26 @@ function toJson(thread: Thread) {
 }
 
 /** The channels' values: those in the checkpoint's JSON, then those stored apart, by name. */
-function valuesOf(tuple: CheckpointTuple): [string, unknown][] {
+function valuesOf(tuple: CheckpointTuple): [string, Decoded][] {
   const inlined = JSON.parse(tuple.checkpointJson).channel_values ?? {};
-  const stored = tuple.blobs.map(({ channel, value }): [string, unknown] => [
-    channel,
-    toValue(value),
-  ]);
-  return [...new Map([...Object.entries(inlined), ...stored])].sort(([a], [b]) => (a < b ? -1 : 1));
-}
-
-/** The value where it is JSON, and what it is where it is not: classes are never made of it. */
-function toValue(value: Value | undefined): unknown {
-  if (value?.type === "json") {
-    try {
-      return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(value.data));
-    } catch {}
+  const values = new Map<string, Decoded>();
+  for (const [channel, value] of Object.entries(inlined)) {
+    values.set(channel, { kind: "json", value: value as Json });
   }
-  return new Undecoded(value?.type ?? "nothing", value?.data.length ?? 0);
+  for (const { channel, value } of tuple.blobs) values.set(channel, decodeValue(value));
+  return [...values].sort(([a], [b]) => (a < b ? -1 : 1));
 }
 
-class Undecoded {
-  constructor(
-    readonly type: string,
-    readonly bytes: number,
-  ) {}
-}
+/** Checkpoints that are looked at for the namespaces they are in, the latest ones. */
+const namespacesOf = 500;
 
-function toText(value: unknown): string {
-  if (value instanceof Undecoded)
-    return paint("dim", `<${clean(value.type)}, ${toSize(value.bytes)}>`);
-  return clean(shorten(JSON.stringify(value) ?? "", 400));
+/** The namespaces of a thread, the latest first, as far as its latest checkpoints tell. */
+async function readNamespaces(calls: Calls, threadId: string): Promise<[string, number][]> {
+  const request = { threadId, view: ListView.METADATA, limit: namespacesOf };
+  const found = new Map<string, number>();
+  for await (const { key } of readList(calls, request)) {
+    const name = key?.checkpointNs ?? "";
+    found.set(name, (found.get(name) ?? 0) + 1);
+  }
+  return [...found];
 }

@@ -1,8 +1,8 @@
 /** Deadlines, tries, streams that go on where they broke off, and an end: whatever carries a call. */
 import { setMaxListeners } from "node:events";
-import { setTimeout as delay } from "node:timers/promises";
 import { Code, ConnectError } from "@connectrpc/connect";
 import type { Service, TryContext } from "./carrier.js";
+import { checkInteger, checkOptions, throwIfAborted } from "./options.js";
 import { gaveUp, isRetryable, pauseBefore, type RetryOptions } from "./retry.js";
 import type { OpenService, ServiceOptions } from "./service.js";
 
@@ -22,7 +22,7 @@ export interface CallContext {
   /** Whether a call of which nobody knows what came of it may be made again. Default true. */
   idempotent?: boolean;
   /** Gives the call up, with its reason. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
 }
 
 interface OpenStream<Message> {
@@ -34,6 +34,7 @@ interface OpenStream<Message> {
 export class Calls {
   readonly #service: Service;
   readonly #abort: OpenService["abort"];
+  readonly #explain: OpenService["explain"];
   readonly #timeoutMs: number;
   readonly #retry: Required<RetryOptions>;
   /** Those of the streams and lists under way; aborting one ends its stream or list. */
@@ -44,11 +45,13 @@ export class Calls {
   #ended: Promise<void> | undefined;
 
   /** Throws a TypeError naming the option if its value is not allowed. */
-  constructor({ service, abort }: OpenService, { timeoutMs = 30_000, retry = {} }: CallsOptions) {
-    this.#service = service;
-    this.#abort = abort;
+  constructor(opened: OpenService, { timeoutMs = 30_000, retry = {} }: CallsOptions) {
+    this.#service = opened.service;
+    this.#abort = opened.abort;
+    this.#explain = opened.explain;
     // Every call that waits for another try listens to it.
     setMaxListeners(0, this.#ending.signal);
+    checkOptions("retry", retry, retryOptions);
     const { attempts, initialDelayMs = 100, maxDelayMs = 2_000 } = retry;
     this.#timeoutMs = checkInteger("timeoutMs", timeoutMs, 1);
     this.#retry = {
@@ -63,14 +66,15 @@ export class Calls {
 
   /**
    * Makes one call, repeated from the start while the service cannot be reached. Rejects with the
-   * error of the last try that says more than that the deadline passed. Settles by the deadline
-   * whatever the connection does. {@link end} waits for it.
+   * error of the last try that says more than that the deadline passed, and with the signal's reason
+   * when it aborts. Settles by the deadline whatever the connection does. {@link end} waits for it.
    */
   async call<Answer>(
     once: (service: Service, context: TryContext) => Promise<Answer>,
     { idempotent = true, signal }: CallContext = {},
   ): Promise<Answer> {
     this.#checkOpen();
+    throwIfAborted(signal);
     const deadline = this.#deadline();
     let failure: unknown;
     this.#running++;
@@ -78,7 +82,10 @@ export class Calls {
       for (let attempt = 1; ; attempt++) {
         try {
           return await once(this.#service, { deadline, signal });
-        } catch (error) {
+        } catch (thrown) {
+          // Why it was given up says more than what that did to it.
+          throwIfAborted(signal);
+          const error = await this.#explain(thrown, deadline);
           if (!idempotent) throw error;
           failure = causeOf(error, failure, deadline);
           await this.#pause(attempt, deadline, failure, signal);
@@ -94,28 +101,34 @@ export class Calls {
    * The messages of a stream that `open` opens, and opens again where it broke off. `took` is told
    * of each message, and has to see to it that what is opened then goes on after the last one. The
    * number of tries and the time for the next message start anew with every message. Leaving the
-   * loop early cancels the call.
+   * loop early cancels the call; when the signal aborts it rejects with its reason.
    */
   async *stream<Message>(
     open: (service: Service, context: Partial<TryContext>) => AsyncIterable<Message>,
     took: (message: Message) => void,
+    signal?: AbortSignal,
   ): AsyncGenerator<Message, void, undefined> {
     let stream: OpenStream<Message> | undefined;
+    const onAbort = () => stream?.controller.abort(signal?.reason);
+    signal?.addEventListener("abort", onAbort);
     try {
       let failure: unknown;
       for (let attempt = 1, deadline = this.#deadline(); ; ) {
         this.#checkOpen();
+        throwIfAborted(signal);
         let message: IteratorResult<Message>;
         // Only around our own reading: what a reader throws into the generator is not a
         // reason to open another stream.
         try {
           stream ??= this.#open(open);
           message = await nextMessage(stream, deadline);
-        } catch (error) {
+        } catch (thrown) {
           this.#close(stream);
           stream = undefined;
+          throwIfAborted(signal);
+          const error = await this.#explain(thrown, deadline);
           failure = causeOf(error, failure, deadline);
-          await this.#pause(attempt++, deadline, failure);
+          await this.#pause(attempt++, deadline, failure, signal);
           continue;
         }
         if (message.done) return;
@@ -126,25 +139,32 @@ export class Calls {
         deadline = this.#deadline();
       }
     } finally {
+      signal?.removeEventListener("abort", onAbort);
       this.#close(stream);
     }
   }
 
   /**
-   * Lets `read` make calls with a signal that aborts when the loop over what it yields is left, and
-   * when the saver ends.
+   * Lets `read` make calls with a signal that aborts when the loop over what it yields is left, when
+   * the saver ends, and with `given`.
    */
   async *reading<Message>(
     read: (signal: AbortSignal) => AsyncIterable<Message>,
+    given?: AbortSignal,
   ): AsyncGenerator<Message, void, undefined> {
+    throwIfAborted(given);
     const controller = new AbortController();
+    const onAbort = () => controller.abort(given?.reason);
+    given?.addEventListener("abort", onAbort);
     this.#reading.add(controller);
     try {
       for await (const message of read(controller.signal)) {
         yield message;
         this.#checkOpen();
+        throwIfAborted(given);
       }
     } finally {
+      given?.removeEventListener("abort", onAbort);
       this.#reading.delete(controller);
       controller.abort();
     }
@@ -188,18 +208,17 @@ export class Calls {
     error: unknown,
     abandoned?: AbortSignal,
   ): Promise<void> {
-    const ending = this.#ending.signal;
-    const signal = abandoned ? AbortSignal.any([ending, abandoned]) : ending;
     const elapsedMs = performance.now() - deadline + this.#timeoutMs;
-    if (signal.aborted || attempt >= this.#retry.attempts || !isRetryable(error)) {
+    const isEnding = this.#ending.signal.aborted;
+    if (isEnding || attempt >= this.#retry.attempts || !isRetryable(error)) {
       throw gaveUp(error, attempt, elapsedMs);
     }
     const pauseMs = pauseBefore(attempt, this.#retry, error);
     // What went wrong says more than that the deadline would have passed.
     if (performance.now() + pauseMs >= deadline) throw gaveUp(error, attempt, elapsedMs);
-    await delay(pauseMs, undefined, { signal }).catch(() => {
-      throw error;
-    });
+    await pause(pauseMs, this.#ending.signal, abandoned);
+    throwIfAborted(abandoned);
+    if (this.#ending.signal.aborted) throw error;
   }
 
   #deadline(): number {
@@ -247,8 +266,24 @@ function endedError(): ConnectError {
   return new ConnectError("this ConnectSaver was ended: end() was called", Code.Canceled);
 }
 
-/** Throws a TypeError naming the option unless it is a whole number from `least` that fits 31 bits. */
-export function checkInteger(name: string, value: number, least: number): number {
-  if (Number.isInteger(value) && value >= least && value < 2 ** 31) return value;
-  throw new TypeError(`${name} must be a whole number from ${least} to 2147483647, not ${value}`);
+/** Resolves after that time, and sooner when a signal aborts. */
+async function pause(ms: number, ...signals: (AbortSignal | undefined)[]): Promise<void> {
+  let timer: NodeJS.Timeout | undefined;
+  let wake = () => {};
+  await new Promise<void>((resolve) => {
+    wake = resolve;
+    timer = setTimeout(resolve, ms);
+    for (const signal of signals) {
+      if (signal?.aborted) resolve();
+      else signal?.addEventListener("abort", wake);
+    }
+  });
+  clearTimeout(timer);
+  for (const signal of signals) signal?.removeEventListener("abort", wake);
 }
+
+const retryOptions: Record<keyof RetryOptions, true> = {
+  attempts: true,
+  initialDelayMs: true,
+  maxDelayMs: true,
+};

@@ -23,7 +23,10 @@ import type {
   ValueSchema,
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { WriteSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { graphKey } from "../protocol/metadata.js";
 import { checkName } from "./names.js";
+import { toJson, unwritable } from "./options.js";
+import { findClasses, whyUnreadable } from "./readable.js";
 import { nextVersion, versionText } from "./versions.js";
 
 type ValueInit = MessageInitShape<typeof ValueSchema>;
@@ -36,7 +39,8 @@ const metadataSerde = new MemorySaver().serde;
 
 /**
  * One blob for each channel of `newVersions`, without a value where `values` has none.
- * Rejects, naming the channel, where a name or version cannot be stored unaltered.
+ * Rejects, naming the channel, where a name or version cannot be stored unaltered, or a value
+ * cannot be serialized.
  */
 export async function toBlobs(
   serde: SerializerProtocol,
@@ -44,22 +48,27 @@ export async function toBlobs(
   newVersions: ChannelVersions,
 ): Promise<BlobInit[]> {
   const stored: unknown[] = [];
+  const names: string[] = [];
   const blobs = Object.entries(newVersions).map(([name, rawVersion]): BlobInit => {
     const channel = checkName("a channel's name", name);
     const field = `the version of channel "${name}"`;
     const version = checkName(field, versionText(field, rawVersion));
     if (!Object.hasOwn(values, name)) return { channel, version };
     stored.push(values[name]);
+    names.push(name);
     // Replaced below.
     return { channel, version, value: {} };
   });
-  const dumped = await toValues(serde, stored);
+  const dumped = await toValues(serde, stored, (i) => `the value of channel "${names[i]}"`);
   let next = 0;
   for (const blob of blobs) if (blob.value) blob.value = dumped[next++]!;
   return blobs;
 }
 
-/** The writes of one task, in order, each with its position or its special channel's index. */
+/**
+ * The writes of one task, in order, each with its position or its special channel's index. Rejects
+ * as {@link toBlobs} does.
+ */
 export async function toWrites(
   serde: SerializerProtocol,
   writes: PendingWrite[],
@@ -74,6 +83,7 @@ export async function toWrites(
   const values = await toValues(
     serde,
     writes.map(([, value]) => value),
+    (i) => `the write to channel "${writes[i]?.[0]}"`,
   );
   for (const [i, init] of inits.entries()) init.value = values[i]!;
   return inits;
@@ -94,12 +104,59 @@ const copyOf = (value: Uint8Array): Uint8Array => Uint8Array.prototype.slice.cal
 async function toValues(
   serde: SerializerProtocol,
   values: readonly unknown[],
+  nameOf: (index: number) => string,
 ): Promise<ValueInit[]> {
-  const dumped = await Promise.all(
-    values.map((value) => serde.dumpsTyped(value instanceof Uint8Array ? copyOf(value) : value)),
+  const dumping = values.map((value) =>
+    serde.dumpsTyped(value instanceof Uint8Array ? copyOf(value) : value),
   );
-  const isDefault = serde.constructor === metadataSerde.constructor;
-  return dumped.map(([type, data]) => ({ type, data: isDefault ? data : copyOf(data) }));
+  const dumped = await Promise.all(dumping).catch(async (error: unknown) => {
+    const settled = await Promise.allSettled(dumping);
+    const failed = settled.findIndex(({ status }) => status === "rejected");
+    throw unserializable(nameOf(failed), (error as Error)?.message ?? String(error), error);
+  });
+  if (serde.constructor !== metadataSerde.constructor) {
+    return dumped.map(([type, data]) => ({ type, data: copyOf(data) }));
+  }
+  const doubtful: { index: number; classes: string[] }[] = [];
+  const checked = dumped.map(([type, data], i) => {
+    if (type === "json") {
+      // A function, a symbol, or what toJSON makes one of: no JSON at all, which the direct savers
+      // store, and cannot read any more. undefined is what they are in an object, and in a channel.
+      if (data.length === 0) return { type, data: undefinedJson };
+      if (isGivenUp(data) && values[i] !== givenUp) {
+        throw unserializable(nameOf(i), "a BigInt, a toJSON that throws, or too deep for JSON");
+      }
+      const classes = findClasses(data);
+      if (classes.length > 0) doubtful.push({ index: i, classes });
+    }
+    return { type, data };
+  });
+  for (const { index, classes } of doubtful) {
+    const why = await whyUnreadable(serde, checked[index]!.data, classes);
+    if (why) throw unserializable(nameOf(index), why);
+  }
+  return checked;
+}
+
+/** How LangGraph's serializer writes undefined. */
+const undefinedJson = new TextEncoder().encode('{"lc":2,"type":"undefined"}');
+
+/**
+ * What LangGraph's serializer makes of a value that JSON.stringify throws at, whatever the reason:
+ * the whole value is lost, silently, and comes back as this text.
+ */
+const givenUp = "[unable to serialize, circular reference is too complex to analyze]";
+const givenUpJson = new TextEncoder().encode(JSON.stringify(givenUp));
+
+const isGivenUp = (data: Uint8Array) =>
+  data.length === givenUpJson.length && givenUpJson.every((byte, i) => data[i] === byte);
+
+function unserializable(what: string, why: string, cause?: unknown): Error {
+  return new Error(
+    `${what} cannot be stored: LangGraph's serializer has no way for it (${why}); ` +
+      "convert it before it goes into the state",
+    { cause },
+  );
 }
 
 /**
@@ -110,7 +167,7 @@ async function toValues(
  */
 export function toCheckpointJson(checkpoint: Checkpoint): string {
   const { channel_values: _, ...rest } = checkpoint;
-  const text = JSON.stringify(rest);
+  const text = toJson("checkpoint", rest);
   const storable = storableJson(text);
   // Names are looked at only when something was replaced, which is next to never.
   if (storable !== text) {
@@ -129,16 +186,33 @@ function checkNames(field: string, versions: unknown): void {
   }
 }
 
-/** The metadata as JSON that jsonb accepts. */
-export async function toMetadataJson(metadata: CheckpointMetadata): Promise<string> {
-  const [, data] = await metadataSerde.dumpsTyped(metadata);
-  return storableJson(new TextDecoder().decode(data));
+/**
+ * The metadata as JSON that jsonb accepts, with the graph's name if it has one. Rejects with a
+ * TypeError, naming the key of a BigInt, for what is no object as JSON.
+ */
+export async function toMetadataJson(
+  metadata: CheckpointMetadata,
+  graph?: string,
+): Promise<string> {
+  if (typeof metadata !== "object" || metadata === null) {
+    throw new TypeError("metadata must be an object that can be written as JSON");
+  }
+  const named = graph === undefined ? metadata : { ...metadata, [graphKey]: graph };
+  try {
+    const [value] = await toValues(metadataSerde, [named], () => "metadata");
+    const text = new TextDecoder().decode(value?.data);
+    // LangGraph's serializer writes a text in place of what it cannot write.
+    if (text.startsWith("{")) return storableJson(text);
+  } catch (error) {
+    throw unwritable("metadata", metadata, error);
+  }
+  throw unwritable("metadata", metadata, undefined);
 }
 
 /** The filter of a list as JSON, altered as metadata is, or "" when it asks for nothing. */
 export function toFilterJson(filter: Record<string, unknown> | undefined): string {
   if (filter === undefined || filter === null || Object.keys(filter).length === 0) return "";
-  return storableJson(JSON.stringify(filter));
+  return storableJson(toJson("filter", filter));
 }
 
 /**
@@ -160,7 +234,9 @@ export function storableJson(text: string): string {
 }
 
 /**
- * A stored tuple as LangGraph's direct Postgres saver returns it. `threadId` is the thread as
+ * A stored tuple as LangGraph's direct Postgres saver returns it, without the graph's name: the
+ * metadata that a graph gets is the one it put, so that a name neither shows in `getState` nor
+ * travels on by itself, as metadata does with `updateState`. `threadId` is the thread as
  * the caller spelled it (a number stays a number), or absent to take the stored one.
  */
 export async function fromTuple(
@@ -171,7 +247,7 @@ export async function fromTuple(
   const key = tuple.key!;
   const [checkpoint, metadata, pendingWrites] = await Promise.all([
     fromCheckpoint(serde, tuple),
-    metadataSerde.loadsTyped("json", tuple.metadataJson),
+    fromMetadataJson(tuple.metadataJson),
     Promise.all(
       tuple.pendingWrites.map(
         async (write): Promise<CheckpointPendingWrite> => [
@@ -198,6 +274,12 @@ export async function fromTuple(
     parentConfig: tuple.parentCheckpointId ? configurable(tuple.parentCheckpointId) : undefined,
     pendingWrites,
   } as CheckpointTuple;
+}
+
+async function fromMetadataJson(json: string): Promise<CheckpointMetadata> {
+  const metadata = await metadataSerde.loadsTyped("json", json);
+  delete metadata[graphKey];
+  return metadata;
 }
 
 async function fromCheckpoint(serde: SerializerProtocol, tuple: StoredTuple): Promise<Checkpoint> {
@@ -228,7 +310,10 @@ export function fromPendingSends(
   return Promise.all(tuple.pendingSends.map((value) => fromValue(serde, value)));
 }
 
-/** The decoded value. A channel stored as emptied, or no value at all, is undefined. */
+/**
+ * The decoded value. A channel stored as emptied, or no value at all, is undefined, and so is JSON of
+ * no bytes, which the direct savers store of a function or a symbol.
+ */
 export async function fromValue(
   serde: SerializerProtocol,
   value: Value | undefined,
@@ -238,7 +323,13 @@ export async function fromValue(
   // given (the default one does for type "bytes"), which must neither pin 64 MiB for ten bytes
   // nor be a Buffer where a Uint8Array was stored. JSON is read and dropped: no copy.
   const data = value.type === "json" ? value.data : new Uint8Array(value.data);
-  return serde.loadsTyped(value.type, data);
+  if (data.length > 0 || value.type !== "json") return serde.loadsTyped(value.type, data);
+  // Asked first, because another serde may know what to make of it.
+  try {
+    return await serde.loadsTyped(value.type, data);
+  } catch {
+    return undefined;
+  }
 }
 
 /** Sets an own property, also for the key `__proto__`, where an assignment would not. */

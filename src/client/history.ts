@@ -27,23 +27,28 @@ interface Walk {
  * writes of the target's ancestors, oldest first, down to the nearest ancestor that holds a
  * value, which is the seed. A target or ancestor that is not stored ends the walk.
  *
- * One call, whose answer is streamed; it is repeated from the start if it breaks off.
+ * One call, whose answer is streamed; it is repeated from the start if it breaks off, and given up
+ * when the signal aborts.
  */
 export async function readDeltaHistory(
   calls: Calls,
   serde: SerializerProtocol,
   target: HistoryTarget,
   channels: string[],
+  signal?: AbortSignal,
 ): Promise<Record<string, DeltaChannelHistory>> {
   if (channels.length === 0) return {};
-  const walks = await calls.call(async (service, context) => {
-    const walks = new Map<string, Walk>(channels.map((channel) => [channel, { blocks: [] }]));
-    const request = { ...target, channels: [...walks.keys()] };
-    for await (const message of service.getChannelHistory(request, context)) {
-      await collect(serde, message, walks);
-    }
-    return walks;
-  });
+  const walks = await calls.call(
+    async (service, context) => {
+      const walks = new Map<string, Walk>(channels.map((channel) => [channel, { blocks: [] }]));
+      const request = { ...target, channels: [...walks.keys()] };
+      for await (const message of service.getChannelHistory(request, context)) {
+        await collect(serde, message, walks);
+      }
+      return walks;
+    },
+    { signal },
+  );
   return Object.fromEntries(
     Array.from(walks, ([channel, { blocks, seed }]) => {
       const history: DeltaChannelHistory = { writes: blocks.reverse().flat() };

@@ -3,6 +3,7 @@
  * are read out of a RunnableConfig. Lengths are the server's business: it names the limit.
  */
 import type { RunnableConfig } from "@langchain/core/runnables";
+import { kindOf } from "./options.js";
 
 /** What `config.configurable` says about a checkpoint. Absent keys are undefined. */
 export interface ConfigKeys {
@@ -22,15 +23,17 @@ export const LEASE_TOKEN = "__checkpointd_lease";
 /**
  * Returns `value` as text if the service can keep it unaltered.
  *
- * Throws an Error naming `field` for anything but a string or a safe integer (which a direct
- * Postgres saver takes too, as its decimal text), and for a string with a NUL, which Postgres
+ * Throws a TypeError naming `field` for anything but a string or a safe integer (which a direct
+ * Postgres saver takes too, as its decimal text), and an Error for a string with a NUL, which Postgres
  * cannot store, or a lone surrogate, which UTF-8 cannot carry: it would silently become another
  * name, and two threads could become one.
  */
 export function checkName(field: string, value: unknown): string {
   if (typeof value === "number" && Number.isSafeInteger(value)) return String(value);
   if (typeof value !== "string") {
-    throw new Error(`${field} must be a string, not ${value === null ? "null" : typeof value}`);
+    const isNothing = value === null || value === undefined;
+    const text = isNothing ? "" : "; give its text, which String(…) makes of most";
+    throw new TypeError(`${field} must be a string, not ${kindOf(value)}${text}`);
   }
   if (value.includes("\0")) throw new Error(`${field} must not contain a NUL character`);
   if (!value.isWellFormed()) throw new Error(`${field} must not contain a lone surrogate`);

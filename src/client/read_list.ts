@@ -13,14 +13,19 @@ type ListPosition = ListInit & Pick<RequestInit<"list">, "after" | "omitUnchange
 /**
  * The tuples that match, in the service's order, each once and complete, read as they are
  * asked for: on a session page by page, else as a stream. Either goes on after the last tuple
- * that arrived when the connection breaks. Leaving the loop early cancels what is under way.
+ * that arrived when the connection breaks. Leaving the loop early cancels what is under way, and so
+ * does the signal, with its reason.
  * Tuples share the blobs that they have in common.
  */
 export function readList(
   calls: Calls,
   request: ListInit,
+  signal?: AbortSignal,
 ): AsyncGenerator<CheckpointTuple, void, undefined> {
-  return calls.reading((signal) => readTuples(calls, { ...request, omitUnchanged: true }, signal));
+  return calls.reading(
+    (reading) => readTuples(calls, { ...request, omitUnchanged: true }, reading),
+    signal,
+  );
 }
 
 async function* readTuples(
@@ -77,6 +82,7 @@ async function* readPages(
   const stream = calls.stream(
     (service, context) => service.list(list, context),
     ({ tuple }) => advance(list, [tuple]),
+    signal,
   );
   for await (const { tuple } of stream) {
     yield [tuple as CheckpointTuple];

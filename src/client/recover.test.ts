@@ -2,9 +2,18 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { Annotation, END, interrupt, START, StateGraph } from "@langchain/langgraph";
+import type { RunnableConfig } from "@langchain/core/runnables";
+import {
+  Annotation,
+  END,
+  interrupt,
+  MessagesAnnotation,
+  Send,
+  START,
+  StateGraph,
+} from "@langchain/langgraph";
 import pg from "pg";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { startTestServer } from "../testing/test_server.js";
@@ -15,6 +24,8 @@ import type { Thread } from "./threads.js";
 
 /** Compiled, because a worker is killed and started again many times; `npm test` builds first. */
 const worker = fileURLToPath(new URL("../../dist/src/testing/recovery_worker.js", import.meta.url));
+
+const none = { resumed: 0, failed: 0, stuck: 0, skipped: 0, lost: 0 };
 
 let database: TestDatabase;
 let pool: pg.Pool;
@@ -158,11 +169,7 @@ describe("recoverThreads", () => {
       throw new Error("not today");
     });
     const options = { graceMs: 0, onRecovered: (each: Recovered) => seen.push(each) };
-    expect(await recoverThreads(saver, failing, options)).toEqual({
-      resumed: 0,
-      failed: 1,
-      lost: 0,
-    });
+    expect(await recoverThreads(saver, failing, options)).toEqual({ ...none, failed: 1 });
     expect(seen).toMatchObject([{ outcome: "failed", thread: { threadId: "fails" } }]);
     expect((await saver.threads.get("asks"))?.status).toBe("interrupted");
     expect((await saver.threads.get("fails"))?.status).toBe("failed");
@@ -177,7 +184,7 @@ describe("recoverThreads", () => {
     });
     const before = await saver.getTuple(config("lost"));
     const summary = await recoverThreads(saver, graph, { graceMs: 0, leaseMs: 60_000 });
-    expect(summary).toEqual({ resumed: 0, failed: 0, lost: 1 });
+    expect(summary).toEqual({ ...none, lost: 1 });
     expect(await saver.getTuple(config("lost"))).toEqual(before);
     await pool.query("delete from checkpointd_claims");
   });
@@ -191,7 +198,7 @@ describe("recoverThreads", () => {
       return { n: 3 };
     });
     const options = { graceMs: 0, leaseMs: 2_000, owner: "me", prefix: "long" };
-    expect(await recoverThreads(saver, long, options)).toEqual({ resumed: 1, failed: 0, lost: 0 });
+    expect(await recoverThreads(saver, long, options)).toEqual({ ...none, resumed: 1 });
     expect(owners).toEqual(["me"]);
     expect((await saver.threads.get("long"))?.claim).toBeUndefined();
 
@@ -255,5 +262,337 @@ describe("recoverThreads", () => {
     expect((await pool.query("select from checkpoints where thread_id = 'sub'")).rowCount).toBe(
       rows[0].n,
     );
+  });
+});
+
+describe("a database of two graphs", () => {
+  let shared: TestDatabase;
+  let service: Server;
+  let savers: Record<"billing" | "chat" | "nameless", ConnectSaver>;
+  let sql: pg.Pool;
+  beforeAll(async () => {
+    shared = await createDatabase();
+    service = await startTestServer(shared.url);
+    sql = new pg.Pool({ connectionString: shared.url, max: 2 });
+    savers = {
+      billing: ConnectSaver.fromUrl(service.url, { graph: "billing" }),
+      chat: ConnectSaver.fromUrl(service.url, { graph: "chat" }),
+      nameless: ConnectSaver.fromUrl(service.url),
+    };
+  });
+  afterAll(async () => {
+    for (const each of Object.values(savers)) await each.end();
+    await service?.drain();
+    await sql?.end();
+    await shared?.drop();
+  });
+  afterEach(async () => {
+    await sql.query(
+      "truncate checkpoints, checkpoint_blobs, checkpoint_writes, checkpointd_claims",
+    );
+  });
+
+  const Bill = Annotation.Root({ total: Annotation<number>() });
+  const createBilling = (checkpointer: ConnectSaver) =>
+    new StateGraph(Bill)
+      .addNode("load", () => ({ total: 10 }))
+      .addNode("charge", ({ total }) => ({ total: total * 2 }))
+      .addEdge(START, "load")
+      .addEdge("load", "charge")
+      .compile({ checkpointer });
+  const createChat = (checkpointer: ConnectSaver) =>
+    new StateGraph(MessagesAnnotation)
+      .addNode("agent", () => ({ messages: [{ role: "assistant", content: "Hello!" }] }))
+      .addEdge(START, "agent")
+      .compile({ checkpointer });
+  const inThread = (thread_id: string) => ({ configurable: { thread_id } });
+
+  /** A thread of billing whose worker was killed: with its input stored, or before `charge`. */
+  async function crash(at: "input" | "charge", thread: string, by = savers.billing) {
+    await createBilling(by).invoke({ total: 0 }, inThread(thread));
+    const last = at === "input" ? -1 : 1;
+    const { rowCount } = await sql.query(
+      "delete from checkpoints where thread_id = $1 and (metadata ->> 'step')::int > $2",
+      [thread, last],
+    );
+    expect(rowCount).toBeGreaterThan(0);
+    await sql.query("delete from checkpoint_writes where thread_id = $1", [thread]);
+    expect((await savers.nameless.threads.get(thread))?.status).toBe("pending");
+  }
+
+  const leases = async () =>
+    (await sql.query("select thread_id from checkpointd_claims order by 1")).rows.map(
+      ({ thread_id }) => thread_id,
+    );
+  const options = { graceMs: 0 };
+
+  it.each(["input", "charge"] as const)(
+    "leaves the other's thread alone, killed at %s",
+    async (at) => {
+      for (const by of ["billing", "nameless"] as const) {
+        for (const saver of [savers.chat, savers.nameless]) {
+          const thread = `invoice ${by} ${saver.graph}`;
+          await crash(at, thread, savers[by]);
+          const reasons: Error[] = [];
+          const summary = await recoverThreads(saver, createChat(saver), {
+            ...options,
+            prefix: thread,
+            onRecovered: () => expect.unreachable("it was run"),
+            onSkipped: (_, reason) => reasons.push(reason),
+          });
+          // Without names it is looked at, and is not chat's by what it names.
+          const isLookedAt = by === "nameless" && saver.graph === undefined;
+          expect(summary).toEqual({ ...none, skipped: isLookedAt ? 1 : 0 });
+          expect(await leases()).toEqual([]);
+          if (isLookedAt) {
+            const named = at === "input" ? 'channel "total"' : 'node "charge"';
+            expect(String(reasons)).toContain(`the graph does not know ${named}`);
+          }
+          const own = await recoverThreads(savers[by], createBilling(savers[by]), {
+            ...options,
+            prefix: thread,
+          });
+          expect(own).toEqual({ ...none, resumed: 1 });
+          const { values, next } = await createBilling(savers[by]).getState(inThread(thread));
+          expect({ values, next }).toEqual({ values: { total: 20 }, next: [] });
+        }
+      }
+    },
+  );
+
+  it("takes threads without a name when told to, and names them", async () => {
+    await crash("charge", "old", savers.nameless);
+    await crash("charge", "named");
+    await crash("charge", "chats", savers.chat);
+    const billing = createBilling(savers.billing);
+    const summary = await recoverThreads(savers.billing, billing, { ...options, prefix: "old" });
+    expect(summary).toEqual(none);
+    const all = await recoverThreads(savers.billing, billing, { ...options, unnamed: true });
+    expect(all).toEqual({ ...none, resumed: 2 });
+    const graphs = async (thread: string) => (await savers.chat.threads.get(thread))?.graph;
+    expect([await graphs("old"), await graphs("named"), await graphs("chats")]).toEqual([
+      "billing",
+      "billing",
+      "chat",
+    ]);
+    expect((await savers.chat.threads.get("chats"))?.status).toBe("pending");
+  });
+
+  it("keeps the name with every checkpoint, subgraphs' too, and out of what a graph reads", async () => {
+    const outer = new StateGraph(Bill)
+      .addNode("inner", createBilling(true as never))
+      .addEdge(START, "inner")
+      .compile({ checkpointer: savers.billing });
+    await outer.invoke({ total: 1 }, { ...inThread("stamped"), metadata: { mine: 1 } });
+    await outer.updateState(inThread("stamped"), { total: 5 });
+    const { rows } = await sql.query(
+      "select checkpoint_ns <> '' as inner, metadata ->> 'checkpointd_graph' as graph from checkpoints",
+    );
+    expect(new Set(rows.map(({ inner }) => inner))).toEqual(new Set([true, false]));
+    expect(new Set(rows.map(({ graph }) => graph))).toEqual(new Set(["billing"]));
+    for await (const { metadata } of outer.getStateHistory(inThread("stamped"))) {
+      expect(metadata).not.toHaveProperty("checkpointd_graph");
+    }
+    const found = [];
+    const filter = { checkpointd_graph: "billing" };
+    for await (const { metadata } of savers.chat.list({}, { filter })) {
+      expect(metadata).not.toHaveProperty("checkpointd_graph");
+      found.push(metadata);
+    }
+    expect(found).toHaveLength(rows.length);
+    const ofGraph = async (graph: string | null) => {
+      const threads = [];
+      for await (const thread of savers.chat.threads.list({ graph })) threads.push(thread);
+      return threads.map(({ threadId, metadata }) => [threadId, "checkpointd_graph" in metadata]);
+    };
+    expect(await ofGraph("billing")).toEqual([["stamped", false]]);
+    expect(await ofGraph("chat")).toEqual([]);
+    expect(await ofGraph(null)).toEqual([]);
+  });
+
+  it("skips a thread of its own whose nodes are another version's, and leaves it to that", async () => {
+    await crash("charge", "renamed");
+    const renamed = new StateGraph(Bill)
+      .addNode("load", () => ({ total: 10 }))
+      .addNode("charge_card", () => ({ total: 20 }))
+      .addEdge(START, "load")
+      .addEdge("load", "charge_card")
+      .compile({ checkpointer: savers.billing });
+    const stop = new AbortController();
+    const skipped: [string, Error][] = [];
+    const old = recoverThreads(savers.billing, renamed, {
+      ...options,
+      pollMs: 5,
+      signal: stop.signal,
+      onSkipped: ({ threadId }, reason) => skipped.push([threadId, reason]),
+    });
+    while (skipped.length === 0) await delay(10);
+    await delay(300);
+    // Only once, over many polls, and free for the others at once.
+    expect(skipped.map(([threadId]) => threadId)).toEqual(["renamed"]);
+    expect(String(skipped[0]?.[1])).toContain('the graph does not know node "charge"');
+    const summary = await recoverThreads(savers.billing, createBilling(savers.billing), options);
+    expect(summary).toEqual({ ...none, resumed: 1 });
+    stop.abort();
+    expect(await old).toEqual({ ...none, skipped: 1 });
+  });
+
+  it("skips what was sent to a node that is not there", async () => {
+    const build = (worker: string, next: () => unknown) =>
+      (new StateGraph(Bill) as unknown as StateGraph<typeof Bill, object, object, string>)
+        .addNode("plan", () => ({ total: 1 }))
+        .addNode(worker, next as never)
+        .addEdge(START, "plan" as never)
+        .addConditionalEdges("plan" as never, () => [new Send(worker, { total: 1 })])
+        .compile({ checkpointer: savers.billing });
+    const failing = build("worker", () => ({ total: 2 }));
+    failing.interruptBefore = ["worker"] as never;
+    await failing.invoke({ total: 0 }, inThread("sent"));
+    expect((await savers.billing.threads.get("sent"))?.pendingNodes).toContain("__pregel_tasks");
+    const other = build("another", () => ({ total: 3 }));
+    expect(await recoverThreads(savers.billing, other, options)).toEqual({ ...none, skipped: 1 });
+    const same = build("worker", () => ({ total: 2 }));
+    expect(await recoverThreads(savers.billing, same, options)).toEqual({ ...none, resumed: 1 });
+  });
+
+  it("goes past threads that it skips to those that it can resume", async () => {
+    for (let i = 0; i < 3; i++) await crash("charge", `own ${i}`);
+    for (let i = 0; i < 5; i++) {
+      await crash("charge", `foreign ${i}`);
+      await sql.query(
+        "update checkpoint_blobs set channel = 'branch:to:gone' where thread_id = $1 and channel = 'branch:to:charge'",
+        [`foreign ${i}`],
+      );
+      await sql.query(
+        "update checkpoints set checkpoint = replace(checkpoint::text, 'branch:to:charge', 'branch:to:gone')::jsonb where thread_id = $1",
+        [`foreign ${i}`],
+      );
+    }
+    const billing = createBilling(savers.billing);
+    // The foreign ones are the newest.
+    expect(await recoverThreads(savers.billing, billing, options)).toEqual({
+      ...none,
+      resumed: 3,
+      skipped: 5,
+    });
+  });
+
+  it("does not hot-loop over a thread that does not move, in one worker nor in several", async () => {
+    await crash("charge", "stuck");
+    let runs = 0;
+    const { nodes, channels } = createBilling(savers.billing);
+    const idle = {
+      nodes,
+      channels,
+      invoke: async () => {
+        runs++;
+      },
+    };
+    const stop = new AbortController();
+    const seen: Recovered[] = [];
+    const workers = [1, 2, 3].map(() =>
+      recoverThreads(savers.billing, idle, {
+        ...options,
+        pollMs: 5,
+        signal: stop.signal,
+        onRecovered: (each) => seen.push(each),
+      }),
+    );
+    while (seen.length === 0) await delay(10);
+    await delay(300);
+    expect(runs).toBe(1);
+    expect(seen.map(({ outcome }) => outcome)).toEqual(["stuck"]);
+    // It stays under its lease, and is no longer renewed.
+    expect(await leases()).toEqual(["stuck"]);
+    stop.abort();
+    const summaries = await Promise.all(workers);
+    expect(summaries.map(({ stuck }) => stuck).sort()).toEqual([0, 0, 1]);
+  });
+
+  it("tries a thread that does not move again when the lease has run out, twice as late each time", {
+    timeout: 60_000,
+  }, async () => {
+    await crash("charge", "stuck again");
+    const at: number[] = [];
+    const { nodes, channels } = createBilling(savers.billing);
+    const stop = new AbortController();
+    const summary = await recoverThreads(
+      savers.billing,
+      {
+        nodes,
+        channels,
+        invoke: async () => {
+          at.push(performance.now());
+          // By itself it would wait 4 s now.
+          if (at.length === 3) setTimeout(() => stop.abort(), 1_500);
+        },
+      },
+      { ...options, leaseMs: 1_000, pollMs: 20, signal: stop.signal },
+    );
+    expect(summary).toEqual({ ...none, stuck: 3 });
+    const [first = 0, second = 0, third = 0] = at;
+    expect(second - first).toBeGreaterThanOrEqual(990);
+    expect(third - second).toBeGreaterThanOrEqual(1_990);
+  });
+
+  it("counts what tasks stored as progress, though the graph failed after it", async () => {
+    await crash("charge", "progress");
+    const { nodes } = createBilling(savers.billing);
+    let runs = 0;
+    const graph = {
+      nodes,
+      invoke: async (_: null, config: RunnableConfig) => {
+        runs++;
+        const tuple = await savers.billing.getTuple(config);
+        const configurable = { ...tuple?.config.configurable, ...config.configurable };
+        // As a step does that times out when some of its tasks are done; at last when none is.
+        const channel = runs < 3 ? "total" : "__resume__";
+        await savers.billing.putWrites({ configurable }, [[channel, 3]], `task ${runs}`);
+        throw new Error("a step's timeout");
+      },
+    };
+    const stop = new AbortController();
+    let ended = 0;
+    const recovery = recoverThreads(savers.billing, graph, {
+      ...options,
+      pollMs: 5,
+      signal: stop.signal,
+      // As if its lease had run out.
+      onRecovered: () =>
+        void sql.query("delete from checkpointd_claims").then(() => {
+          ended++;
+        }),
+    });
+    while (ended < 3) await delay(10);
+    // Nothing of the third was progress.
+    await delay(300);
+    stop.abort();
+    expect(await recovery).toEqual({ ...none, failed: 3 });
+  });
+
+  it("says what is wrong with a graph whose threads cannot be told", async () => {
+    const invoke = async () => {};
+    await expect(recoverThreads(savers.nameless, { invoke })).rejects.toThrow(
+      /give the saver the option graph/,
+    );
+    const other = createBilling(savers.chat);
+    await expect(recoverThreads(savers.billing, other)).rejects.toThrow(
+      /compiled with a saver of "chat", and threads of "billing"/,
+    );
+    for (const graph of ["", 7, null]) {
+      expect(() => ConnectSaver.fromUrl(service.url, { graph: graph as never })).toThrow(
+        /^graph must be a name/,
+      );
+    }
+    expect(() => ConnectSaver.fromUrl(service.url, { graph: "a\0" })).toThrow(/^graph must not/);
+  });
+
+  it("claims none of those excepted", async () => {
+    for (let i = 0; i < 3; i++) await crash("charge", `t${i}`);
+    const claim = { owner: "me", graceMs: 0, limit: 10 };
+    const first = await savers.billing.threads.claim({ ...claim, except: ["t0", "t2", "none"] });
+    expect(first.map(({ thread }) => thread.threadId)).toEqual(["t1"]);
+    const rest = await savers.billing.threads.claim({ ...claim, graph: "billing" });
+    expect(rest.map(({ thread }) => thread.threadId).sort()).toEqual(["t0", "t2"]);
   });
 });

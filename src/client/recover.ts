@@ -1,26 +1,41 @@
-/** Resuming what was left: claims, runs, renews, releases. */
+/** Resuming what was left: claims, looks whether it is the graph's, runs, renews, releases. */
 import { hostname } from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
 import { Code, ConnectError } from "@connectrpc/connect";
 import type { RunnableConfig } from "@langchain/core/runnables";
+import { findForeign } from "./foreign_threads.js";
 import { LEASE_TOKEN } from "./names.js";
+import { createPauses } from "./pauses.js";
 import type { ConnectSaver } from "./saver.js";
 import type { Lease, Thread, ThreadFilter } from "./threads.js";
 
-/** What a graph compiled with the saver has: LangGraph's `invoke`. */
+/** What a graph compiled with the saver has: LangGraph's `invoke`, and what it is made of. */
 export interface ResumableGraph {
   invoke(input: null, config: RunnableConfig): Promise<unknown>;
+  /** Its nodes and channels by their names. */
+  nodes?: object;
+  channels?: object;
+  /** The saver it was compiled with. */
+  checkpointer?: unknown;
 }
 
 /** Options of {@link recoverThreads}. Durations in milliseconds. */
-export interface RecoverOptions extends Omit<ThreadFilter, "status"> {
+export interface RecoverOptions extends Omit<ThreadFilter, "status" | "graph"> {
+  /**
+   * Also threads that carry no graph's name: those that savers without one left, or LangGraph's own,
+   * if all that the thread's checkpoint names is the graph's. What is resumed carries the name from
+   * then on. Default false; true where the saver has no name itself.
+   */
+  unnamed?: boolean;
   /** Who claims, for people to read. Default: the host's name and the process id. */
   owner?: string;
   /** Threads that run at once. Default 1. */
   concurrency?: number;
   /**
    * How long a lease holds without being renewed, which happens every third of it: after a crash
-   * the thread is free again when it ends. Default 60000, at least 1000.
+   * the thread is free again when it ends. Default 60000, at least 1000. A thread that was skipped or
+   * did not move is let alone for so long, and twice as long each time it happens again, up to an
+   * hour.
    */
   leaseMs?: number;
   /**
@@ -37,25 +52,34 @@ export interface RecoverOptions extends Omit<ThreadFilter, "status"> {
   config?: RunnableConfig;
   /** Called when a run has ended. */
   onRecovered?: (recovered: Recovered) => void;
+  /** Called when a thread was not run because it is not the graph's: the reason says what is not. */
+  onSkipped?: (thread: Thread, reason: Error) => void;
 }
 
 /** How the run of one thread ended. */
 export interface Recovered {
   thread: Thread;
   /**
-   * `resumed`: the graph returned (it may have stopped at an interrupt). `failed`: it threw; the
-   * lease is left to run out, so that the thread is not tried again at once. `lost`: the lease was
-   * lost, and nothing was stored since.
+   * - `resumed`: the graph returned, and the thread has moved (maybe to an interrupt).
+   * - `failed`: the graph threw.
+   * - `stuck`: the graph returned, and the thread stands where it stood: the same latest checkpoint,
+   *   and nothing that a task wrote since.
+   * - `lost`: the lease was lost, and nothing was stored since.
+   *
+   * A thread that failed or is stuck stays under its lease until that runs out, so that no worker
+   * tries it at once.
    */
-  outcome: "resumed" | "failed" | "lost";
+  outcome: "resumed" | "failed" | "stuck" | "lost";
   error?: unknown;
 }
 
-/** How many runs ended how. */
+/** How many runs ended how, and how many times a thread was skipped. */
 export interface RecoverySummary {
   resumed: number;
   failed: number;
+  stuck: number;
   lost: number;
+  skipped: number;
 }
 
 /**
@@ -64,8 +88,19 @@ export interface RecoverySummary {
  * and releases it. Any number of processes may do so at once: a thread is run by one, and one
  * that lost its lease can store nothing any more. Interrupted and failed threads are left alone.
  *
+ * Takes only threads of its graph: those that carry the saver's name ({@link ConnectSaver.graph}), and
+ * of them only such as wait for nodes that the graph has. Give the savers of every graph in a database
+ * a name. A saver without one takes threads without one, if everything that their checkpoint names
+ * (nodes that have run or wait, channels, an input that waits) is the graph's: that keeps another
+ * application's threads out unless its names are the same, as those of two small chat graphs may be.
+ *
+ * A thread that was run and did not move, and one that was skipped, are not tried again before
+ * `leaseMs`, twice as long each time; they are remembered, 1000 at the most, by this call and no
+ * longer. With so many of them nothing more is claimed until the first may be tried again.
+ *
  * Returns when nothing is left to claim, or with `pollMs` when `signal` aborts. Rejects when the
- * service cannot be reached.
+ * service cannot be reached, and with a TypeError when the graph was compiled with a saver of another
+ * name, or when neither a name nor the graph's nodes tell which threads are its.
  *
  * A graph that pauses at interruptBefore or interruptAfter must not be recovered so: the tables
  * cannot tell such a pause from a crash, and it would be run past it.
@@ -75,27 +110,48 @@ export async function recoverThreads(
   graph: ResumableGraph,
   options: RecoverOptions = {},
 ): Promise<RecoverySummary> {
-  const { concurrency = 1, leaseMs = 60_000, pollMs, signal, onRecovered } = options;
-  const { prefix, metadata, updatedAfter, updatedBefore } = options;
-  const summary: RecoverySummary = { resumed: 0, failed: 0, lost: 0 };
+  checkGraph(saver, graph);
+  const { concurrency = 1, leaseMs = 60_000, pollMs, signal } = options;
+  const { unnamed = saver.graph === undefined } = options;
+  const summary: RecoverySummary = { resumed: 0, failed: 0, stuck: 0, skipped: 0, lost: 0 };
   const running = new Set<Promise<void>>();
+  const pauses = createPauses(leaseMs);
+
+  /** What is free and not let alone; named threads first. */
+  const claim = async (limit: number): Promise<Lease[]> => {
+    const except = pauses.threads();
+    if (except.length >= mostExcepted) return [];
+    const claimed: Lease[] = [];
+    for (const name of [saver.graph, ...(unnamed ? [null] : [])]) {
+      if (name === undefined || claimed.length >= limit) continue;
+      const wanted = toClaim(options, leaseMs, limit - claimed.length);
+      claimed.push(...(await saver.threads.claim({ ...wanted, graph: name, except })));
+    }
+    const excepted = new Set(except);
+    const isWanted = ({ thread }: Lease) =>
+      !excepted.has(thread.threadId) &&
+      (thread.graph === undefined ? unnamed : thread.graph === saver.graph);
+    // A server that is older than the two conditions takes no notice of them.
+    for (const lease of claimed) if (!isWanted(lease)) await release(saver, lease);
+    return claimed.filter(isWanted);
+  };
+
   try {
     while (!signal?.aborted) {
-      const leases = await saver.threads.claim({
-        owner: options.owner ?? `${hostname()}:${process.pid}`,
-        limit: concurrency - running.size,
-        leaseMs,
-        ...(options.graceMs === undefined ? {} : { graceMs: options.graceMs }),
-        ...(prefix === undefined ? {} : { prefix }),
-        ...(metadata === undefined ? {} : { metadata }),
-        ...(updatedAfter === undefined ? {} : { updatedAfter }),
-        ...(updatedBefore === undefined ? {} : { updatedBefore }),
-      });
+      const leases = await claim(concurrency - running.size);
       for (const lease of leases) {
-        const run = runUnderLease(saver, graph, lease, leaseMs, options).then((recovered) => {
+        const { threadId } = lease.thread;
+        const run = recover(saver, graph, lease, leaseMs, options).then(({ done, hasMoved }) => {
           running.delete(run);
-          summary[recovered.outcome]++;
-          onRecovered?.(recovered);
+          if (hasMoved) pauses.forget(threadId);
+          else pauses.pause(threadId);
+          if (done instanceof Error) {
+            summary.skipped++;
+            options.onSkipped?.(lease.thread, done);
+          } else {
+            summary[done.outcome]++;
+            options.onRecovered?.(done);
+          }
         });
         running.add(run);
       }
@@ -111,45 +167,117 @@ export async function recoverThreads(
   return summary;
 }
 
-async function runUnderLease(
+/** Threads that a claim can be told to leave out. */
+const mostExcepted = 1_000;
+
+function checkGraph(saver: ConnectSaver, { nodes, channels, checkpointer }: ResumableGraph): void {
+  if (saver.graph === undefined && !(nodes && channels)) {
+    throw new TypeError(
+      "recoverThreads cannot tell which threads are this graph's: give the saver the option graph, " +
+        "a name, or recover with a compiled graph",
+    );
+  }
+  const own = (checkpointer as Partial<ConnectSaver> | undefined)?.graph;
+  if (own !== undefined && own !== saver.graph) {
+    throw new TypeError(
+      `the graph was compiled with a saver of ${JSON.stringify(own)}, and threads of ` +
+        `${JSON.stringify(saver.graph ?? "no name")} are to be recovered: use the same saver for both`,
+    );
+  }
+}
+
+function toClaim(options: RecoverOptions, leaseMs: number, limit: number) {
+  const { graceMs, prefix, metadata, updatedAfter, updatedBefore } = options;
+  return {
+    owner: options.owner ?? `${hostname()}:${process.pid}`,
+    limit,
+    leaseMs,
+    ...(graceMs === undefined ? {} : { graceMs }),
+    ...(prefix === undefined ? {} : { prefix }),
+    ...(metadata === undefined ? {} : { metadata }),
+    ...(updatedAfter === undefined ? {} : { updatedAfter }),
+    ...(updatedBefore === undefined ? {} : { updatedBefore }),
+  };
+}
+
+/** A lease that cannot be released runs out by itself. */
+const release = (saver: ConnectSaver, { thread, token }: Lease) =>
+  saver.threads.release(thread.threadId, token).catch(() => {});
+
+/** How the run ended, or why there was none; and whether the thread has moved. */
+async function recover(
   saver: ConnectSaver,
   graph: ResumableGraph,
   lease: Lease,
   leaseMs: number,
-  { signal, config }: RecoverOptions,
-): Promise<Recovered> {
+  options: RecoverOptions,
+): Promise<{ done: Recovered | Error; hasMoved: boolean }> {
   const { thread, token } = lease;
   const lost = new AbortController();
   const ended = new AbortController();
-  const unwatch = saver.threads.watch(token, (error) => lost.abort(error));
+  let hasMoved = false;
+  const unwatch = saver.threads.watch(token, {
+    onLost: (error) => lost.abort(error),
+    onStored(checkpointId) {
+      if (checkpointId !== thread.checkpointId) hasMoved = true;
+    },
+  });
   const renewing = keep(saver, lease, leaseMs, lost, ended.signal);
-  const signals = [
-    lost.signal,
-    ...(signal ? [signal] : []),
-    ...(config?.signal ? [config.signal] : []),
-  ];
-  let recovered: Recovered = { thread, outcome: "resumed" };
+  let done: Recovered | Error = { thread, outcome: "resumed" };
   try {
-    await graph.invoke(null, {
-      ...config,
-      configurable: {
-        ...config?.configurable,
-        thread_id: thread.threadId,
-        [LEASE_TOKEN]: token,
-      },
-      signal: AbortSignal.any(signals),
-    });
+    const foreign = await findForeign(saver, graph, thread);
+    if (foreign) done = foreign;
+    else await run(graph, lease, lost.signal, options);
   } catch (error) {
-    recovered = { thread, outcome: "failed", error };
+    done = { thread, outcome: "failed", error };
   }
   ended.abort();
   await renewing;
   unwatch();
-  if (lost.signal.aborted) return { ...recovered, outcome: "lost" };
-  if (recovered.outcome === "failed" && !signal?.aborted) return recovered;
-  // Not released, the lease runs out by itself.
-  await saver.threads.release(thread.threadId, token).catch(() => {});
-  return recovered;
+  if (done instanceof Error) {
+    // Free at once: another version of the graph may have what this one lacks.
+    await release(saver, lease);
+    return { done, hasMoved: false };
+  }
+  if (lost.signal.aborted) return { done: { ...done, outcome: "lost" }, hasMoved: true };
+  if (options.signal?.aborted) {
+    await release(saver, lease);
+    return { done, hasMoved };
+  }
+  hasMoved ||= await standsElsewhere(saver, thread);
+  if (done.outcome === "failed") return { done, hasMoved };
+  if (!hasMoved) return { done: { thread, outcome: "stuck" }, hasMoved };
+  await release(saver, lease);
+  return { done, hasMoved };
+}
+
+function run(
+  graph: ResumableGraph,
+  { thread, token }: Lease,
+  lost: AbortSignal,
+  { signal, config }: RecoverOptions,
+): Promise<unknown> {
+  const signals = [lost, ...(signal ? [signal] : []), ...(config?.signal ? [config.signal] : [])];
+  return graph.invoke(null, {
+    ...config,
+    configurable: {
+      ...config?.configurable,
+      thread_id: thread.threadId,
+      [LEASE_TOKEN]: token,
+    },
+    signal: AbortSignal.any(signals),
+  });
+}
+
+/** Whether the thread has another checkpoint or status by now: also what other savers stored counts. */
+async function standsElsewhere(saver: ConnectSaver, before: Thread): Promise<boolean> {
+  try {
+    const now = await saver.threads.get(before.threadId);
+    return now?.checkpointId !== before.checkpointId || now.status !== before.status;
+  } catch {
+    // The next claim will say that the service cannot be reached.
+    return false;
+  }
 }
 
 /** Renews until `ended`; aborts `lost` when somebody else may have the thread. */

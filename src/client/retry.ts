@@ -65,13 +65,23 @@ export function errorDetail(error: unknown): ErrorDetail | undefined {
   return error instanceof ConnectError ? error.findDetails(ErrorDetailSchema)[0] : undefined;
 }
 
+/** What answers at the service's address is something else, which another try would meet again. */
+export class NotTheService extends ConnectError {
+  readonly #brand = true;
+
+  /** ConnectError's own holds every ConnectError for one of any class derived from it. */
+  static override [Symbol.hasInstance](value: unknown): boolean {
+    return typeof value === "object" && value !== null && #brand in value;
+  }
+}
+
 /**
  * True if the call may succeed when it is repeated: the server could not be reached, is
  * draining, lost a conflict or has too many calls waiting, or the connection broke. Errors
  * caused by our own deadline or cancellation must not be asked about.
  */
 export function isRetryable(error: unknown): boolean {
-  if (!(error instanceof ConnectError)) return false;
+  if (!(error instanceof ConnectError) || error instanceof NotTheService) return false;
   // The service says so itself, also of a statement that took too long.
   if (errorDetail(error)?.retryDelay !== undefined) return true;
   switch (error.code) {

@@ -24,6 +24,7 @@ import {
 } from "./codec.js";
 import { readDeltaHistory } from "./history.js";
 import { checkName, LEASE_TOKEN, readConfig, requireKey } from "./names.js";
+import { checkLimit, checkOptions, checkSignal } from "./options.js";
 import { type ListInit, readList } from "./read_list.js";
 import { openService } from "./service.js";
 import { Threads } from "./threads.js";
@@ -37,6 +38,15 @@ export interface ConnectSaverOptions extends CallsOptions {
    * always JSON, so that the database can search it.
    */
   serde?: SerializerProtocol;
+  /**
+   * The name of the graph whose checkpoints these are, kept with each of them (`checkpointd_graph`
+   * in the metadata that is stored, not in the metadata that is read): so that
+   * {@link recoverThreads} resumes no other application's threads. Not empty. A name of your own,
+   * which stays the same from one version of the graph to the next: of the compiled graph a saver
+   * learns nothing, and LangGraph calls them all "LangGraph" unless told otherwise. Savers of several
+   * graphs may share a transport.
+   */
+  graph?: string;
 }
 
 /** Options of {@link ConnectSaver.fromUrl}. */
@@ -48,28 +58,33 @@ export interface ConnectSaverUrlOptions extends ConnectSaverOptions, TransportOp
  *
  * Every method rejects with an Error naming the key if the config lacks one or a name cannot be
  * stored unaltered (NUL, lone surrogate), and otherwise with the call's ConnectError, its code
- * intact; `errorDetail(error)` tells the field and limit. Every call has a deadline and is
+ * intact, which names the address where the service could not be reached; `errorDetail(error)` tells the field and limit. Every call has a deadline and is
  * repeated while the service cannot be reached: all of them are idempotent. What is stored is
- * what the arguments held when the method was called. A config that carries a lease's token
+ * what the arguments held when the method was called. Reads are given up, with its reason, when the
+ * config's `signal` aborts; put and putWrites are carried out all the same. A config that carries a lease's token
  * ({@link LEASE_TOKEN}) makes put and putWrites fail, and store nothing, once the lease is lost.
  */
 export class ConnectSaver extends BaseCheckpointSaver<number | string> {
   /** What there is to know and to do about threads as a whole. */
   readonly threads: Threads;
+  /** The name that each checkpoint it stores is given, if there is one. */
+  readonly graph: string | undefined;
   readonly #calls: Calls;
   #close: () => void = () => {};
 
   /**
    * A saver over a Connect transport of your own, which stays yours to close: each call is an RPC.
-   * Throws a TypeError naming the option if its value is not allowed.
+   * Throws a TypeError naming the option if there is none of the name or its value is not allowed.
    */
   constructor(transport: Transport, options: ConnectSaverOptions = {}) {
+    checkOptions("ConnectSaver", options, saverOptions);
     super(options.serde);
     if (typeof transport?.unary !== "function") {
       throw new TypeError(
         "a saver takes a Connect transport; of a URL ConnectSaver.fromUrl makes one",
       );
     }
+    this.graph = checkGraph(options.graph);
     this.#calls = new Calls(openService(transport, options), options);
     this.threads = new Threads(this.#calls);
   }
@@ -81,8 +96,10 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
    * path prefix if need be) or an option is not allowed.
    */
   static fromUrl(url: string | URL, options: ConnectSaverUrlOptions = {}): ConnectSaver {
+    checkOptions("ConnectSaver.fromUrl", options, urlOptions);
     const transport = new UrlTransport(url, options);
-    const saver = new ConnectSaver(transport, options);
+    const own = Object.entries(options).filter(([name]) => name in saverOptions);
+    const saver = new ConnectSaver(transport, Object.fromEntries(own));
     saver.#close = () => transport.close();
     return saver;
   }
@@ -94,8 +111,9 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
   override async getTuple(config: RunnableConfig): Promise<CheckpointTuple | undefined> {
     const { threadId, checkpointNs = "", checkpointId = "" } = readConfig(config);
     if (threadId === undefined) return undefined;
-    const { tuple } = await this.#calls.call((service, context) =>
-      service.getTuple({ threadId, checkpointNs, checkpointId }, context),
+    const { tuple } = await this.#calls.call(
+      (service, context) => service.getTuple({ threadId, checkpointNs, checkpointId }, context),
+      { signal: signalOf(config) },
     );
     if (tuple === undefined) return undefined;
     return fromTuple(this.serde, tuple, config.configurable?.thread_id);
@@ -105,13 +123,14 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
    * The checkpoints that match, newest first, each complete, read as they are asked for: all
    * threads, namespaces and checkpoints where `config` names none, all of them without a
    * limit. A connection that breaks on the way is not noticed: nothing is repeated or left
-   * out. Leaving the loop early cancels the call.
+   * out. Leaving the loop early cancels the call, and so does the config's signal.
    */
   override async *list(
     config: RunnableConfig,
     options: CheckpointListOptions = {},
   ): AsyncGenerator<CheckpointTuple> {
-    for await (const tuple of readList(this.#calls, toListRequest(config, options))) {
+    const request = toListRequest(config, options);
+    for await (const tuple of readList(this.#calls, request, signalOf(config))) {
       yield await fromTuple(this.serde, tuple);
     }
   }
@@ -119,7 +138,15 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
   /**
    * Stores the checkpoint, whose parent is the one `config` names, and of its channel values
    * those that `newVersions` names, all or nothing. Resolves when it is durable, with the
-   * config that names the new checkpoint.
+   * config that names the new checkpoint. Not given up when the config's signal aborts.
+   *
+   * For LangGraph stores what a run has done by then, and hands the run's signal to all of it. It
+   * aborts for a step's writes while they are sent, when the caller cancels or a reader of a stream
+   * leaves, when the time of a step or run is over, and in a subgraph also when a node beside it has
+   * failed. With the durability "exit" even everything is stored after that. A put given up there
+   * would have the next run do finished work once more, payments included. A rejection would also
+   * be one too many: nobody awaits what is stored while a step runs, so that it ends the process.
+   * Both are bounded by their deadline; LangGraph's own savers know no signal at all.
    */
   override async put(
     config: RunnableConfig,
@@ -143,13 +170,14 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
     };
     const [blobs, metadataJson] = await Promise.all([
       toBlobs(this.serde, checkpoint.channel_values ?? {}, newVersions),
-      toMetadataJson(metadata),
+      toMetadataJson(metadata, this.graph),
     ]);
     const put = { ...request, blobs, metadataJson };
     await this.#stored(
       leaseToken,
       this.#calls.call((service, context) => service.put(put, context)),
     );
+    this.threads.tellStored(leaseToken, checkpoint.id);
     return {
       configurable: {
         thread_id: config.configurable?.thread_id,
@@ -163,8 +191,9 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
   /**
    * Stores the writes of one task after the checkpoint `config` names, all or nothing. Writes
    * stored before are kept, but replaced if all of `writes` go to LangGraph's special channels.
-   * No writes, no call. `taskPath` is the task's place among those of its step, by which writes are
-   * read in the order in which LangGraph applies them; it comes from LangGraph since 1.5.
+   * No writes, no call. Not given up when the config's signal aborts, as {@link put} is not.
+   * `taskPath` is the task's place among those of its step, by which writes are read in the order in
+   * which LangGraph applies them; it comes from LangGraph since 1.5.
    */
   override async putWrites(
     config: RunnableConfig,
@@ -187,6 +216,8 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       leaseToken,
       this.#calls.call((service, context) => service.putWrites(putWrites, context)),
     );
+    // Those to special channels tell how a task stands, not that it got anywhere.
+    if (putWrites.writes.some(({ idx }) => (idx ?? 0) >= 0)) this.threads.tellStored(leaseToken);
   }
 
   async #stored(leaseToken: string, call: Promise<unknown>): Promise<void> {
@@ -220,7 +251,8 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       return Object.fromEntries(channels.map((channel) => [channel, { writes: [] }]));
     }
     const target = { threadId, checkpointNs, checkpointId: checkpointId ?? "" };
-    return readDeltaHistory(this.#calls, this.serde, target, channels);
+    const signal = signalOf(options.config);
+    return readDeltaHistory(this.#calls, this.serde, target, channels, signal);
   }
 
   /**
@@ -245,10 +277,41 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
   }
 }
 
+function checkGraph(graph: unknown): string | undefined {
+  if (graph === undefined) return undefined;
+  if (typeof graph !== "string" || graph === "") {
+    throw new TypeError(`graph must be a name, a text that is not empty, not ${String(graph)}`);
+  }
+  return checkName("graph", graph);
+}
+
+const saverOptions: Record<keyof ConnectSaverOptions, true> = {
+  serde: true,
+  timeoutMs: true,
+  retry: true,
+  headers: true,
+  valueCacheBytes: true,
+  graph: true,
+};
+
+const urlOptions: Record<keyof ConnectSaverUrlOptions, true> = {
+  ...saverOptions,
+  protocol: true,
+  json: true,
+  session: true,
+  compression: true,
+  maxRequestBytes: true,
+  lookup: true,
+};
+
+function signalOf(config: RunnableConfig): AbortSignal | undefined {
+  return checkSignal("config.signal", config.signal);
+}
+
 function toListRequest(config: RunnableConfig, options: CheckpointListOptions): ListInit {
   const { threadId, checkpointNs, checkpointId } = readConfig(config);
   const before = options.before?.configurable?.checkpoint_id;
-  const { limit } = options;
+  const limit = checkLimit(options.limit);
   const request: ListInit = { metadataFilterJson: toFilterJson(options.filter) };
   if (threadId !== undefined) request.threadId = threadId;
   if (checkpointNs !== undefined) request.checkpointNs = checkpointNs;
@@ -256,12 +319,6 @@ function toListRequest(config: RunnableConfig, options: CheckpointListOptions): 
   if (before !== undefined && before !== null) {
     request.beforeCheckpointId = checkName("before.configurable.checkpoint_id", before);
   }
-  if (limit !== undefined && limit !== null) {
-    if (!Number.isInteger(limit) || limit < 0) {
-      throw new Error(`limit must be a whole number from 0, not ${limit}`);
-    }
-    // The wire's limit has 31 bits; no thread is longer, so beyond them it means all.
-    if (limit < 2 ** 31) request.limit = limit;
-  }
+  if (limit !== undefined) request.limit = limit;
   return request;
 }

@@ -1,8 +1,9 @@
+import { validateHeaderName, validateHeaderValue } from "node:http";
 import type { ConnectError, Transport } from "@connectrpc/connect";
-import { checkInteger } from "./calls.js";
 import { type Service, withFallback } from "./carrier.js";
 import { ClientSession } from "./client_session.js";
 import { extendPuts } from "./extending_carrier.js";
+import { checkInteger } from "./options.js";
 import { createSessionCarrier } from "./session_carrier.js";
 import { UrlTransport } from "./transport.js";
 import { createUnaryCarrier } from "./unary_carrier.js";
@@ -26,6 +27,8 @@ export interface OpenService {
   readonly service: Service;
   /** Ends its sessions at once; what is under way on them fails with the error. Idempotent. */
   abort(error: ConnectError): void;
+  /** The error of a call, with the address and the likely cause if it did not reach the service. */
+  explain(error: unknown, deadline: number): Promise<unknown>;
 }
 
 /**
@@ -35,13 +38,50 @@ export interface OpenService {
 export function openService(transport: Transport, options: ServiceOptions): OpenService {
   const { valueCacheBytes = 32 * 1024 * 1024 } = options;
   checkInteger("valueCacheBytes", valueCacheBytes, 0);
-  const headers = options.headers === undefined ? undefined : new Headers(options.headers);
+  const headers = toHeaders(options.headers);
   const unary = createUnaryCarrier(transport, headers);
+  const explain: OpenService["explain"] =
+    transport instanceof UrlTransport
+      ? (error, deadline) => transport.reach.explain(error, deadline)
+      : async (error) => error;
   const wire = transport instanceof UrlTransport ? transport.sessions : undefined;
-  if (!wire) return { service: unary, abort: () => {} };
-  const { baseUrl, lookup, maxRequestBytes } = wire;
-  const open = (signal: AbortSignal) => wire.open({ baseUrl, headers, lookup }, signal);
+  if (!wire) return { service: unary, abort: () => {}, explain };
+  const { baseUrl, lookup, reach, maxRequestBytes } = wire;
+  const open = (signal: AbortSignal) => wire.open({ baseUrl, headers, lookup, reach }, signal);
   const sessions = createSessionCarrier(() => new ClientSession(open, maxRequestBytes));
   const carrier = extendPuts(withFallback(sessions.carrier, unary), valueCacheBytes);
-  return { service: { ...unary, ...carrier }, abort: sessions.abort };
+  return { service: { ...unary, ...carrier }, abort: sessions.abort, explain };
+}
+
+/** Those that HTTP/2 has no place for. */
+const ofConnection =
+  /^(connection|host|keep-alive|proxy-connection|te|transfer-encoding|upgrade)$/i;
+
+/**
+ * The headers, each of which can be sent. Throws a TypeError naming the one that cannot, without its
+ * value, which is a secret more often than not and which Node's own errors repeat.
+ */
+function toHeaders(given: ServiceOptions["headers"]): Headers | undefined {
+  if (given === undefined || given === null) return undefined;
+  if (typeof given !== "object") {
+    throw new TypeError('headers must be an object, such as { authorization: "…" }');
+  }
+  const headers = new Headers();
+  const entries = Symbol.iterator in given ? given : Object.entries(given);
+  for (const [name, value] of entries) {
+    validateHeaderName(name);
+    if (ofConnection.test(name)) {
+      throw new TypeError(`headers: "${name}" belongs to the connection and cannot be set`);
+    }
+    try {
+      if (typeof value !== "string") throw new TypeError();
+      headers.append(name, value);
+      validateHeaderValue(name, headers.get(name) as string);
+    } catch {
+      throw new TypeError(
+        `headers: the value of "${name}" must be text without line breaks and control characters`,
+      );
+    }
+  }
+  return headers;
 }

@@ -242,13 +242,13 @@ it("tells the same errors as unary calls", async () => {
   for (const session of [true, false]) {
     const headers = { "x-request-id": `agent-${session}` };
     const saver = ConnectSaver.fromUrl(edge.server.url, { session, headers });
-    const error = await write(saver, "x".repeat(513)).catch((refused) => refused);
+    const error = await write(saver, "x".repeat(65_537)).catch((refused) => refused);
     expect(error).toBeInstanceOf(ConnectError);
     expect(error.code).toBe(Code.InvalidArgument);
     expect(errorDetail(error)).toMatchObject({
       reason: "TOO_LONG",
       field: "thread_id",
-      limit: 512n,
+      limit: 65_536n,
     });
     // The one that the server's log has it by.
     const requestId = error.metadata.get("x-request-id");

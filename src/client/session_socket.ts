@@ -13,6 +13,7 @@ import {
   streamWindowBytes,
 } from "../protocol/wire.js";
 import { NotCarried } from "./carrier.js";
+import type { Reach } from "./reach.js";
 
 /** An open stream of enveloped messages, both ways. It does not keep the process alive. */
 export interface SessionSocket {
@@ -42,6 +43,8 @@ export interface SessionAddress {
   baseUrl: string;
   headers: Headers | undefined;
   lookup: LookupFunction;
+  /** Is told how far it came. */
+  reach?: Reach;
 }
 
 /**
@@ -73,7 +76,7 @@ export async function openSessionSocket(
 
 /** On an upgraded HTTP/1.1 connection. */
 export function openUpgraded(
-  { baseUrl, headers, lookup }: SessionAddress,
+  { baseUrl, headers, lookup, reach }: SessionAddress,
   signal: AbortSignal,
 ): Promise<SessionSocket> {
   const url = sessionUrl(baseUrl);
@@ -97,6 +100,7 @@ export function openUpgraded(
       socket.unref();
       socket.once("connect", () => {
         reached = true;
+        reach?.came("connected");
         cancelTimer();
         cancelTimer = startTimer(upgradeMs, () => giveUp("no answer to an upgrade"));
       });
@@ -109,6 +113,7 @@ export function openUpgraded(
         reject(new Error("no upgrade: to something else"));
         return;
       }
+      reach?.came("understood");
       socket.setNoDelay(true);
       socket.unshift(head);
       resolve({
@@ -119,6 +124,7 @@ export function openUpgraded(
       });
     });
     asking.on("response", (response) => {
+      reach?.came("answered");
       response.destroy();
       reject(new Error(`no upgrade: status ${response.statusCode}`));
     });
@@ -131,7 +137,7 @@ export function openUpgraded(
 
 /** On a stream of HTTP/2, the only one of its connection. */
 export function openHttp2Stream(
-  { baseUrl, headers, lookup }: SessionAddress,
+  { baseUrl, headers, lookup, reach }: SessionAddress,
   signal: AbortSignal,
 ): Promise<SessionSocket> {
   const url = sessionUrl(baseUrl);
@@ -151,7 +157,9 @@ export function openHttp2Stream(
     signal.addEventListener("abort", onAbort);
     http2.on("error", fail);
     http2.on("close", () => fail(new Error("the connection was closed")));
+    http2.once("remoteSettings", () => reach?.came("understood"));
     http2.once("connect", () => {
+      reach?.came("connected");
       http2.setLocalWindowSize(connectionWindowBytes);
       cancelTimer();
       cancelTimer = startTimer(responseMs, () => fail(new NoSessions("no answer")));

@@ -15,8 +15,20 @@ import {
   ThreadOrder,
   ThreadStatus,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import { graphKey } from "../protocol/metadata.js";
 import type { Calls } from "./calls.js";
 import { checkName } from "./names.js";
+import {
+  checkArray,
+  checkDate,
+  checkFlag,
+  checkInteger,
+  checkLimit,
+  checkMs,
+  checkOptions,
+  checkSignal,
+  toJson,
+} from "./options.js";
 import { errorDetail } from "./retry.js";
 
 /**
@@ -39,6 +51,9 @@ export interface Thread {
   status: ThreadState;
   /** The nodes that have not run, where the tables name them; "__pregel_tasks" for a Send. */
   pendingNodes: string[];
+  /** The graph's name, if the saver that stored the checkpoint had one. */
+  graph: string | undefined;
+  /** Without that name. */
   metadata: Record<string, unknown>;
   /** Who holds it under a lease. */
   claim: { owner: string; expiresAt: Date } | undefined;
@@ -61,14 +76,25 @@ export interface ThreadFilter {
   prefix?: string;
   /** What the metadata contains, nested objects by their keys. */
   metadata?: Record<string, unknown>;
+  /** The graph's name; null: only threads that carry none. */
+  graph?: string | null;
   /** Updated then or later. */
   updatedAfter?: Date;
   /** Updated earlier. */
   updatedBefore?: Date;
 }
 
+/** Options of every method of {@link Threads}. */
+export interface CallOptions {
+  /**
+   * Gives the call up when it aborts, with its reason. What the service had begun by then may still
+   * be done.
+   */
+  signal?: AbortSignal | undefined;
+}
+
 /** Options of {@link Threads.list}. */
-export interface ListThreadsOptions extends ThreadFilter {
+export interface ListThreadsOptions extends ThreadFilter, CallOptions {
   /** The latest first (the default), or by thread id, byte by byte. */
   order?: "newest" | "id";
   limit?: number;
@@ -77,7 +103,7 @@ export interface ListThreadsOptions extends ThreadFilter {
 }
 
 /** Options of {@link Threads.claim}. Durations in milliseconds. */
-export interface ClaimOptions extends ThreadFilter {
+export interface ClaimOptions extends ThreadFilter, CallOptions {
   /** Who claims, for people to read. */
   owner: string;
   /** How long the lease holds unless it is renewed, 1 s to 24 h. Default 60000. */
@@ -88,6 +114,8 @@ export interface ClaimOptions extends ThreadFilter {
   limit?: number;
   /** Only this thread, in whatever status unless `status` says otherwise, without grace. */
   threadId?: string;
+  /** None of these, at most 1000. */
+  except?: readonly string[];
 }
 
 /** A thread that is the caller's until the lease expires or is released. */
@@ -103,7 +131,7 @@ export interface Lease {
 }
 
 /** Options of {@link Threads.prune}: which threads, and what of them goes. */
-export interface PruneOptions extends ThreadFilter {
+export interface PruneOptions extends ThreadFilter, CallOptions {
   /** These threads and no filter. */
   threadIds?: readonly string[];
   /** Checkpoints that stay in each namespace, from 1. Give this or `delete`. */
@@ -125,46 +153,65 @@ export interface Pruned {
   threadsExamined: number;
 }
 
+/** @internal What {@link Threads.watch} tells of a lease. */
+export interface LeaseWatch {
+  /** Something could not be stored because the lease is lost. */
+  onLost: (error: unknown) => void;
+  /** The checkpoint of this id was stored or, without one, what a task wrote. */
+  onStored: (checkpointId: string | undefined) => void;
+}
+
 /**
  * The calls of ThreadService, with the saver's deadlines and retries. They reject with a
- * ConnectError; `errorDetail(error)` tells the field and limit.
+ * ConnectError; `errorDetail(error)` tells the field and limit. An option or argument that is not
+ * allowed is a TypeError that names it, before anything is asked.
  */
 export class Threads {
   readonly #calls: Calls;
-  readonly #onLost = new Map<string, (error: unknown) => void>();
+  readonly #watched = new Map<string, LeaseWatch>();
 
   constructor(calls: Calls) {
     this.#calls = calls;
   }
 
   /**
-   * Has `onLost` called when something could not be stored because this lease is lost, until the
-   * returned function is called.
+   * Has `watch` told what is stored under this lease, until the returned function is called.
    *
    * @internal LangGraph does not wait for what it stores while a step runs, so a put that rejects
-   * then ends the process as an unhandled rejection. Under a watched lease put and putWrites
-   * resolve, with nothing stored, and `onLost` stops the run.
+   * then ends the process as an unhandled rejection. Under a watched lease that is lost put and
+   * putWrites resolve, with nothing stored, and `onLost` stops the run.
    */
-  watch(token: string, onLost: (error: unknown) => void): () => void {
-    this.#onLost.set(token, onLost);
-    return () => this.#onLost.delete(token);
+  watch(token: string, watch: LeaseWatch): () => void {
+    this.#watched.set(token, watch);
+    return () => this.#watched.delete(token);
   }
 
   /** @internal Whether the error is the loss of a watched lease, which has been told then. */
   isLossTold(token: string, error: unknown): boolean {
-    const onLost = this.#onLost.get(token);
-    if (!onLost || errorDetail(error)?.reason !== "LEASE_LOST") return false;
-    onLost(error);
+    const watch = this.#watched.get(token);
+    if (!watch || errorDetail(error)?.reason !== "LEASE_LOST") return false;
+    watch.onLost(error);
     return true;
+  }
+
+  /** @internal Tells who watches the lease what was stored under it. */
+  tellStored(token: string, checkpointId?: string): void {
+    this.#watched.get(token)?.onStored(checkpointId);
   }
 
   /** The threads that match, each once, read as they are asked for. */
   async *list(options: ListThreadsOptions = {}): AsyncGenerator<Thread, void, undefined> {
+    checkOptions("threads.list", options, listOptions);
+    const { order = "newest" } = options;
+    if (!Object.hasOwn(orders, order)) {
+      throw new TypeError(`order must be one of ${Object.keys(orders).join(", ")}, not ${order}`);
+    }
+    const limit = checkLimit(options.limit);
     const request: MessageInitShape<typeof ListThreadsRequestSchema> = {
       filter: toFilter(options),
-      order: options.order === "id" ? ThreadOrder.BY_ID : ThreadOrder.NEWEST_FIRST,
-      withCounts: options.counts ?? false,
-      ...(options.limit === undefined ? {} : { limit: options.limit }),
+      order: orders[order],
+      withCounts: checkFlag("counts", options.counts),
+      ...(limit === undefined ? {} : { limit }),
     };
     if (request.limit === 0) return;
     const stream = this.#calls.stream(
@@ -175,6 +222,7 @@ export class Threads {
         request.after = { threadId, ...(updateTime ? { updateTime } : {}) };
         if (request.limit !== undefined) request.limit--;
       },
+      checkSignal("signal", options.signal),
     );
     for await (const { thread } of stream) {
       if (thread) yield fromThread(thread);
@@ -183,13 +231,18 @@ export class Threads {
   }
 
   /** One thread; undefined if there is none. */
-  async get(threadId: string, options: { counts?: boolean } = {}): Promise<Thread | undefined> {
+  async get(
+    threadId: string,
+    options: CallOptions & { counts?: boolean } = {},
+  ): Promise<Thread | undefined> {
+    checkOptions("threads.get", options, { counts: true, ...callOptions });
     const request = {
       threadId: checkName("threadId", threadId),
-      withCounts: options.counts ?? false,
+      withCounts: checkFlag("counts", options.counts),
     };
-    const { thread } = await this.#calls.call((service, context) =>
-      service.getThread(request, context),
+    const { thread } = await this.#calls.call(
+      (service, context) => service.getThread(request, context),
+      { signal: checkSignal("signal", options.signal) },
     );
     return thread && fromThread(thread);
   }
@@ -200,18 +253,22 @@ export class Threads {
    * an error: what a lost answer had claimed is free again when its lease expires.
    */
   async claim(options: ClaimOptions): Promise<Lease[]> {
-    const { owner, leaseMs, graceMs, limit = 1, threadId = "" } = options;
+    checkOptions("threads.claim", options, claimOptions);
+    const { owner, limit = 1, threadId = "", except = [] } = options;
+    const leaseMs = checkMs("leaseMs", options.leaseMs);
+    const graceMs = checkMs("graceMs", options.graceMs);
     const request = {
-      owner,
-      limit,
-      threadId,
+      owner: checkName("owner", owner),
+      limit: checkInteger("limit", limit, 0),
+      threadId: checkName("threadId", threadId),
+      exceptThreadIds: checkNames("except", except),
       filter: toFilter(options),
       ...(leaseMs === undefined ? {} : { leaseDuration: durationFromMs(leaseMs) }),
       ...(graceMs === undefined ? {} : { grace: durationFromMs(graceMs) }),
     };
     const { threads } = await this.#calls.call(
       (service, context) => service.claimThreads(request, context),
-      { idempotent: false },
+      { idempotent: false, signal: checkSignal("signal", options.signal) },
     );
     return threads.flatMap(({ thread, leaseToken, expireTime }) =>
       thread && expireTime
@@ -224,22 +281,37 @@ export class Threads {
    * Prolongs a lease from now on and resolves with its new end. Rejects with FailedPrecondition
    * (LEASE_LOST) if it is not held any more.
    */
-  async renew(threadId: string, token: string, leaseMs?: number): Promise<Date> {
+  async renew(
+    threadId: string,
+    token: string,
+    leaseMs?: number,
+    options: CallOptions = {},
+  ): Promise<Date> {
+    checkOptions("threads.renew", options, callOptions);
     const request = {
-      threadId,
-      leaseToken: token,
-      ...(leaseMs === undefined ? {} : { leaseDuration: durationFromMs(leaseMs) }),
+      threadId: checkName("threadId", threadId),
+      leaseToken: checkName("token", token),
+      ...(checkMs("leaseMs", leaseMs) === undefined
+        ? {}
+        : { leaseDuration: durationFromMs(leaseMs as number) }),
     };
-    const { expireTime } = await this.#calls.call((service, context) =>
-      service.renewClaim(request, context),
+    const { expireTime } = await this.#calls.call(
+      (service, context) => service.renewClaim(request, context),
+      { signal: checkSignal("signal", options.signal) },
     );
     return toDate(expireTime);
   }
 
   /** Ends a lease; nothing happens if it is not held any more. */
-  async release(threadId: string, token: string): Promise<void> {
-    const request = { threadId, leaseToken: token };
-    await this.#calls.call((service, context) => service.releaseClaim(request, context));
+  async release(threadId: string, token: string, options: CallOptions = {}): Promise<void> {
+    checkOptions("threads.release", options, callOptions);
+    const request = {
+      threadId: checkName("threadId", threadId),
+      leaseToken: checkName("token", token),
+    };
+    await this.#calls.call((service, context) => service.releaseClaim(request, context), {
+      signal: checkSignal("signal", options.signal),
+    });
   }
 
   /**
@@ -247,14 +319,15 @@ export class Threads {
    * FailedPrecondition (TARGET_NOT_EMPTY) if anything is stored there, which a repeated call
    * would meet too: it is not repeated. A source that does not exist is copied as nothing.
    */
-  async copy(source: string, target: string): Promise<ThreadCounts> {
+  async copy(source: string, target: string, options: CallOptions = {}): Promise<ThreadCounts> {
+    checkOptions("threads.copy", options, callOptions);
     const request = {
       sourceThreadId: checkName("source", source),
       targetThreadId: checkName("target", target),
     };
     const { copied } = await this.#calls.call(
       (service, context) => service.copyThread(request, context),
-      { idempotent: false },
+      { idempotent: false, signal: checkSignal("signal", options.signal) },
     );
     return fromCounts(copied);
   }
@@ -264,9 +337,12 @@ export class Threads {
    * with FailedPrecondition (STILL_NEEDED), and deletes nothing, if a checkpoint of another run
    * rebuilds a delta channel from one of them.
    */
-  async deleteRuns(runIds: readonly string[]): Promise<ThreadCounts> {
-    const { removed } = await this.#calls.call((service, context) =>
-      service.deleteRuns({ runIds: [...runIds] }, context),
+  async deleteRuns(runIds: readonly string[], options: CallOptions = {}): Promise<ThreadCounts> {
+    checkOptions("threads.deleteRuns", options, callOptions);
+    const request = { runIds: checkNames("runIds", runIds) };
+    const { removed } = await this.#calls.call(
+      (service, context) => service.deleteRuns(request, context),
+      { signal: checkSignal("signal", options.signal) },
     );
     return fromCounts(removed);
   }
@@ -277,21 +353,24 @@ export class Threads {
    * stops it: what is removed by then stays removed.
    */
   async *prune(options: PruneOptions): AsyncGenerator<Pruned, void, undefined> {
-    const { threadIds = [], keepLast, olderThanMs, dryRun = false } = options;
+    checkOptions("threads.prune", options, pruneOptions);
+    const { threadIds = [], keepLast } = options;
+    const olderThanMs = checkMs("olderThanMs", options.olderThanMs);
+    const isWhole = checkFlag("delete", options.delete);
     const filter = toFilter(options);
     const request: MessageInitShape<typeof PruneThreadsRequestSchema> = {
-      threadIds: [...threadIds],
-      dryRun,
+      threadIds: checkNames("threadIds", threadIds),
+      dryRun: checkFlag("dryRun", options.dryRun),
       ...(Object.keys(filter).length > 0 ? { filter } : {}),
       ...(olderThanMs === undefined ? {} : { olderThan: durationFromMs(olderThanMs) }),
       strategy:
         keepLast !== undefined
-          ? { case: "keepLast", value: keepLast }
-          : options.delete
+          ? { case: "keepLast", value: checkInteger("keepLast", keepLast, 0) }
+          : isWhole
             ? { case: "delete", value: true }
             : { case: undefined },
     };
-    if (keepLast !== undefined && options.delete) {
+    if (keepLast !== undefined && isWhole) {
       throw new TypeError("prune: give keepLast or delete, not both");
     }
     // Of the calls that were cut off, until the last thread that they told.
@@ -307,6 +386,7 @@ export class Threads {
         request.afterThreadId = threadId;
         examined = examinedBefore + Number(threadsExamined);
       },
+      checkSignal("signal", options.signal),
     );
     for await (const { threadId, removed, threadsExamined } of stream) {
       yield {
@@ -325,13 +405,67 @@ const states: Record<ThreadState, ThreadStatus> = {
   failed: ThreadStatus.FAILED,
 };
 
+const orders = { newest: ThreadOrder.NEWEST_FIRST, id: ThreadOrder.BY_ID };
+
+const callOptions: Record<keyof CallOptions, true> = { signal: true };
+
+const filterOptions: Record<keyof ThreadFilter, true> = {
+  status: true,
+  prefix: true,
+  metadata: true,
+  graph: true,
+  updatedAfter: true,
+  updatedBefore: true,
+};
+
+const listOptions: Record<keyof ListThreadsOptions, true> = {
+  ...filterOptions,
+  ...callOptions,
+  order: true,
+  limit: true,
+  counts: true,
+};
+
+const claimOptions: Record<keyof ClaimOptions, true> = {
+  ...filterOptions,
+  ...callOptions,
+  owner: true,
+  leaseMs: true,
+  graceMs: true,
+  limit: true,
+  threadId: true,
+  except: true,
+};
+
+const pruneOptions: Record<keyof PruneOptions, true> = {
+  ...filterOptions,
+  ...callOptions,
+  threadIds: true,
+  keepLast: true,
+  delete: true,
+  olderThanMs: true,
+  dryRun: true,
+};
+
+function checkNames(name: string, values: readonly string[]): string[] {
+  return checkArray(name, values).map((value, i) => checkName(`${name}[${i}]`, value));
+}
+
 function toFilter(filter: ThreadFilter): MessageInitShape<typeof ThreadFilterSchema> {
-  const { status, prefix, metadata, updatedAfter, updatedBefore } = filter;
-  const wanted = status === undefined ? [] : typeof status === "string" ? [status] : status;
+  const { status, prefix, metadata, graph } = filter;
+  const updatedAfter = checkDate("updatedAfter", filter.updatedAfter);
+  const updatedBefore = checkDate("updatedBefore", filter.updatedBefore);
+  const wanted =
+    status === undefined
+      ? []
+      : typeof status === "string"
+        ? [status]
+        : checkArray("status", status);
   return {
     ...(wanted.length > 0 ? { statuses: wanted.map(toStatus) } : {}),
-    ...(prefix ? { threadIdPrefix: prefix } : {}),
-    ...(metadata ? { metadataFilterJson: JSON.stringify(metadata) } : {}),
+    ...(prefix ? { threadIdPrefix: checkName("prefix", prefix) } : {}),
+    ...(metadata ? { metadataFilterJson: toJson("metadata", metadata) } : {}),
+    ...(graph === undefined ? {} : { graph: graph ?? "" }),
     ...(updatedAfter ? { updatedAfter: timestampFromDate(updatedAfter) } : {}),
     ...(updatedBefore ? { updatedBefore: timestampFromDate(updatedBefore) } : {}),
   };
@@ -345,6 +479,7 @@ function toStatus(state: ThreadState): ThreadStatus {
 
 function fromThread(thread: StoredThread): Thread {
   const { claim, counts } = thread;
+  const { [graphKey]: graph, ...metadata } = JSON.parse(thread.metadataJson || "{}");
   const state = Object.entries(states).find(([, status]) => status === thread.status)?.[0];
   return {
     threadId: thread.threadId,
@@ -354,7 +489,8 @@ function fromThread(thread: StoredThread): Thread {
     source: thread.source,
     status: (state ?? "pending") as ThreadState,
     pendingNodes: thread.pendingNodes,
-    metadata: JSON.parse(thread.metadataJson || "{}"),
+    graph: typeof graph === "string" ? graph : undefined,
+    metadata,
     claim: claim && { owner: claim.owner, expiresAt: toDate(claim.expireTime) },
     counts: counts && fromCounts(counts),
   };

@@ -1,8 +1,8 @@
 /** From an address and options to the transport that is used for it. */
 import { lookup as dnsLookup } from "node:dns";
-import type { ClientHttp2Session, ClientHttp2Stream } from "node:http2";
+import { type ClientHttp2Session, type ClientHttp2Stream, constants } from "node:http2";
 import type { LookupFunction } from "node:net";
-import type { Transport } from "@connectrpc/connect";
+import { ConnectError, type Transport } from "@connectrpc/connect";
 import {
   compressionGzip,
   createConnectTransport,
@@ -11,6 +11,7 @@ import {
   Http2SessionManager,
 } from "@connectrpc/connect-node";
 import { defaultMessageBytes } from "../protocol/wire.js";
+import { Reach } from "./reach.js";
 import { openSessionSocket, turnOver } from "./session_socket.js";
 
 /** How calls travel. All three reach the same service on the same port. */
@@ -58,6 +59,7 @@ export interface TransportOptions {
 export interface SessionOptions {
   baseUrl: string;
   lookup: LookupFunction;
+  reach: Reach;
   /** The largest request on one, in bytes as encoded. */
   maxRequestBytes: number;
   /** Opens the stream of one: openSessionSocket but for measurements. */
@@ -85,6 +87,8 @@ const MAX_SESSION_MEMORY_MB = 2 ** 32 - 1;
 export class UrlTransport implements Transport {
   readonly unary: Transport["unary"];
   readonly stream: Transport["stream"];
+  /** What is known of the way to the URL. */
+  readonly reach: Reach;
   /** Set where the options allow sessions. */
   readonly sessions: SessionOptions | undefined;
   readonly #connections: Http2Connections;
@@ -112,28 +116,59 @@ export class UrlTransport implements Transport {
         `protocol must be "connect", "grpc" or "grpc-web", not ${JSON.stringify(protocol)}`,
       );
     }
+    const turning = turnOver(lookup);
+    this.reach = new Reach(baseUrl, turning);
     this.#connections = new Http2Connections(
       baseUrl,
       { pingIntervalMs: PING_INTERVAL_MS, pingTimeoutMs: PING_TIMEOUT_MS },
-      { maxSessionMemory: MAX_SESSION_MEMORY_MB, lookup: turnOver(lookup) },
+      { maxSessionMemory: MAX_SESSION_MEMORY_MB, lookup: turning },
+      this.reach,
     );
-    const { unary, stream } = create({
-      baseUrl,
-      httpVersion: "2",
-      sessionManager: this.#connections,
-      useBinaryFormat: !json,
-      // Not left to the service alone: connect-node goes on with an upload that was answered
-      // before its end, and keeps its bytes (75 MB for each refused put of 70 MiB).
-      writeMaxBytes: maxRequestBytes,
-      ...(compression
-        ? { acceptCompression: [compressionGzip], sendCompression: compressionGzip }
-        : { acceptCompression: [] }),
-    });
-    this.unary = unary;
-    this.stream = stream;
+    const over = (exchange: Exchange) =>
+      create({
+        baseUrl,
+        httpVersion: "2",
+        sessionManager: exchange,
+        useBinaryFormat: !json,
+        // Not left to the service alone: connect-node goes on with an upload that was answered
+        // before its end, and keeps its bytes (75 MB for each refused put of 70 MiB).
+        writeMaxBytes: maxRequestBytes,
+        ...(compression
+          ? { acceptCompression: [compressionGzip], sendCompression: compressionGzip }
+          : { acceptCompression: [] }),
+      });
+    this.unary = async (...call) => {
+      const exchange = new Exchange(this.#connections, this.reach);
+      try {
+        return await over(exchange).unary(...call);
+      } catch (error) {
+        throw exchange.toError(error);
+      } finally {
+        exchange.end();
+      }
+    };
+    this.stream = async (method, signal, ...call) => {
+      const exchange = new Exchange(this.#connections, this.reach);
+      try {
+        const response = over(exchange).stream(method, signal, ...call);
+        // After connect-node's own listener, which tells the server.
+        signal?.addEventListener("abort", () => exchange.end(), { once: true });
+        const { message, ...rest } = await response;
+        return { ...rest, message: exchange.read(message) };
+      } catch (error) {
+        exchange.end();
+        throw exchange.toError(error);
+      }
+    };
     this.sessions =
       session && protocol === "connect" && !json && !compression
-        ? { baseUrl, lookup: turnOver(lookup), maxRequestBytes, open: openSessionSocket }
+        ? {
+            baseUrl,
+            lookup: turning,
+            reach: this.reach,
+            maxRequestBytes,
+            open: openSessionSocket,
+          }
         : undefined;
   }
 
@@ -162,6 +197,17 @@ const transports: Record<
  */
 class Http2Connections extends Http2SessionManager {
   readonly #seen = new WeakSet<ClientHttp2Session>();
+  readonly #reach: Reach;
+
+  constructor(
+    url: string,
+    pings: ConstructorParameters<typeof Http2SessionManager>[1],
+    connecting: ConstructorParameters<typeof Http2SessionManager>[2],
+    reach: Reach,
+  ) {
+    super(url, pings, connecting);
+    this.#reach = reach;
+  }
 
   override async request(
     ...parameters: Parameters<Http2SessionManager["request"]>
@@ -171,17 +217,90 @@ class Http2Connections extends Http2SessionManager {
     if (connection && !this.#seen.has(connection)) {
       this.#seen.add(connection);
       connection.on("error", () => {});
+      this.#reach.came("connected");
+      connection.once("remoteSettings", () => this.#reach.came("understood"));
     }
     return stream;
+  }
+}
+
+/**
+ * One call on the connections. connect-node never ends a stream of HTTP/2 whose answer has arrived and
+ * was not read to its last byte, as when a reader has enough, or of a refusal. Node keeps such a
+ * stream with all that it holds, and the connection with it, which a server then waited for when it
+ * was to stop. connect-node tells nobody which stream is whose, so each call has its own.
+ */
+class Exchange {
+  readonly authority: string;
+  readonly #connections: Http2Connections;
+  readonly #reach: Reach;
+  #stream: ClientHttp2Stream | undefined;
+  #status: number | undefined;
+  #contentType: string | undefined;
+  #isOver = false;
+
+  constructor(connections: Http2Connections, reach: Reach) {
+    this.authority = connections.authority;
+    this.#connections = connections;
+    this.#reach = reach;
+  }
+
+  async request(
+    ...parameters: Parameters<Http2Connections["request"]>
+  ): Promise<ClientHttp2Stream> {
+    const stream = await this.#connections.request(...parameters);
+    this.#stream = stream;
+    stream.on("response", (headers) => {
+      this.#status = headers[":status"];
+      this.#contentType = headers["content-type"];
+    });
+    // Later than connect-node, which has yet to be given it.
+    if (this.#isOver) setImmediate(() => this.end());
+    return stream;
+  }
+
+  notifyResponseByteRead(stream: ClientHttp2Stream): void {
+    this.#connections.notifyResponseByteRead(stream);
+  }
+
+  /** The messages, whose stream is over when the last one is read. */
+  async *read<Message>(messages: AsyncIterable<Message>): AsyncGenerator<Message> {
+    try {
+      yield* messages;
+    } catch (error) {
+      throw this.toError(error);
+    } finally {
+      this.end();
+    }
+  }
+
+  /** To be called when nobody reads the answer any more. Idempotent. */
+  end(): void {
+    this.#isOver = true;
+    const stream = this.#stream;
+    if (!stream || stream.destroyed) return;
+    // The reset of one that is open ends it; it has to be sent.
+    if (stream.closed) stream.destroy();
+    else stream.close(constants.NGHTTP2_CANCEL);
+  }
+
+  /** In the place of an answer that was none of the service its own error. */
+  toError(error: unknown): unknown {
+    const status = this.#status;
+    if (!(error instanceof ConnectError) || status === undefined) return error;
+    const { rawMessage } = error;
+    const isForeign =
+      rawMessage === `HTTP ${status}` || rawMessage.startsWith("unsupported content type");
+    return isForeign ? this.#reach.foreignAnswer(error, status, this.#contentType) : error;
   }
 }
 
 function checkUrl(url: string | URL): string {
   const example = "such as http://127.0.0.1:8080";
   if (!URL.canParse(String(url))) {
-    throw new TypeError(
-      `not a URL: ${JSON.stringify(String(url))}; give the service's, ${example}`,
-    );
+    // It may hold a password.
+    const text = String(url).includes("@") ? "" : `: ${JSON.stringify(String(url))}`;
+    throw new TypeError(`not a URL${text}; give the service's, ${example}`);
   }
   const parsed = new URL(url);
   if (parsed.protocol !== "http:" && parsed.protocol !== "https:") {

@@ -38,10 +38,35 @@ export function createUnaryCarrier(transport: Transport, headers: Headers | unde
     deleteRuns: (request, context) => threads.deleteRuns(request, options(context)),
   };
   const streams: Streams = {
-    list: (request, context) => checkpoints.list(request, options(context)),
-    listThreads: (request, context) => threads.listThreads(request, options(context)),
-    getChannelHistory: (request, context) => threads.getChannelHistory(request, options(context)),
-    pruneThreads: (request, context) => threads.pruneThreads(request, options(context)),
+    list: (request, context) =>
+      untilLeft(context, (signal) => checkpoints.list(request, options({ ...context, signal }))),
+    listThreads: (request, context) =>
+      untilLeft(context, (signal) => threads.listThreads(request, options({ ...context, signal }))),
+    getChannelHistory: (request, context) =>
+      untilLeft(context, (signal) =>
+        threads.getChannelHistory(request, options({ ...context, signal })),
+      ),
+    pruneThreads: (request, context) =>
+      untilLeft(context, (signal) =>
+        threads.pruneThreads(request, options({ ...context, signal })),
+      ),
   };
   return { ...carrier, ...streams };
+}
+
+/** Ends the stream when its reader leaves it, of which connect's own iterables hear nothing. */
+async function* untilLeft<Message>(
+  { signal }: Partial<TryContext>,
+  open: (signal: AbortSignal) => AsyncIterable<Message>,
+): AsyncGenerator<Message, void, undefined> {
+  const controller = new AbortController();
+  const onAbort = () => controller.abort(signal?.reason);
+  if (signal?.aborted) onAbort();
+  else signal?.addEventListener("abort", onAbort);
+  try {
+    yield* open(controller.signal);
+  } finally {
+    signal?.removeEventListener("abort", onAbort);
+    controller.abort();
+  }
 }

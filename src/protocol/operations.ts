@@ -24,6 +24,22 @@ export type OperationName = Exclude<
   "cancel" | "ping" | undefined
 >;
 
+/**
+ * Named by their constants, because the types of the CommonJS build cannot name protobuf-es' own
+ * type of them (TS2883: it looks for the package's import condition there).
+ */
+interface OnlyOfSessions {
+  listPage: { input: typeof ListPageRequestSchema; output: typeof ListPageResponseSchema };
+  putExtending: {
+    input: typeof PutExtendingRequestSchema;
+    output: typeof PutExtendingResponseSchema;
+  };
+}
+const onlyOfSessions: OnlyOfSessions = {
+  listPage: { input: ListPageRequestSchema, output: ListPageResponseSchema },
+  putExtending: { input: PutExtendingRequestSchema, output: PutExtendingResponseSchema },
+};
+
 /** The messages of each operation: all unary RPCs, and two that only sessions have. */
 export const operations = {
   getTuple: checkpoint.getTuple,
@@ -36,8 +52,8 @@ export const operations = {
   releaseClaim: thread.releaseClaim,
   copyThread: thread.copyThread,
   deleteRuns: thread.deleteRuns,
-  listPage: { input: ListPageRequestSchema, output: ListPageResponseSchema },
-  putExtending: { input: PutExtendingRequestSchema, output: PutExtendingResponseSchema },
+  listPage: onlyOfSessions.listPage,
+  putExtending: onlyOfSessions.putExtending,
 } satisfies Record<OperationName, object>;
 
 /** The messages of each RPC that streams its answers. */

@@ -150,8 +150,7 @@ test("the limit can be set, and a message as large as it is accepted", async () 
     const over = await failureOf(make(client, fill(4097, sizeOf)));
     expect(over.code).toBe(Code.ResourceExhausted);
     expect(over.rawMessage).toContain("4096");
-    const within = await failureOf(make(client, fill(4096, sizeOf)));
-    expect(within.rawMessage).toBe("checkpoint_ns: must be at most 1024 bytes");
+    await make(client, fill(4096, sizeOf));
   }
   await small.stop();
 });

@@ -72,6 +72,14 @@ const rows: readonly Row[] = [
     "PRIVILEGE_MISSING",
     "the server's database role lacks a privilege; grant it what the documentation names",
   ],
+  // The store says more where it knows the request (store/keys.ts).
+  [
+    /^54000/,
+    "invalid_argument",
+    "TOO_LONG",
+    "a name is too long for an index of the database, or a value beyond another limit of it; " +
+      "use shorter node names, a join of fewer nodes or a shorter thread id",
+  ],
   [/^(40001|40P01)/, "aborted", "CONFLICT", "lost a conflict with another write, try again"],
   // PgBouncer in transaction mode. Its other protocol violations are broken connections.
   [

@@ -41,6 +41,20 @@ test("describe: a service, a message, a field's type, another package", async ()
   }
 });
 
+test("describe documents: what a service, a call, a field and a value of an enum mean", async () => {
+  for (const [symbol, comment] of [
+    [service, "// Keeps LangGraph checkpoints in Postgres, in LangGraph's own tables."],
+    [
+      service,
+      "  // Returns one checkpoint: the named one, or the latest of a thread and namespace.",
+    ],
+    ["checkpointd.v1.GetTupleRequest", "  // The thread. Required,"],
+    ["checkpointd.v1.ThreadStatus", "  // There is nothing left to run."],
+  ] as const) {
+    expect((await curl([], ["describe", symbol])).out).toContain(comment);
+  }
+});
+
 test("all five RPCs", () =>
   tellAll("grpcurl", (rpc, request) =>
     curl(["-d", JSON.stringify(request)], [`${service}/${rpc}`]),

@@ -84,6 +84,14 @@ interface Connection {
   retiring: boolean;
 }
 
+/**
+ * How long a client has to close its side, or its stream, that has all its answers and was asked to
+ * go. It is counted from what was last heard of it: of one that still reads that is not long ago, as
+ * HTTP/2 makes it tell how far it is. And what the system holds for one that reads in silence, the
+ * system delivers after the end of ours.
+ */
+const quietMs = 400;
+
 /** What every HTTP/2 connection begins with, as far as it tells it from HTTP/1.1. */
 const preface = Buffer.from("PRI * HTTP/2.0", "latin1");
 
@@ -100,6 +108,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
   const answerCors = createCors(options.corsOrigins ?? []);
   const refusal = createWebGuard(host, options.allowedHosts ?? [], options.corsOrigins ?? []);
   const connections = new Map<net.Socket, Connection>();
+  const parting: Parting = { limitMs: partingMs, streams: new Set() };
 
   async function answer(request: NodeRequest, response: NodeResponse): Promise<void> {
     response.on("error", (error: Error) => log.debug({ err: error }, "a response failed"));
@@ -175,7 +184,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     maxSessionMemory: Math.ceil(limits.unreadBytes / 1e6),
   });
   http2Server.on("request", (request, response) => {
-    endWhenAnswered(request);
+    endWhenAnswered(request, parting);
     void answer(request, response);
   });
 
@@ -208,6 +217,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
       clearTimeout(timer);
       connections.delete(socket);
     });
+    closeWhenLeft(socket);
     awaitHello(socket, limits.helloMs, (speaksHttp2) => {
       if (!speaksHttp2) {
         http1.emit("connection", socket);
@@ -243,6 +253,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     async drain(timeoutMs) {
       closed ??= closeServers();
       for (const connection of connections.values()) retire(connection);
+      hurry(parting);
       if (!(await settlesWithin(closed, timeoutMs))) {
         log.warn({ connections: connections.size }, "cutting connections that did not finish");
         // Not session.destroy: whatever its code, it resets streams with NO_ERROR, on which a
@@ -307,11 +318,19 @@ function tellWriter(response: NodeResponse): void {
   setImmediate(() => response.emit("error", error));
 }
 
+/** The streams whose response is whole while their client has not ended its request. */
+interface Parting {
+  /** For how long they are kept so. */
+  limitMs: number;
+  /** Each ends one. */
+  readonly streams: Set<() => void>;
+}
+
 /**
  * Ends a stream whose response is whole while the client never finishes its request, which Node
  * keeps open: a drain would wait for a client that is frozen, and streams would pile up.
  */
-function endWhenAnswered({ stream }: http2.Http2ServerRequest): void {
+function endWhenAnswered({ stream }: http2.Http2ServerRequest, parting: Parting): void {
   // Not the response's own event of that name, which comes when the stream is closed.
   stream.on("finish", () => {
     if (stream.readableEnded || stream.closed) return;
@@ -319,8 +338,36 @@ function endWhenAnswered({ stream }: http2.Http2ServerRequest): void {
       stream.close();
       stream.resume();
     };
-    const timer = setTimeout(end, partingMs).unref();
-    stream.on("close", () => clearTimeout(timer));
+    const timer = setTimeout(end, parting.limitMs).unref();
+    parting.streams.add(end);
+    stream.on("close", () => {
+      clearTimeout(timer);
+      parting.streams.delete(end);
+    });
+  });
+}
+
+/** From now on they are kept no longer than a client needs that goes when it is asked to. */
+function hurry(parting: Parting): void {
+  if (parting.limitMs === quietMs) return;
+  parting.limitMs = quietMs;
+  const left = [...parting.streams];
+  setTimeout(() => {
+    for (const end of left) if (parting.streams.has(end)) end();
+  }, quietMs).unref();
+}
+
+/**
+ * Closes a connection that was ended from our side and whose client neither closes it nor sends
+ * anything. Node waits for that client for ever: for one that is frozen, and for one that keeps
+ * an HTTP/2 stream which it has not read to its end (connect-node's did so), and a drain with it.
+ */
+function closeWhenLeft(socket: net.Socket): void {
+  socket.once("finish", () => {
+    if (socket.destroyed) return;
+    const timer = setTimeout(() => socket.destroy(), quietMs);
+    socket.on("data", () => timer.refresh());
+    socket.on("close", () => clearTimeout(timer));
   });
 }
 

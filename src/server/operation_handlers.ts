@@ -94,6 +94,7 @@ export function createOperations(db: Db, maxMessageSize: number): Operations {
         limit: request.limit || 1,
         filter: request.filter ?? create(ThreadFilterSchema),
         threadId: request.threadId,
+        except: request.exceptThreadIds,
       };
       return { threads: await claimThreads(db, claim, signal) };
     }),

@@ -1,7 +1,9 @@
-import { type DescFile, type DescService, toBinary } from "@bufbuild/protobuf";
+import { type DescFile, type DescService, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { nestedTypes } from "@bufbuild/protobuf/reflect";
-import { FileDescriptorProtoSchema } from "@bufbuild/protobuf/wkt";
+import { base64Decode } from "@bufbuild/protobuf/wire";
+import { FileDescriptorProtoSchema, SourceCodeInfoSchema } from "@bufbuild/protobuf/wkt";
 import type { ConnectRouter } from "@connectrpc/connect";
+import { comments } from "../../gen/comments.js";
 import {
   ServerReflection,
   type ServerReflectionRequest,
@@ -22,7 +24,8 @@ const notFound = 5;
  * Creates the routes of server reflection, `grpc.reflection.v1` and `v1alpha`, which tell
  * clients such as grpcurl what the given services (and reflection itself) look like.
  *
- * Files are answered together with everything they import. What is not known is answered
+ * Files are answered together with everything they import, and ours with their comments, so that
+ * `grpcurl describe` documents the API. What is not known is answered
  * with an ErrorResponse (NOT_FOUND), and the stream goes on.
  */
 export function createReflection(
@@ -83,11 +86,17 @@ function toFiles(file: DescFile | undefined, name: string) {
   return {
     case: "fileDescriptorResponse" as const,
     value: {
-      fileDescriptorProto: [...withImports(file)].map((it) =>
-        toBinary(FileDescriptorProtoSchema, it.proto),
-      ),
+      fileDescriptorProto: [...withImports(file)].map(toProto),
     },
   };
+}
+
+/** The file's descriptor, with the comments that generated code leaves out of it. */
+function toProto({ proto }: DescFile): Uint8Array<ArrayBuffer> {
+  const info = Object.hasOwn(comments, proto.name) ? comments[proto.name] : undefined;
+  if (info === undefined) return toBinary(FileDescriptorProtoSchema, proto);
+  const sourceCodeInfo = fromBinary(SourceCodeInfoSchema, base64Decode(info));
+  return toBinary(FileDescriptorProtoSchema, { ...proto, sourceCodeInfo });
 }
 
 function toError(errorCode: number, errorMessage: string) {

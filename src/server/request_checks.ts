@@ -1,8 +1,7 @@
 /**
  * What a request may hold. Each check throws INVALID_ARGUMENT with the field and the limit
- * before anything is stored, and changes nothing.
- *
- * The sizes keep every key within the 2,704 bytes a Postgres B-tree accepts.
+ * before anything is stored, and changes nothing. How long the names of a key may be together
+ * depends on what they are, so Postgres says that (store/keys.ts).
  */
 import { Buffer } from "node:buffer";
 import type { Value } from "../../gen/checkpointd/v1/checkpoint_pb.js";
@@ -19,38 +18,33 @@ import type {
 } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { CheckpointdError, invalidArgument } from "../errors.js";
 
-/** Limits of names in bytes of UTF-8, and of lists in elements. */
+/** Limits of texts in bytes of UTF-8, and of lists in elements. */
 export const limits = {
-  threadId: 512,
-  checkpointNs: 1024,
-  checkpointId: 128,
-  taskId: 128,
-  taskPath: 4096,
-  channel: 512,
-  version: 128,
+  /** A name that is in a key, or may be. The longest that Postgres can compress to fit are shorter. */
+  name: 65_536,
   /** The largest is 4294967295. */
   transactionId: 10,
   type: 256,
-  elements: 10_000,
+  /** Channels or writes. A graph has a channel for each field of its state, and one for each node. */
+  elements: 100_000,
   leaseToken: 64,
   owner: 256,
-  runId: 512,
-  /** Threads, runs or channels that one request may name, and threads it may claim. */
+  /** Threads or runs that one request may name, and threads it may claim. */
   threads: 1_000,
   keepLast: 1_000_000,
 } as const;
 
 export function checkGetTuple(request: GetTupleRequest): void {
-  checkName("thread_id", request.threadId, limits.threadId);
-  checkText("checkpoint_ns", request.checkpointNs, limits.checkpointNs);
-  checkText("checkpoint_id", request.checkpointId, limits.checkpointId);
+  checkName("thread_id", request.threadId);
+  checkText("checkpoint_ns", request.checkpointNs);
+  checkText("checkpoint_id", request.checkpointId);
 }
 
 export function checkPut(request: PutRequest): void {
-  checkName("thread_id", request.threadId, limits.threadId);
-  checkText("checkpoint_ns", request.checkpointNs, limits.checkpointNs);
-  checkName("checkpoint_id", request.checkpointId, limits.checkpointId);
-  checkText("parent_checkpoint_id", request.parentCheckpointId, limits.checkpointId);
+  checkName("thread_id", request.threadId);
+  checkText("checkpoint_ns", request.checkpointNs);
+  checkName("checkpoint_id", request.checkpointId);
+  checkCharacters("parent_checkpoint_id", request.parentCheckpointId);
   if (request.checkpointJson === "") {
     throw invalidArgument("checkpoint_json", "REQUIRED", "must not be empty");
   }
@@ -60,8 +54,8 @@ export function checkPut(request: PutRequest): void {
   checkCount("blobs", request.blobs.length);
   const channels = new Set<string>();
   for (const [i, blob] of request.blobs.entries()) {
-    checkName(`blobs[${i}].channel`, blob.channel, limits.channel);
-    checkName(`blobs[${i}].version`, blob.version, limits.version);
+    checkName(`blobs[${i}].channel`, blob.channel);
+    checkName(`blobs[${i}].version`, blob.version);
     if (blob.value) checkValue(`blobs[${i}].value`, blob.value);
     if (channels.size === channels.add(blob.channel).size) {
       throw invalidArgument(`blobs[${i}].channel`, "DUPLICATE", "names a channel a second time");
@@ -95,7 +89,7 @@ export function checkPutExtending(
     if (prefixed.size === prefixed.add(blobIndex).size) {
       throw invalidArgument(`${field}.blob_index`, "DUPLICATE", "names a blob a second time");
     }
-    checkName(`${field}.version`, version, limits.version);
+    checkName(`${field}.version`, version);
     checkName(`${field}.transaction_id`, transactionId, limits.transactionId);
     // Postgres takes one with a leading zero for an octal number.
     if (!/^(0|[1-9]\d*)$/.test(transactionId) || Number(transactionId) >= 2 ** 32) {
@@ -118,15 +112,17 @@ export function checkPutExtending(
 }
 
 export function checkPutWrites(request: PutWritesRequest): void {
-  checkName("thread_id", request.threadId, limits.threadId);
-  checkText("checkpoint_ns", request.checkpointNs, limits.checkpointNs);
-  checkName("checkpoint_id", request.checkpointId, limits.checkpointId);
-  checkName("task_id", request.taskId, limits.taskId);
-  checkText("task_path", request.taskPath, limits.taskPath);
+  checkName("thread_id", request.threadId);
+  checkText("checkpoint_ns", request.checkpointNs);
+  checkName("checkpoint_id", request.checkpointId);
+  checkName("task_id", request.taskId);
+  checkCharacters("task_path", request.taskPath);
   checkText("lease_token", request.leaseToken, limits.leaseToken);
   checkCount("writes", request.writes.length);
   for (const [i, write] of request.writes.entries()) {
-    checkName(`writes[${i}].channel`, write.channel, limits.channel);
+    // In no key, so it may be of any length; but it is never without.
+    checkRequired(`writes[${i}].channel`, write.channel);
+    checkCharacters(`writes[${i}].channel`, write.channel);
     if (!write.value) throw invalidArgument(`writes[${i}].value`, "REQUIRED", "must be set");
     checkValue(`writes[${i}].value`, write.value);
   }
@@ -140,15 +136,15 @@ export function checkListPage({ list }: ListPageRequest): ListRequest {
 }
 
 export function checkList(request: ListRequest): void {
-  if (request.threadId !== undefined) checkName("thread_id", request.threadId, limits.threadId);
+  if (request.threadId !== undefined) checkName("thread_id", request.threadId);
   if (request.checkpointNs !== undefined) {
-    checkText("checkpoint_ns", request.checkpointNs, limits.checkpointNs);
+    checkText("checkpoint_ns", request.checkpointNs);
   }
   if (request.checkpointId !== undefined) {
-    checkName("checkpoint_id", request.checkpointId, limits.checkpointId);
+    checkName("checkpoint_id", request.checkpointId);
   }
   if (request.beforeCheckpointId !== undefined) {
-    checkName("before_checkpoint_id", request.beforeCheckpointId, limits.checkpointId);
+    checkName("before_checkpoint_id", request.beforeCheckpointId);
   }
   if (request.metadataFilterJson !== "") {
     checkJsonObject("metadata_filter_json", request.metadataFilterJson);
@@ -161,9 +157,9 @@ export function checkList(request: ListRequest): void {
   }
   const { after } = request;
   if (!after) return;
-  checkName("after.thread_id", after.threadId, limits.threadId);
-  checkText("after.checkpoint_ns", after.checkpointNs, limits.checkpointNs);
-  checkName("after.checkpoint_id", after.checkpointId, limits.checkpointId);
+  checkName("after.thread_id", after.threadId);
+  checkText("after.checkpoint_ns", after.checkpointNs);
+  checkName("after.checkpoint_id", after.checkpointId);
   if (request.threadId !== undefined && request.threadId !== after.threadId) {
     throw invalidArgument("after.thread_id", "OUT_OF_RANGE", "must be the thread that is listed");
   }
@@ -177,15 +173,19 @@ export function checkList(request: ListRequest): void {
 }
 
 export function checkDeleteThread(request: DeleteThreadRequest): void {
-  checkName("thread_id", request.threadId, limits.threadId);
+  checkName("thread_id", request.threadId);
 }
 
-export function checkName(field: string, text: string, limit: number): void {
-  if (text === "") throw invalidArgument(field, "REQUIRED", "must not be empty");
+export function checkName(field: string, text: string, limit: number = limits.name): void {
+  checkRequired(field, text);
   checkText(field, text, limit);
 }
 
-export function checkText(field: string, text: string, limit: number): void {
+function checkRequired(field: string, text: string): void {
+  if (text === "") throw invalidArgument(field, "REQUIRED", "must not be empty");
+}
+
+export function checkText(field: string, text: string, limit: number = limits.name): void {
   // A UTF-16 unit is at most 3 bytes of UTF-8, so most names need no counting.
   if (text.length * 3 > limit && Buffer.byteLength(text) > limit) {
     throw invalidArgument(field, "TOO_LONG", `must be at most ${limit} bytes`, limit);
@@ -193,7 +193,7 @@ export function checkText(field: string, text: string, limit: number): void {
   checkCharacters(field, text);
 }
 
-function checkCharacters(field: string, text: string): void {
+export function checkCharacters(field: string, text: string): void {
   if (text.includes("\0")) {
     throw invalidArgument(field, "NUL_CHARACTER", "must not hold a NUL character");
   }

@@ -170,12 +170,12 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
   it("answers a wrong request with the same detail as a call, and goes on", async () => {
     const session = openRaw(edge.server.url);
     await session.next();
-    session.send(put(1, ""), put(2, "x".repeat(513)), { id: 3, operation: { case: undefined } });
+    session.send(put(1, ""), put(2, "x".repeat(65_537)), { id: 3, operation: { case: undefined } });
     const answers = [await session.next(), await session.next(), await session.next()];
     answers.sort((a, b) => a.id - b.id);
     expect(answers.map(({ id, result }) => ({ id, ...(result.value as object) }))).toMatchObject([
       { id: 1, code: Code.InvalidArgument, detail: { reason: "REQUIRED", field: "thread_id" } },
-      { id: 2, code: Code.InvalidArgument, detail: { reason: "TOO_LONG", limit: 512n } },
+      { id: 2, code: Code.InvalidArgument, detail: { reason: "TOO_LONG", limit: 65_536n } },
       { id: 3, code: Code.Unimplemented },
     ]);
     session.send(get(4, "nobody"));
@@ -211,7 +211,7 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
   });
 
   it("names what is wrong with a put that extends, and stores nothing of it", async () => {
-    const small = await startTestServer(edge.database.url, { maxMessageSize: 10_000 });
+    const small = await startTestServer(edge.database.url, { maxMessageSize: 100_000 });
     onTestFinished(() => small.drain());
     const session = openRaw(small.url);
     await session.next();
@@ -229,7 +229,7 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
       ...(
         [
           [[{ ...prefix, version: "" }], "REQUIRED", "prefixes[0].version"],
-          [[{ ...prefix, version: "x".repeat(129) }], "TOO_LONG", "prefixes[0].version"],
+          [[{ ...prefix, version: "x".repeat(65_537) }], "TOO_LONG", "prefixes[0].version"],
           [[{ ...prefix, transactionId: "" }], "REQUIRED", "prefixes[0].transaction_id"],
           [[{ ...prefix, transactionId: "-1" }], "OUT_OF_RANGE", "prefixes[0].transaction_id"],
           [
@@ -242,7 +242,7 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
           [[{ ...prefix, blobIndex: 2 }], "OUT_OF_RANGE", "prefixes[0].blob_index"],
           [[prefix, prefix], "DUPLICATE", "prefixes[1].blob_index"],
           [[{ ...prefix, length: 2 ** 32 - 1 }], "TOO_LONG", "put"],
-          [[{ ...prefix, length: 10_000 }], "TOO_LONG", "put"],
+          [[{ ...prefix, length: 100_000 }], "TOO_LONG", "put"],
           [Array.from({ length: 301 }, () => prefix), "DUPLICATE", "prefixes[1].blob_index"],
           [[prefix], "NOT_STORED", "prefixes"],
         ] as [object[], string, string][]

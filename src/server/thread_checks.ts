@@ -15,7 +15,14 @@ import {
   ThreadStatus,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { invalidArgument } from "../errors.js";
-import { checkCount, checkJsonObject, checkName, checkText, limits } from "./request_checks.js";
+import {
+  checkCharacters,
+  checkCount,
+  checkJsonObject,
+  checkName,
+  checkText,
+  limits,
+} from "./request_checks.js";
 
 const second = 1_000;
 const day = 24 * 60 * 60 * second;
@@ -29,7 +36,7 @@ export function checkListThreads(request: ListThreadsRequest): void {
     throw invalidArgument("limit", "OUT_OF_RANGE", "must be zero or more", 0);
   }
   if (!request.after) return;
-  checkName("after.thread_id", request.after.threadId, limits.threadId);
+  checkName("after.thread_id", request.after.threadId);
   checkTime("after.update_time", request.after.updateTime);
   if (request.order !== ThreadOrder.BY_ID && !request.after.updateTime) {
     throw invalidArgument("after.update_time", "REQUIRED", "must be set for this order");
@@ -37,7 +44,7 @@ export function checkListThreads(request: ListThreadsRequest): void {
 }
 
 export function checkGetThread(request: GetThreadRequest): void {
-  checkName("thread_id", request.threadId, limits.threadId);
+  checkName("thread_id", request.threadId);
 }
 
 export function checkClaimThreads(request: ClaimThreadsRequest): void {
@@ -49,7 +56,8 @@ export function checkClaimThreads(request: ClaimThreadsRequest): void {
     throw invalidArgument("limit", "OUT_OF_RANGE", range, limits.threads);
   }
   checkFilter(request.filter);
-  checkText("thread_id", request.threadId, limits.threadId);
+  checkText("thread_id", request.threadId);
+  checkNames("except_thread_ids", request.exceptThreadIds);
 }
 
 export function checkRenewClaim(request: RenewClaimRequest): void {
@@ -58,29 +66,29 @@ export function checkRenewClaim(request: RenewClaimRequest): void {
 }
 
 export function checkReleaseClaim(request: Pick<ReleaseClaimRequest, "threadId" | "leaseToken">) {
-  checkName("thread_id", request.threadId, limits.threadId);
+  checkName("thread_id", request.threadId);
   checkName("lease_token", request.leaseToken, limits.leaseToken);
 }
 
 export function checkGetChannelHistory(request: GetChannelHistoryRequest): void {
-  checkName("thread_id", request.threadId, limits.threadId);
-  checkText("checkpoint_ns", request.checkpointNs, limits.checkpointNs);
-  checkText("checkpoint_id", request.checkpointId, limits.checkpointId);
-  checkNames("channels", request.channels, limits.channel);
+  checkName("thread_id", request.threadId);
+  checkText("checkpoint_ns", request.checkpointNs);
+  checkText("checkpoint_id", request.checkpointId);
+  checkNames("channels", request.channels, limits.elements);
 }
 
 export function checkCopyThread(request: CopyThreadRequest): void {
-  checkName("source_thread_id", request.sourceThreadId, limits.threadId);
-  checkName("target_thread_id", request.targetThreadId, limits.threadId);
+  checkName("source_thread_id", request.sourceThreadId);
+  checkName("target_thread_id", request.targetThreadId);
 }
 
 export function checkDeleteRuns(request: DeleteRunsRequest): void {
-  checkNames("run_ids", request.runIds, limits.runId);
+  checkNames("run_ids", request.runIds);
 }
 
 export function checkPruneThreads(request: PruneThreadsRequest): void {
   checkFilter(request.filter);
-  checkNames("thread_ids", request.threadIds, limits.threadId);
+  checkNames("thread_ids", request.threadIds);
   if (request.filter && request.threadIds.length > 0) {
     throw invalidArgument("thread_ids", "OUT_OF_RANGE", "must be empty where a filter is given");
   }
@@ -96,7 +104,7 @@ export function checkPruneThreads(request: PruneThreadsRequest): void {
     throw invalidArgument("keep_last", "OUT_OF_RANGE", range, limits.keepLast);
   }
   checkDuration("older_than", request.olderThan, 0, 36_525 * day);
-  checkText("after_thread_id", request.afterThreadId, limits.threadId);
+  checkText("after_thread_id", request.afterThreadId);
 }
 
 /** A duration in milliseconds; `fallback` where it is absent. */
@@ -115,19 +123,20 @@ function checkFilter(filter: ThreadFilter | undefined): void {
       throw invalidArgument(field, "OUT_OF_RANGE", "must be a ThreadStatus this server knows");
     }
   }
-  checkText("filter.thread_id_prefix", filter.threadIdPrefix, limits.threadId);
+  checkText("filter.thread_id_prefix", filter.threadIdPrefix);
   if (filter.metadataFilterJson !== "") {
     checkJsonObject("filter.metadata_filter_json", filter.metadataFilterJson);
   }
+  if (filter.graph !== undefined) checkCharacters("filter.graph", filter.graph);
   checkTime("filter.updated_after", filter.updatedAfter);
   checkTime("filter.updated_before", filter.updatedBefore);
 }
 
-function checkNames(field: string, names: readonly string[], limit: number): void {
-  checkCount(field, names.length, limits.threads);
+function checkNames(field: string, names: readonly string[], limit: number = limits.threads): void {
+  checkCount(field, names.length, limit);
   const seen = new Set<string>();
   for (const [i, name] of names.entries()) {
-    checkName(`${field}[${i}]`, name, limit);
+    checkName(`${field}[${i}]`, name);
     if (seen.size === seen.add(name).size) {
       throw invalidArgument(`${field}[${i}]`, "DUPLICATE", "is given a second time");
     }

@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { didYouMean } from "../protocol/nearest.js";
 import { define, readFlags, UsageError, unknownCommand, type Values } from "./flags.js";
 import {
   age,
@@ -11,7 +12,6 @@ import {
   someOf,
   time,
 } from "./kinds.js";
-import { didYouMean } from "./nearest.js";
 
 const flags = {
   limit: define({ flag: "limit", kind: integer(0, 10), unset: undefined, help: "" }),

@@ -1,7 +1,7 @@
 /** The one reader of command lines: flags, then the environment, then defaults. */
 import { parseArgs } from "node:util";
+import { didYouMean } from "../protocol/nearest.js";
 import { type Kind, Refusal } from "./kinds.js";
-import { didYouMean } from "./nearest.js";
 
 /** A wrong command line. The message is for the person who typed it. */
 export class UsageError extends Error {

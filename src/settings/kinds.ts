@@ -1,5 +1,5 @@
 /** What a value that somebody types may be: one place for all flags, variables and rules. */
-import { didYouMean } from "./nearest.js";
+import { didYouMean } from "../protocol/nearest.js";
 
 /** What a value may be, and how it is read. */
 export interface Kind<T> {

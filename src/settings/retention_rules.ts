@@ -1,6 +1,7 @@
 /** What `--retention` says. */
+
+import { didYouMean } from "../protocol/nearest.js";
 import { age, integer, type Kind, Refusal } from "./kinds.js";
-import { didYouMean } from "./nearest.js";
 
 /** One rule: which threads, and what of them goes. */
 export interface RetentionRule {

@@ -1,5 +1,6 @@
+import { Buffer } from "node:buffer";
 import type { ThreadCounts } from "../../gen/checkpointd/v1/thread_service_pb.js";
-import { CheckpointdError } from "../errors.js";
+import { CheckpointdError, invalidArgument } from "../errors.js";
 import { countsOf, toCounts } from "./counts.js";
 import type { Db, Signal } from "./db.js";
 import { createColumns, text } from "./rows.js";
@@ -14,7 +15,7 @@ import {
 /**
  * Copies everything of a thread under another name in one statement, so all or nothing, and
  * returns how much. Throws TARGET_NOT_EMPTY if anything is stored under that name, also when two
- * copies to it run at once. Relies on the primary keys.
+ * copies to it run at once, and TOO_LONG if it makes a key that Postgres cannot index. Relies on the primary keys.
  */
 export async function copyThread(
   db: Db,
@@ -23,7 +24,10 @@ export async function copyThread(
   signal?: Signal,
 ): Promise<ThreadCounts> {
   const [row] = await db.run(statement(db.schema), [source, target], signal).catch((error) => {
-    if ((error as { code?: string }).code === "23505") throw targetNotEmpty();
+    const { code } = error as { code?: string };
+    if (code === "23505") throw targetNotEmpty();
+    // The source's keys are stored, so it is the other name that makes one too long.
+    if (code === "54000") throw targetTooLong(source, target);
     throw error;
   });
   if (text(row?.[answer.at.is_taken]) === "t") throw targetNotEmpty();
@@ -36,6 +40,14 @@ function targetNotEmpty(): CheckpointdError {
     "target_thread_id: something is stored under this name already",
     { reason: "TARGET_NOT_EMPTY", field: "target_thread_id" },
   );
+}
+
+function targetTooLong(source: string, target: string): CheckpointdError {
+  const [most, bytes] = [source, target].map((name) => Buffer.byteLength(name));
+  const message =
+    `has ${bytes} bytes, which make a key too long for Postgres; ` +
+    `use a name that is no longer than the source's, of ${most} bytes`;
+  return invalidArgument("target_thread_id", "TOO_LONG", message, most);
 }
 
 const answer = createColumns("checkpoints", "blobs", "writes", "stored_bytes", "is_taken");

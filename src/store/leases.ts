@@ -12,6 +12,7 @@ import {
 import { CheckpointdError } from "../errors.js";
 import type { Db, Row, Signal } from "./db.js";
 import type { Bind } from "./insert.js";
+import { explainKeys, type Key, mostKeyBytes } from "./keys.js";
 import { micros, readNamedThreads, readThreads, toTimestamp } from "./read_threads.js";
 import { createColumns, text } from "./rows.js";
 import type { Column } from "./tables.js";
@@ -26,6 +27,8 @@ export interface WantedLeases {
   filter: ThreadFilter;
   /** Only this thread; empty: any. */
   threadId: string;
+  /** None of these threads. */
+  except?: readonly string[];
 }
 
 /** A request that is to be carried out only while its lease on the thread is held. */
@@ -70,6 +73,7 @@ export async function claimThreads(
         examine: 1_000,
         limit: wanted.limit - leased.length,
         unleased: true,
+        except: wanted.except ?? [],
       },
       signal,
     );
@@ -90,10 +94,9 @@ async function takeLeases(
 ): Promise<ClaimedThread[]> {
   if (threadIds.length === 0) return [];
   const tokens = threadIds.map(() => randomUUID());
-  const rows = await db.run(
-    takeStatement(db.schema),
-    [threadIds, tokens, wanted.owner, wanted.leaseMs],
-    signal,
+  const rows = await explainKeys(
+    () => threadIds.map(claimKey),
+    db.run(takeStatement(db.schema), [threadIds, tokens, wanted.owner, wanted.leaseMs], signal),
   );
   const leases = new Map(
     rows.map((row) => [
@@ -172,6 +175,11 @@ function earlier(time: Timestamp | undefined, milliseconds: number): Timestamp {
     ? time
     : limit;
 }
+
+const claimKey = (threadId: string): Key => ({
+  texts: [{ field: "thread_id", column: "thread_id", text: threadId }],
+  mostBytes: mostKeyBytes(1),
+});
 
 const taken = createColumns("thread_id", "token", "expires_at");
 

@@ -19,6 +19,7 @@ import {
   toBatch,
 } from "./insert.js";
 import { explainJson } from "./json.js";
+import { explainKeys, type Key, keysOf, mostKeyBytes } from "./keys.js";
 import { haveLease, heldLeases, joinLease, leaseLost, leaseToken, selectLeases } from "./leases.js";
 import { checkpointBlobs, checkpoints } from "./tables.js";
 import { mostSingleValues } from "./values.js";
@@ -95,8 +96,8 @@ async function putAll(
 
 /**
  * Runs a statement that stores any number of checkpoints and blobs, both in the order in which they
- * are written. Throws INVALID_ARGUMENT with the field's name for JSON that Postgres refuses, if it
- * came with the only put.
+ * are written. Throws INVALID_ARGUMENT with the field's name for JSON that Postgres refuses and for
+ * keys that it cannot index, if they came with the only put.
  */
 export function runPuts<Row extends NewBlob>(
   run: Run,
@@ -109,7 +110,7 @@ export function runPuts<Row extends NewBlob>(
   const result = run(statement.text, statement.parametersOf(batch), signal);
   const [only] = requests.length === 1 ? requests : [];
   // Of several each is run again alone if one is at fault (see createBatch).
-  return only ? explainJson(run, jsonOf(only), result) : result;
+  return only ? explainPut(run, only, result) : result;
 }
 
 /**
@@ -124,15 +125,34 @@ export async function putOne(
 ): Promise<Result> {
   const blobs = [...request.blobs].sort(compareChannels);
   const { text, parameters } = statementOf(request, blobs);
-  const result = await explainJson(run, jsonOf(request), run(text, parameters, signal));
+  const result = await explainPut(run, request, run(text, parameters, signal));
   expectCount(result, 1);
   return result;
 }
 
-const jsonOf = (put: PutRequest) => ({
-  checkpoint_json: put.checkpointJson,
-  metadata_json: put.metadataJson,
-});
+function explainPut(run: Run, put: PutRequest, result: Promise<Result>): Promise<Result> {
+  const json = { checkpoint_json: put.checkpointJson, metadata_json: put.metadataJson };
+  return explainKeys(() => putKeys(put), explainJson(run, json, result));
+}
+
+const putKeys = (put: PutRequest): Key[] => [
+  ...keysOf(checkpoints, put, []),
+  ...keysOf(checkpointBlobs, put, put.blobs),
+  ...runKey(put),
+];
+
+/** What checkpointd_runs_idx has of the metadata. */
+function runKey({ metadataJson }: PutRequest): Key[] {
+  const { run_id: runId } = JSON.parse(metadataJson || "{}") as { run_id?: unknown };
+  if (runId === undefined) return [];
+  const text = typeof runId === "string" ? runId : JSON.stringify(runId);
+  return [
+    {
+      texts: [{ field: "metadata_json", column: "run_id", text }],
+      mostBytes: mostKeyBytes(1),
+    },
+  ];
+}
 
 /**
  * Two checkpoints of a thread may bring the same version of a channel (the branches of a fork,

@@ -1,5 +1,6 @@
 import type { PutWritesRequest, Write } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { createBatch } from "./batch.js";
+import type { Result } from "./connection.js";
 import { type Db, expectCount, type Run, type Signal } from "./db.js";
 import {
   type Batch,
@@ -14,6 +15,7 @@ import {
   sentValues,
   toBatch,
 } from "./insert.js";
+import { explainKeys, keysOf } from "./keys.js";
 import { haveLease, heldLeases, joinLease, leaseLost, leaseToken, selectLeases } from "./leases.js";
 import { checkpointWrites } from "./tables.js";
 import { mostSingleValues } from "./values.js";
@@ -70,7 +72,7 @@ ${ifStored(replace)}`,
         return putAllWrites(ofBatch, replace, underLease, run, requests, signal);
       }
       const { text, parameters } = statementOf(only, writes);
-      await run(text, parameters, signal);
+      await explainWrites(only, run(text, parameters, signal));
       return [true];
     },
   };
@@ -90,12 +92,19 @@ async function putAllWrites(
     onePerIdx(request.writes, replace).map((part) => ({ request, part })),
   );
   const batch = toBatch(checkpointWrites, sorted, writes);
-  const rows = await run(statement.text, statement.parametersOf(batch), signal);
+  const result = run(statement.text, statement.parametersOf(batch), signal);
+  const [only] = requests.length === 1 ? requests : [];
+  // Of several each is run again alone if one is at fault (see createBatch).
+  const rows = await (only ? explainWrites(only, result) : result);
   if (underLease) return haveLease(rows, requests);
   // Of those that are kept Postgres counts the new ones.
   if (replace) expectCount(rows, writes.length);
   return requests.map(() => true);
 }
+
+/** Throws INVALID_ARGUMENT with the field's name for a key that Postgres cannot index. */
+const explainWrites = (request: PutWritesRequest, result: Promise<Result>) =>
+  explainKeys(() => keysOf(checkpointWrites, request, request.writes), result);
 
 function compareKeys(a: PutWritesRequest, b: PutWritesRequest): number {
   if (a.threadId !== b.threadId) return a.threadId < b.threadId ? -1 : 1;

@@ -12,6 +12,7 @@ import {
   ThreadSchema,
   ThreadStatus,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import { graphKey } from "../protocol/metadata.js";
 import { countNames, toCounts } from "./counts.js";
 import type { Db, Parameter, Row, Signal } from "./db.js";
 import { explainJson } from "./json.js";
@@ -87,6 +88,8 @@ export interface ThreadPage {
   limit: number;
   /** Whether to leave out threads under a lease. */
   unleased?: boolean;
+  /** Threads to leave out. */
+  except?: readonly string[];
   /** Metadata that a thread must not contain. */
   without?: readonly string[];
 }
@@ -158,6 +161,16 @@ function pageStatement(
     const json = `${bind(filter.metadataFilterJson)}::text::jsonb`;
     // The second is evaluated once and always, see list_checkpoints.ts.
     conditions.push(`t.metadata @> ${json}`, `${json} is not null`);
+  }
+  if (filter?.graph !== undefined) {
+    conditions.push(
+      filter.graph === ""
+        ? `not t.metadata ? '${graphKey}'`
+        : `t.metadata ->> '${graphKey}' = ${bind(filter.graph)}`,
+    );
+  }
+  if (page.except && page.except.length > 0) {
+    conditions.push(`t.thread_id <> all(${bind(page.except)}::text[])`);
   }
   for (const json of page.without ?? []) {
     conditions.push(`not t.metadata @> ${bind(json)}::text::jsonb`);

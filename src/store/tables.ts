@@ -29,6 +29,8 @@ export interface Table<Request, Part> {
   ofRequest: readonly Column<Request>[];
   /** Of each row its own. */
   ofPart: readonly Column<Part>[];
+  /** The request's field that holds the parts. */
+  partsField?: string;
   /** What is stored in the column `blob`, where the table has one; undefined is stored as null. */
   blobOf?: (part: Part) => Uint8Array | undefined;
 }
@@ -76,6 +78,7 @@ export const checkpointBlobs: Table<PutRequest, ChannelBlob> = {
     { name: "version", type: "text", of: (blob) => blob.version, isKey: true },
     { name: "type", type: "text", of: (blob) => blob.value?.type ?? "empty" },
   ],
+  partsField: "blobs",
   blobOf: (blob) => blob.value?.data,
 };
 
@@ -94,6 +97,7 @@ export const checkpointWrites: Table<PutWritesRequest, Write> = {
     { name: "channel", type: "text", of: (write) => write.channel, isReplaced: true },
     { name: "type", type: "text", of: (write) => write.value?.type ?? null, isReplaced: true },
   ],
+  partsField: "writes",
   blobOf: (write) => write.value?.data,
 };
 

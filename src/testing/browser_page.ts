@@ -1,8 +1,7 @@
 /** The script of the page that `server/browser.test.ts` opens: what an application would write. */
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-web";
-import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
-import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { CheckpointService, decodeValue, errorDetail } from "../client.js";
 
 /** What the test calls in the page. Every answer is plain JSON. */
 export interface Page {
@@ -10,6 +9,8 @@ export interface Page {
   getTuple(threadId: string): Promise<{ json?: string; bytes?: number[] }>;
   /** The ids of a thread's checkpoints in the order they arrived. */
   list(threadId: string): Promise<{ ids: string[] }>;
+  /** The latest checkpoint's messages, as text. */
+  messages(threadId: string): Promise<string[]>;
   /** Takes a few checkpoints of the stream and goes away. */
   listSome(threadId: string, count: number): Promise<{ ids: string[] }>;
   /** The error of a call that is wrong. */
@@ -48,6 +49,14 @@ function createPage(baseUrl: string, useBinaryFormat: boolean, useHttpGet: boole
       }
       return { ids };
     },
+    async messages(threadId) {
+      const { tuple } = await client.getTuple({ threadId });
+      const decoded = decodeValue(tuple?.blobs[0]?.value);
+      const items = decoded.kind === "list" ? decoded.items : [];
+      return items.map((item) =>
+        item.kind === "message" ? `${item.role}: ${item.text}` : item.kind,
+      );
+    },
     async listSome(threadId, count) {
       const ids: string[] = [];
       for await (const { tuple } of client.list({ threadId })) {
@@ -56,8 +65,10 @@ function createPage(baseUrl: string, useBinaryFormat: boolean, useHttpGet: boole
       return { ids };
     },
     async fail() {
-      const error = await failureOf(client.getTuple({ threadId: "x".repeat(513) }));
-      const [detail] = error.findDetails(ErrorDetailSchema);
+      // A GET has its request in its URL, which cannot be that long.
+      const threadId = useHttpGet ? "" : "x".repeat(65_537);
+      const error = await failureOf(client.getTuple({ threadId }));
+      const detail = errorDetail(error);
       return {
         code: Code[error.code],
         message: error.rawMessage,

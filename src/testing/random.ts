@@ -1,3 +1,5 @@
+import { randomBytes } from "node:crypto";
+
 /** Whole numbers below the one given, from a seed (mulberry32), so that a failure can be repeated. */
 export function createRandom(seed: number): (below: number) => number {
   let state = seed;
@@ -8,3 +10,7 @@ export function createRandom(seed: number): (below: number) => number {
     return Math.floor((((t ^ (t >>> 14)) >>> 0) / 2 ** 32) * below);
   };
 }
+
+/** Text of so many bytes that Postgres cannot compress, as it does with the keys of an index. */
+export const randomText = (bytes: number) =>
+  randomBytes(bytes).toString("base64url").slice(0, bytes);

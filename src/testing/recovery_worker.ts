@@ -9,7 +9,7 @@ import { ConnectSaver, recoverThreads } from "../index.js";
 
 const [mode, url = "", databaseUrl, worker = "", threads] = process.argv.slice(2);
 const pool = new pg.Pool({ connectionString: databaseUrl, max: 2 });
-const saver = ConnectSaver.fromUrl(url);
+const saver = ConnectSaver.fromUrl(url, { graph: "journey" });
 
 export const nodes = ["plan", "fetch", "write", "check", "send"];
 
@@ -55,7 +55,7 @@ if (mode === "begin") {
   );
   await Promise.all(runs);
 } else {
-  await recoverThreads(saver, graph as never, {
+  await recoverThreads(saver, graph, {
     owner: worker,
     concurrency: 3,
     leaseMs: 1_000,

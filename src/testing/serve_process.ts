@@ -1,10 +1,11 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
+import path from "node:path";
 import { fileURLToPath } from "node:url";
 
 /** The compiled command line, as it is installed. `npm test` builds it first. */
-const main = fileURLToPath(new URL("../../dist/src/cli/main.js", import.meta.url));
+const cli = fileURLToPath(new URL("../../dist/src/cli", import.meta.url));
 
 /** What a finished process left. */
 export interface Finished {
@@ -33,8 +34,9 @@ export async function runCommand(
   args: readonly string[],
   env: Record<string, string> = {},
   cwd?: string,
+  program?: "checkpointd_server.js",
 ): Promise<Finished> {
-  return spawnCommand(args, env, cwd).finished;
+  return spawnCommand(args, env, cwd, program).finished;
 }
 
 /** Starts `checkpointd serve` on a free port and waits until it listens (not until it is ready). */
@@ -54,8 +56,9 @@ export function spawnCommand(
   args: readonly string[],
   env: Record<string, string> = {},
   cwd?: string,
+  program = "main.js",
 ): Omit<ServeProcess, "url"> {
-  const child = spawn(process.execPath, [main, ...args], {
+  const child = spawn(process.execPath, [path.join(cli, program), ...args], {
     env: { PATH: process.env.PATH ?? "", ...env },
     stdio: ["ignore", "pipe", "pipe"],
     ...(cwd === undefined ? {} : { cwd }),

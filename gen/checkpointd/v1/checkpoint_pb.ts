@@ -51,7 +51,7 @@ export const ValueSchema: GenMessage<Value> = /*@__PURE__*/
  */
 export type ChannelBlob = Message<"checkpointd.v1.ChannelBlob"> & {
   /**
-   * The channel's name. Required, at most 512 bytes, no NUL.
+   * The channel's name. Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string channel = 1;
    */
@@ -59,7 +59,7 @@ export type ChannelBlob = Message<"checkpointd.v1.ChannelBlob"> & {
 
   /**
    * The channel's version in its text form: the JSON number a JavaScript agent uses ("3",
-   * "4.7310") or the string a Python agent uses. Required, at most 128 bytes. It must be
+   * "4.7310") or the string a Python agent uses. Required, at most 65536 bytes. It must be
    * spelled as in the checkpoint's channel_versions, which is how the two are joined.
    *
    * @generated from field: string version = 2;
@@ -89,7 +89,7 @@ export const ChannelBlobSchema: GenMessage<ChannelBlob> = /*@__PURE__*/
  */
 export type PendingWrite = Message<"checkpointd.v1.PendingWrite"> & {
   /**
-   * The task that wrote. Required, at most 128 bytes, no NUL.
+   * The task that wrote. Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string task_id = 1;
    */
@@ -104,7 +104,7 @@ export type PendingWrite = Message<"checkpointd.v1.PendingWrite"> & {
   idx: number;
 
   /**
-   * The channel written to. Required, at most 512 bytes, no NUL.
+   * The channel written to. Required, no NUL.
    *
    * @generated from field: string channel = 3;
    */
@@ -135,25 +135,31 @@ export const PendingWriteSchema: GenMessage<PendingWrite> = /*@__PURE__*/
 /**
  * Names a checkpoint.
  *
+ * What is stored is found by a key of Postgres: a checkpoint by these three names, a channel's value
+ * by thread, namespace, channel and version, a write by these three, its task and its idx. An index
+ * of Postgres takes 2678, 2671 and 2664 bytes of such names together whatever they are, and more of
+ * those that it can compress, as it can what repeats itself. A longer key is refused by Put and
+ * PutWrites (TOO_LONG, with the field that takes the most of it).
+ *
  * @generated from message checkpointd.v1.CheckpointKey
  */
 export type CheckpointKey = Message<"checkpointd.v1.CheckpointKey"> & {
   /**
-   * The thread. Required, at most 512 bytes, no NUL.
+   * The thread. Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string thread_id = 1;
    */
   threadId: string;
 
   /**
-   * The namespace: empty for the root graph. At most 1024 bytes, no NUL.
+   * The namespace: empty for the root graph. At most 65536 bytes, no NUL.
    *
    * @generated from field: string checkpoint_ns = 2;
    */
   checkpointNs: string;
 
   /**
-   * The checkpoint's id. Required, at most 128 bytes, no NUL. Ids are compared byte by
+   * The checkpoint's id. Required, at most 65536 bytes, no NUL. Ids are compared byte by
    * byte; LangGraph's are time-ordered (uuid6), so the greatest is the latest.
    *
    * @generated from field: string checkpoint_id = 3;

@@ -21,21 +21,21 @@ export const file_checkpointd_v1_checkpoint_service: GenFile = /*@__PURE__*/
  */
 export type GetTupleRequest = Message<"checkpointd.v1.GetTupleRequest"> & {
   /**
-   * The thread. Required, at most 512 bytes, no NUL.
+   * The thread. Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string thread_id = 1;
    */
   threadId: string;
 
   /**
-   * The namespace: empty for the root graph. At most 1024 bytes, no NUL.
+   * The namespace: empty for the root graph. At most 65536 bytes, no NUL.
    *
    * @generated from field: string checkpoint_ns = 2;
    */
   checkpointNs: string;
 
   /**
-   * The checkpoint's id. Empty: the latest of the thread and namespace. At most 128
+   * The checkpoint's id. Empty: the latest of the thread and namespace. At most 65536
    * bytes, no NUL.
    *
    * @generated from field: string checkpoint_id = 3;
@@ -78,29 +78,28 @@ export const GetTupleResponseSchema: GenMessage<GetTupleResponse> = /*@__PURE__*
  */
 export type PutRequest = Message<"checkpointd.v1.PutRequest"> & {
   /**
-   * The thread. Required, at most 512 bytes, no NUL.
+   * The thread. Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string thread_id = 1;
    */
   threadId: string;
 
   /**
-   * The namespace: empty for the root graph. At most 1024 bytes, no NUL.
+   * The namespace: empty for the root graph. At most 65536 bytes, no NUL.
    *
    * @generated from field: string checkpoint_ns = 2;
    */
   checkpointNs: string;
 
   /**
-   * The checkpoint's id. Required, at most 128 bytes, no NUL.
+   * The checkpoint's id. Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string checkpoint_id = 3;
    */
   checkpointId: string;
 
   /**
-   * The id of the checkpoint this one follows. Empty: it is the first. At most 128 bytes,
-   * no NUL.
+   * The id of the checkpoint this one follows. Empty: it is the first. No NUL.
    *
    * @generated from field: string parent_checkpoint_id = 4;
    */
@@ -122,7 +121,7 @@ export type PutRequest = Message<"checkpointd.v1.PutRequest"> & {
   metadataJson: string;
 
   /**
-   * The channels that are new with this checkpoint, at most 10000, each channel at most
+   * The channels that are new with this checkpoint, at most 100000, each channel at most
    * once. One without a value is stored as emptied.
    *
    * @generated from field: repeated checkpointd.v1.ChannelBlob blobs = 7;
@@ -168,28 +167,28 @@ export const PutResponseSchema: GenMessage<PutResponse> = /*@__PURE__*/
  */
 export type PutWritesRequest = Message<"checkpointd.v1.PutWritesRequest"> & {
   /**
-   * The thread. Required, at most 512 bytes, no NUL.
+   * The thread. Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string thread_id = 1;
    */
   threadId: string;
 
   /**
-   * The namespace: empty for the root graph. At most 1024 bytes, no NUL.
+   * The namespace: empty for the root graph. At most 65536 bytes, no NUL.
    *
    * @generated from field: string checkpoint_ns = 2;
    */
   checkpointNs: string;
 
   /**
-   * The checkpoint the writes follow. Required, at most 128 bytes, no NUL.
+   * The checkpoint the writes follow. Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string checkpoint_id = 3;
    */
   checkpointId: string;
 
   /**
-   * The task that wrote. Required, at most 128 bytes, no NUL.
+   * The task that wrote. Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string task_id = 4;
    */
@@ -197,14 +196,14 @@ export type PutWritesRequest = Message<"checkpointd.v1.PutWritesRequest"> & {
 
   /**
    * The task's path in the graph, which orders pending sends. Empty for JavaScript
-   * agents. At most 4096 bytes, no NUL.
+   * agents. No NUL.
    *
    * @generated from field: string task_path = 5;
    */
   taskPath: string;
 
   /**
-   * The writes, at most 10000. None is a valid call that stores nothing.
+   * The writes, at most 100000. None is a valid call that stores nothing.
    *
    * @generated from field: repeated checkpointd.v1.Write writes = 6;
    */
@@ -240,7 +239,7 @@ export type Write = Message<"checkpointd.v1.Write"> & {
   idx: number;
 
   /**
-   * The channel written to. Required, at most 512 bytes, no NUL.
+   * The channel written to. Required, no NUL.
    *
    * @generated from field: string channel = 2;
    */
@@ -283,7 +282,7 @@ export const PutWritesResponseSchema: GenMessage<PutWritesResponse> = /*@__PURE_
  */
 export type ListRequest = Message<"checkpointd.v1.ListRequest"> & {
   /**
-   * Only this thread. Absent: all threads. Not empty, at most 512 bytes, no NUL.
+   * Only this thread. Absent: all threads. Not empty, at most 65536 bytes, no NUL.
    *
    * @generated from field: optional string thread_id = 1;
    */
@@ -291,21 +290,21 @@ export type ListRequest = Message<"checkpointd.v1.ListRequest"> & {
 
   /**
    * Only this namespace, which may be the empty one of the root graph. Absent: all
-   * namespaces. At most 1024 bytes, no NUL.
+   * namespaces. At most 65536 bytes, no NUL.
    *
    * @generated from field: optional string checkpoint_ns = 2;
    */
   checkpointNs?: string | undefined;
 
   /**
-   * Only this checkpoint id. Absent: all. Not empty, at most 128 bytes, no NUL.
+   * Only this checkpoint id. Absent: all. Not empty, at most 65536 bytes, no NUL.
    *
    * @generated from field: optional string checkpoint_id = 3;
    */
   checkpointId?: string | undefined;
 
   /**
-   * Only checkpoints with a smaller id. Absent: all. Not empty, at most 128 bytes, no NUL.
+   * Only checkpoints with a smaller id. Absent: all. Not empty, at most 65536 bytes, no NUL.
    *
    * @generated from field: optional string before_checkpoint_id = 4;
    */
@@ -387,7 +386,7 @@ export const ListResponseSchema: GenMessage<ListResponse> = /*@__PURE__*/
  */
 export type DeleteThreadRequest = Message<"checkpointd.v1.DeleteThreadRequest"> & {
   /**
-   * The thread. Required, at most 512 bytes, no NUL.
+   * The thread. Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string thread_id = 1;
    */

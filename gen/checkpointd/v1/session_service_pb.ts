@@ -313,7 +313,7 @@ export type StoredPrefix = Message<"checkpointd.v1.StoredPrefix"> & {
 
   /**
    * The version of the same channel, in the same thread and namespace, that has these bytes.
-   * Required, at most 128 bytes, no NUL.
+   * Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string version = 2;
    */

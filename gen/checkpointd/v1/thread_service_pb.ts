@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file checkpointd/v1/thread_service.proto.
  */
 export const file_checkpointd_v1_thread_service: GenFile = /*@__PURE__*/
-  fileDesc("CiNjaGVja3BvaW50ZC92MS90aHJlYWRfc2VydmljZS5wcm90bxIOY2hlY2twb2ludGQudjEi5AIKBlRocmVhZBIRCgl0aHJlYWRfaWQYASABKAkSFQoNY2hlY2twb2ludF9pZBgCIAEoCRIvCgt1cGRhdGVfdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoEc3RlcBgEIAEoBUgAiAEBEg4KBnNvdXJjZRgFIAEoCRIsCgZzdGF0dXMYBiABKA4yHC5jaGVja3BvaW50ZC52MS5UaHJlYWRTdGF0dXMSFQoNcGVuZGluZ19ub2RlcxgHIAMoCRIVCg1tZXRhZGF0YV9qc29uGAggASgJEi8KBWNsYWltGAkgASgLMhsuY2hlY2twb2ludGQudjEuVGhyZWFkQ2xhaW1IAYgBARIxCgZjb3VudHMYCiABKAsyHC5jaGVja3BvaW50ZC52MS5UaHJlYWRDb3VudHNIAogBAUIHCgVfc3RlcEIICgZfY2xhaW1CCQoHX2NvdW50cyJNCgtUaHJlYWRDbGFpbRINCgVvd25lchgBIAEoCRIvCgtleHBpcmVfdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiWAoMVGhyZWFkQ291bnRzEhMKC2NoZWNrcG9pbnRzGAEgASgDEg0KBWJsb2JzGAIgASgDEg4KBndyaXRlcxgDIAEoAxIUCgxzdG9yZWRfYnl0ZXMYBCABKAMi3QEKDFRocmVhZEZpbHRlchIuCghzdGF0dXNlcxgBIAMoDjIcLmNoZWNrcG9pbnRkLnYxLlRocmVhZFN0YXR1cxIYChB0aHJlYWRfaWRfcHJlZml4GAIgASgJEhwKFG1ldGFkYXRhX2ZpbHRlcl9qc29uGAMgASgJEjEKDXVwZGF0ZWRfYWZ0ZXIYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjIKDnVwZGF0ZWRfYmVmb3JlGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCLQAQoSTGlzdFRocmVhZHNSZXF1ZXN0EiwKBmZpbHRlchgBIAEoCzIcLmNoZWNrcG9pbnRkLnYxLlRocmVhZEZpbHRlchIqCgVvcmRlchgCIAEoDjIbLmNoZWNrcG9pbnRkLnYxLlRocmVhZE9yZGVyEhIKBWxpbWl0GAMgASgFSACIAQESEwoLd2l0aF9jb3VudHMYBCABKAgSLQoFYWZ0ZXIYBSABKAsyHi5jaGVja3BvaW50ZC52MS5UaHJlYWRQb3NpdGlvbkIICgZfbGltaXQiVAoOVGhyZWFkUG9zaXRpb24SEQoJdGhyZWFkX2lkGAEgASgJEi8KC3VwZGF0ZV90aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI9ChNMaXN0VGhyZWFkc1Jlc3BvbnNlEiYKBnRocmVhZBgBIAEoCzIWLmNoZWNrcG9pbnRkLnYxLlRocmVhZCI6ChBHZXRUaHJlYWRSZXF1ZXN0EhEKCXRocmVhZF9pZBgBIAEoCRITCgt3aXRoX2NvdW50cxgCIAEoCCI7ChFHZXRUaHJlYWRSZXNwb25zZRImCgZ0aHJlYWQYASABKAsyFi5jaGVja3BvaW50ZC52MS5UaHJlYWQi0QEKE0NsYWltVGhyZWFkc1JlcXVlc3QSDQoFb3duZXIYASABKAkSMQoObGVhc2VfZHVyYXRpb24YAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SDQoFbGltaXQYAyABKAUSKAoFZ3JhY2UYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SLAoGZmlsdGVyGAUgASgLMhwuY2hlY2twb2ludGQudjEuVGhyZWFkRmlsdGVyEhEKCXRocmVhZF9pZBgGIAEoCSJGChRDbGFpbVRocmVhZHNSZXNwb25zZRIuCgd0aHJlYWRzGAEgAygLMh0uY2hlY2twb2ludGQudjEuQ2xhaW1lZFRocmVhZCJ9Cg1DbGFpbWVkVGhyZWFkEiYKBnRocmVhZBgBIAEoCzIWLmNoZWNrcG9pbnRkLnYxLlRocmVhZBITCgtsZWFzZV90b2tlbhgCIAEoCRIvCgtleHBpcmVfdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAibgoRUmVuZXdDbGFpbVJlcXVlc3QSEQoJdGhyZWFkX2lkGAEgASgJEhMKC2xlYXNlX3Rva2VuGAIgASgJEjEKDmxlYXNlX2R1cmF0aW9uGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIkUKElJlbmV3Q2xhaW1SZXNwb25zZRIvCgtleHBpcmVfdGltZRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiPQoTUmVsZWFzZUNsYWltUmVxdWVzdBIRCgl0aHJlYWRfaWQYASABKAkSEwoLbGVhc2VfdG9rZW4YAiABKAkiFgoUUmVsZWFzZUNsYWltUmVzcG9uc2UibQoYR2V0Q2hhbm5lbEhpc3RvcnlSZXF1ZXN0EhEKCXRocmVhZF9pZBgBIAEoCRIVCg1jaGVja3BvaW50X25zGAIgASgJEhUKDWNoZWNrcG9pbnRfaWQYAyABKAkSEAoIY2hhbm5lbHMYBCADKAkiwAIKGUdldENoYW5uZWxIaXN0b3J5UmVzcG9uc2USFQoNY2hlY2twb2ludF9pZBgBIAEoCRIsCgZ3cml0ZXMYAiADKAsyHC5jaGVja3BvaW50ZC52MS5QZW5kaW5nV3JpdGUSKgoFc2VlZHMYAyADKAsyGy5jaGVja3BvaW50ZC52MS5DaGFubmVsQmxvYhJQCgxpbmxpbmVfc2VlZHMYBCADKAsyOi5jaGVja3BvaW50ZC52MS5HZXRDaGFubmVsSGlzdG9yeVJlc3BvbnNlLklubGluZVNlZWRzRW50cnkSLAoNcGVuZGluZ19zZW5kcxgFIAMoCzIVLmNoZWNrcG9pbnRkLnYxLlZhbHVlGjIKEElubGluZVNlZWRzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJHChFDb3B5VGhyZWFkUmVxdWVzdBIYChBzb3VyY2VfdGhyZWFkX2lkGAEgASgJEhgKEHRhcmdldF90aHJlYWRfaWQYAiABKAkiQgoSQ29weVRocmVhZFJlc3BvbnNlEiwKBmNvcGllZBgBIAEoCzIcLmNoZWNrcG9pbnRkLnYxLlRocmVhZENvdW50cyIkChFEZWxldGVSdW5zUmVxdWVzdBIPCgdydW5faWRzGAEgAygJIkMKEkRlbGV0ZVJ1bnNSZXNwb25zZRItCgdyZW1vdmVkGAEgASgLMhwuY2hlY2twb2ludGQudjEuVGhyZWFkQ291bnRzIuMBChNQcnVuZVRocmVhZHNSZXF1ZXN0EiwKBmZpbHRlchgBIAEoCzIcLmNoZWNrcG9pbnRkLnYxLlRocmVhZEZpbHRlchISCgp0aHJlYWRfaWRzGAIgAygJEhMKCWtlZXBfbGFzdBgDIAEoBUgAEhAKBmRlbGV0ZRgEIAEoCEgAEi0KCm9sZGVyX3RoYW4YBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SDwoHZHJ5X3J1bhgGIAEoCBIXCg9hZnRlcl90aHJlYWRfaWQYByABKAlCCgoIc3RyYXRlZ3kicgoUUHJ1bmVUaHJlYWRzUmVzcG9uc2USEQoJdGhyZWFkX2lkGAEgASgJEi0KB3JlbW92ZWQYAiABKAsyHC5jaGVja3BvaW50ZC52MS5UaHJlYWRDb3VudHMSGAoQdGhyZWFkc19leGFtaW5lZBgDIAEoAyqeAQoMVGhyZWFkU3RhdHVzEh0KGVRIUkVBRF9TVEFUVVNfVU5TUEVDSUZJRUQQABIbChdUSFJFQURfU1RBVFVTX0NPTVBMRVRFRBABEhkKFVRIUkVBRF9TVEFUVVNfUEVORElORxACEh0KGVRIUkVBRF9TVEFUVVNfSU5URVJSVVBURUQQAxIYChRUSFJFQURfU1RBVFVTX0ZBSUxFRBAEKmIKC1RocmVhZE9yZGVyEhwKGFRIUkVBRF9PUkRFUl9VTlNQRUNJRklFRBAAEh0KGVRIUkVBRF9PUkRFUl9ORVdFU1RfRklSU1QQARIWChJUSFJFQURfT1JERVJfQllfSUQQAjLcBgoNVGhyZWFkU2VydmljZRJdCgtMaXN0VGhyZWFkcxIiLmNoZWNrcG9pbnRkLnYxLkxpc3RUaHJlYWRzUmVxdWVzdBojLmNoZWNrcG9pbnRkLnYxLkxpc3RUaHJlYWRzUmVzcG9uc2UiA5ACATABElUKCUdldFRocmVhZBIgLmNoZWNrcG9pbnRkLnYxLkdldFRocmVhZFJlcXVlc3QaIS5jaGVja3BvaW50ZC52MS5HZXRUaHJlYWRSZXNwb25zZSIDkAIBElkKDENsYWltVGhyZWFkcxIjLmNoZWNrcG9pbnRkLnYxLkNsYWltVGhyZWFkc1JlcXVlc3QaJC5jaGVja3BvaW50ZC52MS5DbGFpbVRocmVhZHNSZXNwb25zZRJYCgpSZW5ld0NsYWltEiEuY2hlY2twb2ludGQudjEuUmVuZXdDbGFpbVJlcXVlc3QaIi5jaGVja3BvaW50ZC52MS5SZW5ld0NsYWltUmVzcG9uc2UiA5ACAhJeCgxSZWxlYXNlQ2xhaW0SIy5jaGVja3BvaW50ZC52MS5SZWxlYXNlQ2xhaW1SZXF1ZXN0GiQuY2hlY2twb2ludGQudjEuUmVsZWFzZUNsYWltUmVzcG9uc2UiA5ACAhJvChFHZXRDaGFubmVsSGlzdG9yeRIoLmNoZWNrcG9pbnRkLnYxLkdldENoYW5uZWxIaXN0b3J5UmVxdWVzdBopLmNoZWNrcG9pbnRkLnYxLkdldENoYW5uZWxIaXN0b3J5UmVzcG9uc2UiA5ACATABElMKCkNvcHlUaHJlYWQSIS5jaGVja3BvaW50ZC52MS5Db3B5VGhyZWFkUmVxdWVzdBoiLmNoZWNrcG9pbnRkLnYxLkNvcHlUaHJlYWRSZXNwb25zZRJYCgpEZWxldGVSdW5zEiEuY2hlY2twb2ludGQudjEuRGVsZXRlUnVuc1JlcXVlc3QaIi5jaGVja3BvaW50ZC52MS5EZWxldGVSdW5zUmVzcG9uc2UiA5ACAhJgCgxQcnVuZVRocmVhZHMSIy5jaGVja3BvaW50ZC52MS5QcnVuZVRocmVhZHNSZXF1ZXN0GiQuY2hlY2twb2ludGQudjEuUHJ1bmVUaHJlYWRzUmVzcG9uc2UiA5ACAjABYgZwcm90bzM", [file_checkpointd_v1_checkpoint, file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("CiNjaGVja3BvaW50ZC92MS90aHJlYWRfc2VydmljZS5wcm90bxIOY2hlY2twb2ludGQudjEi5AIKBlRocmVhZBIRCgl0aHJlYWRfaWQYASABKAkSFQoNY2hlY2twb2ludF9pZBgCIAEoCRIvCgt1cGRhdGVfdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoEc3RlcBgEIAEoBUgAiAEBEg4KBnNvdXJjZRgFIAEoCRIsCgZzdGF0dXMYBiABKA4yHC5jaGVja3BvaW50ZC52MS5UaHJlYWRTdGF0dXMSFQoNcGVuZGluZ19ub2RlcxgHIAMoCRIVCg1tZXRhZGF0YV9qc29uGAggASgJEi8KBWNsYWltGAkgASgLMhsuY2hlY2twb2ludGQudjEuVGhyZWFkQ2xhaW1IAYgBARIxCgZjb3VudHMYCiABKAsyHC5jaGVja3BvaW50ZC52MS5UaHJlYWRDb3VudHNIAogBAUIHCgVfc3RlcEIICgZfY2xhaW1CCQoHX2NvdW50cyJNCgtUaHJlYWRDbGFpbRINCgVvd25lchgBIAEoCRIvCgtleHBpcmVfdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiWAoMVGhyZWFkQ291bnRzEhMKC2NoZWNrcG9pbnRzGAEgASgDEg0KBWJsb2JzGAIgASgDEg4KBndyaXRlcxgDIAEoAxIUCgxzdG9yZWRfYnl0ZXMYBCABKAMi+wEKDFRocmVhZEZpbHRlchIuCghzdGF0dXNlcxgBIAMoDjIcLmNoZWNrcG9pbnRkLnYxLlRocmVhZFN0YXR1cxIYChB0aHJlYWRfaWRfcHJlZml4GAIgASgJEhwKFG1ldGFkYXRhX2ZpbHRlcl9qc29uGAMgASgJEjEKDXVwZGF0ZWRfYWZ0ZXIYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjIKDnVwZGF0ZWRfYmVmb3JlGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBISCgVncmFwaBgGIAEoCUgAiAEBQggKBl9ncmFwaCLQAQoSTGlzdFRocmVhZHNSZXF1ZXN0EiwKBmZpbHRlchgBIAEoCzIcLmNoZWNrcG9pbnRkLnYxLlRocmVhZEZpbHRlchIqCgVvcmRlchgCIAEoDjIbLmNoZWNrcG9pbnRkLnYxLlRocmVhZE9yZGVyEhIKBWxpbWl0GAMgASgFSACIAQESEwoLd2l0aF9jb3VudHMYBCABKAgSLQoFYWZ0ZXIYBSABKAsyHi5jaGVja3BvaW50ZC52MS5UaHJlYWRQb3NpdGlvbkIICgZfbGltaXQiVAoOVGhyZWFkUG9zaXRpb24SEQoJdGhyZWFkX2lkGAEgASgJEi8KC3VwZGF0ZV90aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI9ChNMaXN0VGhyZWFkc1Jlc3BvbnNlEiYKBnRocmVhZBgBIAEoCzIWLmNoZWNrcG9pbnRkLnYxLlRocmVhZCI6ChBHZXRUaHJlYWRSZXF1ZXN0EhEKCXRocmVhZF9pZBgBIAEoCRITCgt3aXRoX2NvdW50cxgCIAEoCCI7ChFHZXRUaHJlYWRSZXNwb25zZRImCgZ0aHJlYWQYASABKAsyFi5jaGVja3BvaW50ZC52MS5UaHJlYWQi7AEKE0NsYWltVGhyZWFkc1JlcXVlc3QSDQoFb3duZXIYASABKAkSMQoObGVhc2VfZHVyYXRpb24YAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SDQoFbGltaXQYAyABKAUSKAoFZ3JhY2UYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SLAoGZmlsdGVyGAUgASgLMhwuY2hlY2twb2ludGQudjEuVGhyZWFkRmlsdGVyEhEKCXRocmVhZF9pZBgGIAEoCRIZChFleGNlcHRfdGhyZWFkX2lkcxgHIAMoCSJGChRDbGFpbVRocmVhZHNSZXNwb25zZRIuCgd0aHJlYWRzGAEgAygLMh0uY2hlY2twb2ludGQudjEuQ2xhaW1lZFRocmVhZCJ9Cg1DbGFpbWVkVGhyZWFkEiYKBnRocmVhZBgBIAEoCzIWLmNoZWNrcG9pbnRkLnYxLlRocmVhZBITCgtsZWFzZV90b2tlbhgCIAEoCRIvCgtleHBpcmVfdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAibgoRUmVuZXdDbGFpbVJlcXVlc3QSEQoJdGhyZWFkX2lkGAEgASgJEhMKC2xlYXNlX3Rva2VuGAIgASgJEjEKDmxlYXNlX2R1cmF0aW9uGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIkUKElJlbmV3Q2xhaW1SZXNwb25zZRIvCgtleHBpcmVfdGltZRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiPQoTUmVsZWFzZUNsYWltUmVxdWVzdBIRCgl0aHJlYWRfaWQYASABKAkSEwoLbGVhc2VfdG9rZW4YAiABKAkiFgoUUmVsZWFzZUNsYWltUmVzcG9uc2UibQoYR2V0Q2hhbm5lbEhpc3RvcnlSZXF1ZXN0EhEKCXRocmVhZF9pZBgBIAEoCRIVCg1jaGVja3BvaW50X25zGAIgASgJEhUKDWNoZWNrcG9pbnRfaWQYAyABKAkSEAoIY2hhbm5lbHMYBCADKAkiwAIKGUdldENoYW5uZWxIaXN0b3J5UmVzcG9uc2USFQoNY2hlY2twb2ludF9pZBgBIAEoCRIsCgZ3cml0ZXMYAiADKAsyHC5jaGVja3BvaW50ZC52MS5QZW5kaW5nV3JpdGUSKgoFc2VlZHMYAyADKAsyGy5jaGVja3BvaW50ZC52MS5DaGFubmVsQmxvYhJQCgxpbmxpbmVfc2VlZHMYBCADKAsyOi5jaGVja3BvaW50ZC52MS5HZXRDaGFubmVsSGlzdG9yeVJlc3BvbnNlLklubGluZVNlZWRzRW50cnkSLAoNcGVuZGluZ19zZW5kcxgFIAMoCzIVLmNoZWNrcG9pbnRkLnYxLlZhbHVlGjIKEElubGluZVNlZWRzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJHChFDb3B5VGhyZWFkUmVxdWVzdBIYChBzb3VyY2VfdGhyZWFkX2lkGAEgASgJEhgKEHRhcmdldF90aHJlYWRfaWQYAiABKAkiQgoSQ29weVRocmVhZFJlc3BvbnNlEiwKBmNvcGllZBgBIAEoCzIcLmNoZWNrcG9pbnRkLnYxLlRocmVhZENvdW50cyIkChFEZWxldGVSdW5zUmVxdWVzdBIPCgdydW5faWRzGAEgAygJIkMKEkRlbGV0ZVJ1bnNSZXNwb25zZRItCgdyZW1vdmVkGAEgASgLMhwuY2hlY2twb2ludGQudjEuVGhyZWFkQ291bnRzIuMBChNQcnVuZVRocmVhZHNSZXF1ZXN0EiwKBmZpbHRlchgBIAEoCzIcLmNoZWNrcG9pbnRkLnYxLlRocmVhZEZpbHRlchISCgp0aHJlYWRfaWRzGAIgAygJEhMKCWtlZXBfbGFzdBgDIAEoBUgAEhAKBmRlbGV0ZRgEIAEoCEgAEi0KCm9sZGVyX3RoYW4YBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SDwoHZHJ5X3J1bhgGIAEoCBIXCg9hZnRlcl90aHJlYWRfaWQYByABKAlCCgoIc3RyYXRlZ3kicgoUUHJ1bmVUaHJlYWRzUmVzcG9uc2USEQoJdGhyZWFkX2lkGAEgASgJEi0KB3JlbW92ZWQYAiABKAsyHC5jaGVja3BvaW50ZC52MS5UaHJlYWRDb3VudHMSGAoQdGhyZWFkc19leGFtaW5lZBgDIAEoAyqeAQoMVGhyZWFkU3RhdHVzEh0KGVRIUkVBRF9TVEFUVVNfVU5TUEVDSUZJRUQQABIbChdUSFJFQURfU1RBVFVTX0NPTVBMRVRFRBABEhkKFVRIUkVBRF9TVEFUVVNfUEVORElORxACEh0KGVRIUkVBRF9TVEFUVVNfSU5URVJSVVBURUQQAxIYChRUSFJFQURfU1RBVFVTX0ZBSUxFRBAEKmIKC1RocmVhZE9yZGVyEhwKGFRIUkVBRF9PUkRFUl9VTlNQRUNJRklFRBAAEh0KGVRIUkVBRF9PUkRFUl9ORVdFU1RfRklSU1QQARIWChJUSFJFQURfT1JERVJfQllfSUQQAjLcBgoNVGhyZWFkU2VydmljZRJdCgtMaXN0VGhyZWFkcxIiLmNoZWNrcG9pbnRkLnYxLkxpc3RUaHJlYWRzUmVxdWVzdBojLmNoZWNrcG9pbnRkLnYxLkxpc3RUaHJlYWRzUmVzcG9uc2UiA5ACATABElUKCUdldFRocmVhZBIgLmNoZWNrcG9pbnRkLnYxLkdldFRocmVhZFJlcXVlc3QaIS5jaGVja3BvaW50ZC52MS5HZXRUaHJlYWRSZXNwb25zZSIDkAIBElkKDENsYWltVGhyZWFkcxIjLmNoZWNrcG9pbnRkLnYxLkNsYWltVGhyZWFkc1JlcXVlc3QaJC5jaGVja3BvaW50ZC52MS5DbGFpbVRocmVhZHNSZXNwb25zZRJYCgpSZW5ld0NsYWltEiEuY2hlY2twb2ludGQudjEuUmVuZXdDbGFpbVJlcXVlc3QaIi5jaGVja3BvaW50ZC52MS5SZW5ld0NsYWltUmVzcG9uc2UiA5ACAhJeCgxSZWxlYXNlQ2xhaW0SIy5jaGVja3BvaW50ZC52MS5SZWxlYXNlQ2xhaW1SZXF1ZXN0GiQuY2hlY2twb2ludGQudjEuUmVsZWFzZUNsYWltUmVzcG9uc2UiA5ACAhJvChFHZXRDaGFubmVsSGlzdG9yeRIoLmNoZWNrcG9pbnRkLnYxLkdldENoYW5uZWxIaXN0b3J5UmVxdWVzdBopLmNoZWNrcG9pbnRkLnYxLkdldENoYW5uZWxIaXN0b3J5UmVzcG9uc2UiA5ACATABElMKCkNvcHlUaHJlYWQSIS5jaGVja3BvaW50ZC52MS5Db3B5VGhyZWFkUmVxdWVzdBoiLmNoZWNrcG9pbnRkLnYxLkNvcHlUaHJlYWRSZXNwb25zZRJYCgpEZWxldGVSdW5zEiEuY2hlY2twb2ludGQudjEuRGVsZXRlUnVuc1JlcXVlc3QaIi5jaGVja3BvaW50ZC52MS5EZWxldGVSdW5zUmVzcG9uc2UiA5ACAhJgCgxQcnVuZVRocmVhZHMSIy5jaGVja3BvaW50ZC52MS5QcnVuZVRocmVhZHNSZXF1ZXN0GiQuY2hlY2twb2ludGQudjEuUHJ1bmVUaHJlYWRzUmVzcG9uc2UiA5ACAjABYgZwcm90bzM", [file_checkpointd_v1_checkpoint, file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * A thread and how it stands.
@@ -189,7 +189,7 @@ export type ThreadFilter = Message<"checkpointd.v1.ThreadFilter"> & {
   statuses: ThreadStatus[];
 
   /**
-   * Only threads whose id begins so. At most 512 bytes, no NUL.
+   * Only threads whose id begins so. At most 65536 bytes, no NUL.
    *
    * @generated from field: string thread_id_prefix = 2;
    */
@@ -215,6 +215,14 @@ export type ThreadFilter = Message<"checkpointd.v1.ThreadFilter"> & {
    * @generated from field: google.protobuf.Timestamp updated_before = 5;
    */
   updatedBefore?: Timestamp | undefined;
+
+  /**
+   * Only threads of the graph of this name, which savers keep under the metadata's key
+   * "checkpointd_graph". Empty: only threads that carry no such name. Absent: all. No NUL.
+   *
+   * @generated from field: optional string graph = 6;
+   */
+  graph?: string | undefined;
 };
 
 /**
@@ -282,7 +290,7 @@ export const ListThreadsRequestSchema: GenMessage<ListThreadsRequest> = /*@__PUR
  */
 export type ThreadPosition = Message<"checkpointd.v1.ThreadPosition"> & {
   /**
-   * The thread. Required, at most 512 bytes, no NUL.
+   * The thread. Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string thread_id = 1;
    */
@@ -331,7 +339,7 @@ export const ListThreadsResponseSchema: GenMessage<ListThreadsResponse> = /*@__P
  */
 export type GetThreadRequest = Message<"checkpointd.v1.GetThreadRequest"> & {
   /**
-   * The thread. Required, at most 512 bytes, no NUL.
+   * The thread. Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string thread_id = 1;
    */
@@ -419,12 +427,20 @@ export type ClaimThreadsRequest = Message<"checkpointd.v1.ClaimThreadsRequest"> 
 
   /**
    * Only this thread, in whatever status unless the filter says otherwise, and without grace:
-   * for a worker that is about to run it and wants nobody else to. At most 512 bytes, no NUL.
+   * for a worker that is about to run it and wants nobody else to. At most 65536 bytes, no NUL.
    * Empty: any.
    *
    * @generated from field: string thread_id = 6;
    */
   threadId: string;
+
+  /**
+   * None of these: what the worker has met and cannot resume, for now. At most 1000, each not empty
+   * and at most 65536 bytes, no NUL.
+   *
+   * @generated from field: repeated string except_thread_ids = 7;
+   */
+  exceptThreadIds: string[];
 };
 
 /**
@@ -497,7 +513,7 @@ export const ClaimedThreadSchema: GenMessage<ClaimedThread> = /*@__PURE__*/
  */
 export type RenewClaimRequest = Message<"checkpointd.v1.RenewClaimRequest"> & {
   /**
-   * The thread. Required, at most 512 bytes, no NUL.
+   * The thread. Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string thread_id = 1;
    */
@@ -553,7 +569,7 @@ export const RenewClaimResponseSchema: GenMessage<RenewClaimResponse> = /*@__PUR
  */
 export type ReleaseClaimRequest = Message<"checkpointd.v1.ReleaseClaimRequest"> & {
   /**
-   * The thread. Required, at most 512 bytes, no NUL.
+   * The thread. Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string thread_id = 1;
    */
@@ -596,14 +612,14 @@ export const ReleaseClaimResponseSchema: GenMessage<ReleaseClaimResponse> = /*@_
  */
 export type GetChannelHistoryRequest = Message<"checkpointd.v1.GetChannelHistoryRequest"> & {
   /**
-   * The thread. Required, at most 512 bytes, no NUL.
+   * The thread. Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string thread_id = 1;
    */
   threadId: string;
 
   /**
-   * The namespace: empty for the root graph. At most 1024 bytes, no NUL.
+   * The namespace: empty for the root graph. At most 65536 bytes, no NUL.
    *
    * @generated from field: string checkpoint_ns = 2;
    */
@@ -611,14 +627,14 @@ export type GetChannelHistoryRequest = Message<"checkpointd.v1.GetChannelHistory
 
   /**
    * The checkpoint whose ancestors are walked. Empty: the latest of the thread and namespace.
-   * At most 128 bytes, no NUL.
+   * At most 65536 bytes, no NUL.
    *
    * @generated from field: string checkpoint_id = 3;
    */
   checkpointId: string;
 
   /**
-   * The channels, at most 1000, each at most once, each not empty and at most 512 bytes, no
+   * The channels, at most 100000, each at most once, each not empty and at most 65536 bytes, no
    * NUL. None is a valid call that returns nothing.
    *
    * @generated from field: repeated string channels = 4;
@@ -689,14 +705,14 @@ export const GetChannelHistoryResponseSchema: GenMessage<GetChannelHistoryRespon
  */
 export type CopyThreadRequest = Message<"checkpointd.v1.CopyThreadRequest"> & {
   /**
-   * The thread to copy. Required, at most 512 bytes, no NUL.
+   * The thread to copy. Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string source_thread_id = 1;
    */
   sourceThreadId: string;
 
   /**
-   * The name of the copy. Required, at most 512 bytes, no NUL.
+   * The name of the copy. Required, at most 65536 bytes, no NUL.
    *
    * @generated from field: string target_thread_id = 2;
    */
@@ -738,7 +754,7 @@ export const CopyThreadResponseSchema: GenMessage<CopyThreadResponse> = /*@__PUR
  */
 export type DeleteRunsRequest = Message<"checkpointd.v1.DeleteRunsRequest"> & {
   /**
-   * The runs, at most 1000, each not empty and at most 512 bytes, no NUL.
+   * The runs, at most 1000, each not empty and at most 65536 bytes, no NUL.
    *
    * @generated from field: repeated string run_ids = 1;
    */
@@ -794,7 +810,7 @@ export type PruneThreadsRequest = Message<"checkpointd.v1.PruneThreadsRequest"> 
   filter?: ThreadFilter | undefined;
 
   /**
-   * Only these, at most 1000, each not empty and at most 512 bytes, no NUL. Empty: all that
+   * Only these, at most 1000, each not empty and at most 65536 bytes, no NUL. Empty: all that
    * match the filter.
    *
    * @generated from field: repeated string thread_ids = 2;
@@ -842,7 +858,7 @@ export type PruneThreadsRequest = Message<"checkpointd.v1.PruneThreadsRequest"> 
 
   /**
    * Only threads whose ids come after this one, byte by byte: the last that was told when the call
-   * was cut off goes here. At most 512 bytes, no NUL. Empty: from the first.
+   * was cut off goes here. At most 65536 bytes, no NUL. Empty: from the first.
    *
    * @generated from field: string after_thread_id = 7;
    */
