@@ -1,6 +1,7 @@
 /** What a hostile client sends is refused, and costs the server and its neighbours little. */
 import { type IncomingMessage, request } from "node:http";
 import { gzipSync } from "node:zlib";
+import { Code } from "@connectrpc/connect";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { sessionPath, sessionUpgrade } from "../protocol/wire.js";
@@ -26,11 +27,11 @@ const field = (number: number, bytes: Uint8Array) =>
 const thread = field(1, Buffer.from("t"));
 const emptyBlob = field(7, new Uint8Array(0));
 
-/** Each too much in few bytes: half a million objects in a megabyte. */
+/** Each too much in few bytes: more than a million objects in three megabytes. */
 const bombs: [string, string, Uint8Array, string?][] = [
-  ["unknown fields", "GetTuple", Buffer.alloc(1_000_000, Buffer.from([15 * 8, 0]))],
-  ["empty blobs", "Put", Buffer.alloc(1_000_000, emptyBlob), "blobs"],
-  ["empty names", "Put", Buffer.concat([thread, Buffer.alloc(1_000_000, field(1, Buffer.of()))])],
+  ["unknown fields", "GetTuple", Buffer.alloc(3_000_000, Buffer.from([15 * 8, 0]))],
+  ["empty blobs", "Put", Buffer.alloc(3_000_000, emptyBlob), "blobs"],
+  ["empty names", "Put", Buffer.concat([thread, Buffer.alloc(3_000_000, field(1, Buffer.of()))])],
 ];
 
 const carriers: [string, (message: Uint8Array) => [Record<string, string>, Uint8Array]][] = [
@@ -52,6 +53,10 @@ describe("more objects than bytes", () => {
         const [headers, body] = wrap(message);
         const answer = await post(edge.server.url, rpc, body as Uint8Array<ArrayBuffer>, headers);
         const told = decodeURIComponent(answer.body);
+        if (carrier.endsWith("compressed")) {
+          expect(told).toContain("more than 100 times as large");
+          return;
+        }
         expect(told).toContain(`more than ${mostParts} fields, elements and values`);
         if (list) expect(told).toContain(list);
       });
@@ -80,6 +85,45 @@ describe("more objects than bytes", () => {
     const answer = await post(edge.server.url, "GetTuple", groups, headers);
     expect(answer.error?.code).toBe("invalid_argument");
   });
+});
+
+const numbers = (count: number, each: string) => `{"n":[${Array(count).fill(each).join()}]}`;
+test.each([
+  ["numbers that are short and write out long", numbers(20, "1e131071")],
+  ["the same below one", numbers(10_000, "-1.5E-10000")],
+  [
+    "the same after what looks like a string's end",
+    `{"\\"\\\\":"1e9", "n": [${Array(20).fill("1e131071").join()}]}`,
+  ],
+])("is refused as metadata: %s", async (_, metadataJson) => {
+  for (const field of ["metadataJson", "checkpointJson"]) {
+    const request = {
+      threadId: "t",
+      checkpointId: "1",
+      checkpointJson: "{}",
+      [field]: metadataJson,
+    };
+    await edge.expectRefused(
+      { rpc: "put", request },
+      {
+        code: Code.InvalidArgument,
+        reason: "OUT_OF_RANGE",
+        field: field === "metadataJson" ? "metadata_json" : "checkpoint_json",
+        limit: 1024 * 1024,
+      },
+    );
+  }
+});
+
+test.each([
+  ["numbers as they are", numbers(10_000, "1e-10")],
+  ["numbers of doubles at their ends", numbers(1_000, "1.7976931348623157e308")],
+  ["texts of numbers", JSON.stringify({ n: Array(100).fill("1e131071, 1e131071") })],
+])("is stored as metadata: %s", async (name, metadataJson) => {
+  const request = { threadId: name, checkpointId: "1", checkpointJson: "{}", metadataJson };
+  await edge.clients.connect.put(request);
+  const { tuple } = await edge.clients.connect.getTuple({ threadId: name });
+  expect(tuple?.metadataJson.length).toBeGreaterThan(metadataJson.length / 2);
 });
 
 test.each([

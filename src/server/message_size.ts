@@ -8,10 +8,10 @@ import { Code, ConnectError } from "@connectrpc/connect";
 import { CheckpointdError, invalidArgument } from "../errors.js";
 
 /**
- * Fields, list elements and JSON values of one message. The largest that is meant, a put of 10,000
- * channels, has 70,000; so many take some 0.1 s and 100 MB.
+ * Fields, list elements and JSON values of one message. The largest that is meant, a put of 100,000
+ * channels, has 700,000.
  */
-export const mostParts = 200_000;
+export const mostParts = 1_000_000;
 
 /** Deeper than any message of ours, and shallow enough for a decoder that calls itself. */
 const mostNested = 32;

@@ -8,7 +8,10 @@ loopback.addAddress("::1", "ipv6");
 
 /** Whether an address or a name leads to the machine itself. */
 export function isLoopback(host: string): boolean {
-  const name = host.toLowerCase().replace(/^\[(.*)\]$/, "$1").replace(/\.$/, "");
+  const name = host
+    .toLowerCase()
+    .replace(/^\[(.*)\]$/, "$1")
+    .replace(/\.$/, "");
   const family = isIP(name);
   if (family === 0) return name === "localhost" || name.endsWith(".localhost");
   return loopback.check(name, family === 4 ? "ipv4" : "ipv6");
