@@ -82,7 +82,8 @@ async function fuzz(
       List: () => drain(checkpoints.list({})),
       "List of the metadata": () => drain(checkpoints.list({ view: ListView.METADATA })),
       ListThreads: () => drain(threads.listThreads({ withCounts: true })),
-      "a dry PruneThreads": () => drain(threads.pruneThreads({ strategy: { case: "keepLast", value: 1 }, dryRun: true })),
+      "a dry PruneThreads": () =>
+        drain(threads.pruneThreads({ strategy: { case: "keepLast", value: 1 }, dryRun: true })),
     };
     for (const [name, read] of Object.entries(reads)) {
       await read().catch((error) => findings.push(`after ${at}: ${name} fails: ${error}`));
