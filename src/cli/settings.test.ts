@@ -175,6 +175,14 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     wrong: ["example.com", "https://a.example/"],
     unset: [],
   },
+  allowedHosts: {
+    flag: "--allowed-hosts",
+    env: "CHECKPOINTD_ALLOWED_HOSTS",
+    text: "checkpointd.internal, db",
+    value: ["checkpointd.internal", "db"],
+    wrong: ["http://a.example", "a.example:80", "a b"],
+    unset: [],
+  },
   logLevel: {
     flag: "--log-level",
     env: "CHECKPOINTD_LOG_LEVEL",

@@ -62,6 +62,12 @@ const origins = kind(
   },
 );
 
+const hosts = kind("names of hosts without ports, separated by commas", (value) => {
+  const list = value.split(",").map((host) => host.trim());
+  const isName = (host: string) => URL.canParse(`http://${host}`) && !/[/:@?#]/.test(host);
+  return list.every(isName) ? list : undefined;
+});
+
 /** What `checkpointd serve` can be told. */
 export const settings = {
   databaseUrl: define({
@@ -203,6 +209,13 @@ export const settings = {
     kind: origins,
     unset: [],
     help: "origins whose pages may call from a browser",
+  }),
+  allowedHosts: define({
+    flag: "allowed-hosts",
+    env: "CHECKPOINTD_ALLOWED_HOSTS",
+    kind: hosts,
+    unset: [],
+    help: "names it answers to besides loopback's; unless given, on another address to every name",
   }),
   logLevel: define({
     flag: "log-level",

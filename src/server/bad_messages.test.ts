@@ -92,7 +92,7 @@ describe("65 MiB", () => {
       "connect-content-encoding": "gzip",
     });
     expect(stream.error?.code).toBe("resource_exhausted");
-    for (const { error } of [unary, stream]) expect(error?.message).toContain(`${limit}`);
+    for (const { error } of [unary, stream]) expect(error?.message).toContain("100 times");
   });
 
   test("the same on a session", async () => {
@@ -104,7 +104,7 @@ describe("65 MiB", () => {
     const client = createClient(CheckpointService, createSessionTransport(compressing));
     const error = await failureOf(make(client, calls["a blob"] as Call));
     expect(error.code).toBe(Code.ResourceExhausted);
-    expect(error.rawMessage).toContain(`${limit}`);
+    expect(error.rawMessage).toContain("100 times");
   });
 
   test("a header that announces 4 GiB", async () => {
@@ -238,11 +238,10 @@ describe("garbage as Protocol Buffers", () => {
         const message = Uint8Array.from(bytes);
         const body = framed ? envelope(message) : message;
         const answer = await post(edge.server.url, rpc, body, { "content-type": type });
-        // gRPC's own code for it is INTERNAL.
         if (type.startsWith("application/grpc")) {
-          expect(answer.body + answer.headers.get("grpc-status")).toMatch(/grpc-status: 13|13$/);
+          expect(answer.body + answer.headers.get("grpc-status")).toMatch(/grpc-status: 3|3$/);
         } else {
-          expect(answer.error?.code).toBe("internal");
+          expect(answer.error?.code).toBe("invalid_argument");
         }
         expect(answer.body).not.toMatch(/\bat \S+:\d+/);
       });

@@ -27,6 +27,10 @@ export function createCors(origins: readonly string[]) {
     // Caches must keep the answers to several origins apart, those without headers included.
     if (named.size > 0) response.setHeader("Vary", "Origin");
     if (allowed) response.setHeader("Access-Control-Allow-Origin", any ? "*" : origin);
+    // For what a page loads without asking, such as a script: it is none, and nobody keeps it.
+    response.setHeader("Cross-Origin-Resource-Policy", allowed ? "cross-origin" : "same-origin");
+    response.setHeader("X-Content-Type-Options", "nosniff");
+    response.setHeader("Cache-Control", "no-store");
 
     const isPreflight =
       request.method === "OPTIONS" &&

@@ -9,6 +9,7 @@ import type { Log } from "../log.js";
 import { requestIdHeader, sessionPath } from "../protocol/wire.js";
 import { type Call, type CallCarrier, type Calls, callKey } from "./call.js";
 import { toRequestId } from "./interceptors.js";
+import { checkedBody } from "./request_body.js";
 
 /** A listener of Node's http and http2 servers. */
 export type NodeHandler = ReturnType<typeof connectNodeAdapter>;
@@ -24,6 +25,7 @@ export type NodeHandler = ReturnType<typeof connectNodeAdapter>;
 export function createHandler(
   routes: (router: ConnectRouter) => void,
   options: ConnectRouterOptions,
+  maxMessageSize: number,
   calls: Calls,
   log: Log,
   carrySession: (...exchange: Parameters<NodeHandler>) => boolean,
@@ -57,7 +59,11 @@ export function createHandler(
     );
     const values = createContextValues().set(callKey, call);
     const asked = universalRequestFromNodeRequest(request, response, undefined, values);
+    boundTimeout(asked.header);
     asked.body = count(asked.body as AsyncIterable<Uint8Array>, call);
+    asked.body = checkedBody(asked, handler.method.input, maxMessageSize, (error) =>
+      call.conclude(0, error),
+    );
     handler(asked)
       .then(({ body, ...answer }) => {
         // What is no message reaches no interceptor.
@@ -77,6 +83,21 @@ export function createHandler(
       })
       .finally(() => call.end());
   };
+}
+
+const longestMs = 2 ** 31 - 1;
+const unitMs: Record<string, number> = { H: 3_600_000, M: 60_000, S: 1_000 };
+
+/** A deadline beyond what Node's timers take passes at once. It is taken for 24 days. */
+function boundTimeout(header: Headers): void {
+  if (Number(header.get("connect-timeout-ms")) > longestMs) {
+    header.set("connect-timeout-ms", `${longestMs}`);
+  }
+  const [, number = "", unit = ""] =
+    /^(\d{1,8})([HMS])$/.exec(header.get("grpc-timeout") ?? "") ?? [];
+  if (Number(number) * (unitMs[unit] ?? 0) > longestMs) {
+    header.set("grpc-timeout", `${Math.floor(longestMs / 1000)}S`);
+  }
 }
 
 /** A request's bytes as they come. */

@@ -4,6 +4,7 @@ import * as net from "node:net";
 import type { Log } from "../log.js";
 import { connectionWindowBytes, partingMs, streamWindowBytes } from "../protocol/wire.js";
 import { createCors } from "./cors.js";
+import { createWebGuard } from "./web_guard.js";
 
 /** A request over either version of HTTP. */
 export type NodeRequest = http.IncomingMessage | http2.Http2ServerRequest;
@@ -51,6 +52,8 @@ export interface ListenerOptions {
   upgrade?: (request: http.IncomingMessage, socket: net.Socket) => boolean;
   /** The web origins whose pages may call; "*" is all of them. */
   corsOrigins?: readonly string[];
+  /** The names it is asked for by, besides those of loopback: see createWebGuard. */
+  allowedHosts?: readonly string[];
   limits?: Partial<typeof defaultLimits>;
   log: Log;
 }
@@ -103,6 +106,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
   const { host, port, handler, log } = options;
   const limits = { ...defaultLimits, ...options.limits };
   const answerCors = createCors(options.corsOrigins ?? []);
+  const refusal = createWebGuard(host, options.allowedHosts ?? [], options.corsOrigins ?? []);
   const connections = new Map<net.Socket, Connection>();
   const parting: Parting = { limitMs: partingMs, streams: new Set() };
 
@@ -110,7 +114,15 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     response.on("error", (error: Error) => log.debug({ err: error }, "a response failed"));
     response.on("close", () => tellWriter(response));
     try {
-      if (!answerCors(request, response)) await handler(request, response);
+      if (answerCors(request, response)) return;
+      const refused = refusal(request);
+      if (refused === undefined) {
+        await handler(request, response);
+        return;
+      }
+      log.info({ refused, path: request.url?.split("?", 1)[0] }, "a page's request was refused");
+      response.writeHead(403, { "content-type": "text/plain; charset=utf-8" });
+      response.end(`${refused}\n`);
     } catch (error) {
       // connectNodeAdapter throws for a Host that makes no URL, or for none (HTTP/1.0).
       const status = hasHost(request) ? 500 : 400;
@@ -151,7 +163,9 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
       return;
     }
     socket.unshift(head);
-    connection.upgraded = options.upgrade?.(request, socket) ?? false;
+    if (refusal(request) === undefined) {
+      connection.upgraded = options.upgrade?.(request, socket) ?? false;
+    }
     if (connection.upgraded) return;
     // Whoever listens for this event has every request with an Upgrade, also those of clients that
     // would like HTTP/2 and take HTTP/1.1 (curl --http2, Java). It is read again without it.

@@ -2,7 +2,6 @@ import { setMaxListeners } from "node:events";
 import type { IncomingMessage } from "node:http";
 import type { Socket } from "node:net";
 import type { ConnectError, ServiceImpl } from "@connectrpc/connect";
-import { compressionGzip } from "@connectrpc/connect-node";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { SessionService } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
@@ -14,6 +13,7 @@ import { createHandler, type NodeHandler } from "./handler.js";
 import { createInterceptor } from "./interceptors.js";
 import type { Operations } from "./operation_handlers.js";
 import { createReflection } from "./reflection.js";
+import { boundedGzip } from "./request_body.js";
 import { createServices } from "./services.js";
 import { createSessions } from "./session.js";
 import { carrySession, carryUpgraded, createSessionService } from "./session_stream.js";
@@ -74,15 +74,18 @@ export function createRpc(options: RpcOptions): Rpc {
     {
       interceptors: [createInterceptor(isReady)],
       readMaxBytes: maxMessageSize,
+      // Kept, each would be an object; they would be forgotten all the same.
+      binaryOptions: { readUnknownFields: false },
       // Not replaced by U+FFFD: a name that is not UTF-8 must not be stored as another.
       // (Documented by connect for its JSON serialization, missing in the router's type.)
       jsonOptions: { textDecoder: new TextDecoder("utf-8", { fatal: true }) } as object,
       // Compressed requests are always read. Many clients say that they accept answers that are,
       // also on a local network, where it costs more than it saves (47 KB: 1 ms of CPU).
-      acceptCompression: [compressionGzip],
+      acceptCompression: [boundedGzip],
       compressMinBytes: options.compression ? compressFromBytes : 0xffff_ffff,
       shutdownSignal: shutdown.signal,
     },
+    maxMessageSize,
     calls,
     log,
     (request, response) => carrySession(sessions, maxMessageSize, request, response),

@@ -43,6 +43,8 @@ export interface ServerOptions extends DbOptions {
   retentionIntervalMs: number;
   /** Origins whose pages may call from a browser. */
   corsOrigins: readonly string[];
+  /** Names it answers to besides those of loopback; see createWebGuard. */
+  allowedHosts: readonly string[];
   log: Log;
 }
 
@@ -91,6 +93,7 @@ export async function startServer(options: ServerOptions): Promise<Server> {
       handler: rpc.handler,
       upgrade: rpc.upgrade,
       corsOrigins: options.corsOrigins,
+      allowedHosts: options.allowedHosts,
       limits: { ageMs: options.sessionAgeMs },
       log,
     });
@@ -152,7 +155,6 @@ function answerProbe(
         : [503, "not ready\n"];
   response.writeHead(status as number, {
     "content-type": "text/plain; charset=utf-8",
-    "cache-control": "no-store",
     ...(status === 405 ? { allow: "GET, HEAD" } : {}),
     ...(status === 503 ? { [retryAfterHeader]: "1" } : {}),
   });

@@ -17,6 +17,7 @@ import {
   OpenSessionResponseSchema,
   type SessionService,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
+import { CheckpointdError } from "../errors.js";
 import { createEnvelopeReader, endOfStream, envelope, joinSmall } from "../protocol/envelope.js";
 import {
   partingMs,
@@ -25,8 +26,10 @@ import {
   sessionPath,
   sessionUpgrade,
 } from "../protocol/wire.js";
+import { toConnectError } from "./connect_error.js";
 import type { NodeHandler } from "./handler.js";
 import { toRequestId } from "./interceptors.js";
+import { checkBinarySize } from "./message_size.js";
 import type { Session, Sessions } from "./session.js";
 
 type Response = MessageInitShape<typeof OpenSessionResponseSchema>;
@@ -141,9 +144,8 @@ export function carryUpgraded(
   socket: Socket,
 ): boolean {
   const path = request.url?.split("?", 1)[0];
-  if (path !== sessionPath || request.headers.upgrade?.toLowerCase() !== sessionUpgrade) {
-    return false;
-  }
+  if (request.method !== "GET" || path !== sessionPath) return false;
+  if (request.headers.upgrade?.toLowerCase() !== sessionUpgrade) return false;
   const requestId = toRequestId(request.headers[requestIdHeader]);
   // The stream's last message goes to a client that sends no more.
   socket.allowHalfOpen = true;
@@ -228,7 +230,9 @@ function carry(
       ),
     (flags, message) => {
       if (flags !== 0) throw new ConnectError("unexpected envelope flags", Code.InvalidArgument);
-      begun.receive(fromBinary(OpenSessionRequestSchema, message), message.length);
+      checkBinarySize(OpenSessionRequestSchema, message);
+      const request = fromBinary(OpenSessionRequestSchema, message, { readUnknownFields: false });
+      begun.receive(request, message.length);
     },
   );
   stream.on("data", (chunk: Buffer) => {
@@ -236,7 +240,11 @@ function carry(
     try {
       read(chunk);
     } catch (error) {
-      finish(ConnectError.from(error, Code.InvalidArgument));
+      finish(
+        error instanceof CheckpointdError
+          ? toConnectError(error)
+          : ConnectError.from(error, Code.InvalidArgument),
+      );
       return;
     }
     // A client that keeps to the limit is always read: its pings and cancellations come through.

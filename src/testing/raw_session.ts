@@ -34,7 +34,7 @@ export function openUpgraded(url: string): RawStream {
   const socket = connectTcp({ host: hostname, port: Number(port), allowHalfOpen: true });
   socket.on("error", () => {});
   socket.write(
-    `GET ${sessionPath} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: ${sessionUpgrade}\r\n\r\n`,
+    `GET ${sessionPath} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: upgrade\r\nupgrade: ${sessionUpgrade}\r\n\r\n`,
   );
   const answer = new PassThrough();
   let head = Buffer.alloc(0);

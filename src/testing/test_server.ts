@@ -26,6 +26,7 @@ export function startUnreadyServer(
     retention: [],
     retentionIntervalMs: 3_600_000,
     corsOrigins: [],
+    allowedHosts: [],
     log: createLog("silent"),
     ...options,
   });

@@ -1,0 +1,139 @@
+/**
+ * A request's messages on their way to their decoder: inflated within bounds, and looked at before
+ * they are decoded (see message_size.ts). For every protocol that connect-es speaks.
+ */
+import { promisify } from "node:util";
+import { gunzip as gunzipCallback } from "node:zlib";
+import type { DescMessage } from "@bufbuild/protobuf";
+import { Code, ConnectError } from "@connectrpc/connect";
+import type { Compression, UniversalServerRequest } from "@connectrpc/connect/protocol";
+import { compressionGzip } from "@connectrpc/connect-node";
+import { envelope } from "../protocol/envelope.js";
+import { checkBinarySize, checkJsonSize } from "./message_size.js";
+
+const gunzip = promisify(gunzipCallback);
+
+/**
+ * The most that a message may be larger than it came, and what it may be in any case. Conversations
+ * are 3 to 20 times as large; gzip ends at 1,000.
+ */
+const mostInflation = 100;
+const alwaysInflated = 1024 * 1024;
+
+/** What a flag of an envelope says. */
+const compressed = 0b1;
+
+/**
+ * Returns the body that the routes are to read in place of the request's, and takes headers from the
+ * request that no longer hold. Its reader is thrown what `refuse` makes of what is wrong with it.
+ */
+export function checkedBody(
+  request: UniversalServerRequest,
+  schema: DescMessage,
+  maxBytes: number,
+  refuse: (error: unknown) => unknown,
+): AsyncIterable<Uint8Array> {
+  const body = request.body as AsyncIterable<Uint8Array>;
+  const type = request.header.get("content-type") ?? "";
+  const isJson = /[/+]json\b/.test(type);
+  const take: Take = async (sent, isCompressed) => {
+    try {
+      const message = isCompressed ? await inflate(sent, maxBytes) : sent;
+      if (isJson) checkJsonSize(message);
+      else checkBinarySize(schema, message);
+      return message;
+    } catch (error) {
+      throw refuse(error);
+    }
+  };
+  const checkLength = (length: number) => {
+    if (length > maxBytes) throw refuse(tooLarge(maxBytes));
+  };
+  if (type.startsWith("application/grpc") || type.startsWith("application/connect+")) {
+    return inEnvelopes(body, checkLength, take);
+  }
+  const isCompressed = request.header.get("content-encoding") === "gzip";
+  if (isCompressed) {
+    request.header.delete("content-encoding");
+    request.header.delete("content-length");
+  }
+  return whole(body, checkLength, (sent) => take(sent, isCompressed));
+}
+
+/** Makes of what was sent the message. */
+type Take = (sent: Uint8Array, isCompressed: boolean) => Promise<Uint8Array>;
+
+/** A body that is one message. */
+async function* whole(
+  body: AsyncIterable<Uint8Array>,
+  checkLength: (length: number) => void,
+  take: (sent: Uint8Array) => Promise<Uint8Array>,
+) {
+  const chunks: Uint8Array[] = [];
+  let size = 0;
+  for await (const chunk of body) {
+    size += chunk.length;
+    checkLength(size);
+    chunks.push(chunk);
+  }
+  yield await take(chunks.length === 1 ? (chunks[0] as Uint8Array) : Buffer.concat(chunks, size));
+}
+
+/** A body of messages in envelopes, of which each is handed on when all of it is there. */
+async function* inEnvelopes(
+  body: AsyncIterable<Uint8Array>,
+  checkLength: (length: number) => void,
+  take: Take,
+) {
+  let held: Buffer[] = [];
+  let size = 0;
+  let needed = 5;
+  for await (const chunk of body) {
+    held.push(Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength));
+    size += chunk.length;
+    while (size >= needed) {
+      const rest = held.length === 1 ? (held[0] as Buffer) : Buffer.concat(held, size);
+      const length = rest.readUInt32BE(1);
+      checkLength(length);
+      held = [rest];
+      needed = 5 + length;
+      if (size < needed) break;
+      const flags = rest[0] as number;
+      const message = await take(rest.subarray(5, needed), (flags & compressed) !== 0);
+      yield envelope(flags & ~compressed, message.length);
+      if (message.length > 0) yield message;
+      held = [rest.subarray(needed)];
+      size -= needed;
+      needed = 5;
+    }
+  }
+  // What is cut off its reader finds.
+  if (size > 0) yield* held;
+}
+
+/** gzip for a router, which inflates within the same bounds what no body brings: a GET's message. */
+export const boundedGzip: Compression = { ...compressionGzip, decompress: inflate };
+
+async function inflate(bytes: Uint8Array, maxBytes: number) {
+  if (bytes.length === 0) return new Uint8Array(0);
+  const most = Math.min(maxBytes, Math.max(alwaysInflated, bytes.length * mostInflation));
+  try {
+    return await gunzip(bytes, { maxOutputLength: most });
+  } catch (error) {
+    if ((error as { code?: string }).code !== "ERR_BUFFER_TOO_LARGE") {
+      throw new ConnectError("the message is not compressed as it says", Code.InvalidArgument);
+    }
+    if (most === maxBytes) throw tooLarge(maxBytes);
+    throw new ConnectError(
+      `the message is more than ${mostInflation} times as large as it came: send it uncompressed`,
+      Code.ResourceExhausted,
+    );
+  }
+}
+
+function tooLarge(maxBytes: number): ConnectError {
+  return new ConnectError(
+    `message size is larger than the limit of ${maxBytes} bytes`,
+    Code.ResourceExhausted,
+  );
+}
