@@ -3,7 +3,7 @@
  * objects large: 64 KB that are inflated to two-byte fields took 35 s and 4.8 GB, and the process.
  */
 import { isUtf8 } from "node:buffer";
-import { type DescMessage, ScalarType } from "@bufbuild/protobuf";
+import { type DescField, type DescMessage, ScalarType } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { CheckpointdError, invalidArgument } from "../errors.js";
 
@@ -16,11 +16,15 @@ export const mostParts = 1_000_000;
 /** Deeper than any message of ours, and shallow enough for a decoder that calls itself. */
 const mostNested = 32;
 
-/** What has to be known of a field: a message's own fields, or what else is in its bytes. */
-type Kind = Shape | "numbers" | "text";
+/** What has to be known of a field: how it is encoded, and what is in its bytes. */
+interface Field {
+  /** Its type on the wire. A list of numbers may have them one by one, or in one field of type 2. */
+  wire: number;
+  content: Shape | "numbers" | "text" | "bytes" | undefined;
+}
 interface Shape {
   schema: DescMessage;
-  fields: Map<number, Kind>;
+  fields: Map<number, Field>;
 }
 const shapes = new Map<DescMessage, Shape>();
 
@@ -30,12 +34,33 @@ function shapeOf(schema: DescMessage): Shape {
   const shape: Shape = { schema, fields: new Map() };
   // Before its fields are looked at: one of them may be of the same type.
   shapes.set(schema, shape);
-  for (const field of schema.fields) {
-    if (field.message) shape.fields.set(field.number, shapeOf(field.message));
-    else if (field.scalar === ScalarType.STRING) shape.fields.set(field.number, "text");
-    else if (field.fieldKind === "list") shape.fields.set(field.number, "numbers");
-  }
+  for (const field of schema.fields) shape.fields.set(field.number, toField(field));
   return shape;
+}
+
+function toField(field: DescField): Field {
+  if (field.message) return { wire: 2, content: shapeOf(field.message) };
+  if (field.scalar === ScalarType.STRING) return { wire: 2, content: "text" };
+  if (field.scalar === ScalarType.BYTES) return { wire: 2, content: "bytes" };
+  return {
+    wire: wireOf(field.scalar),
+    content: field.fieldKind === "list" ? "numbers" : undefined,
+  };
+}
+
+function wireOf(scalar: ScalarType | undefined): number {
+  switch (scalar) {
+    case ScalarType.FIXED64:
+    case ScalarType.SFIXED64:
+    case ScalarType.DOUBLE:
+      return 1;
+    case ScalarType.FIXED32:
+    case ScalarType.SFIXED32:
+    case ScalarType.FLOAT:
+      return 5;
+    default:
+      return 0;
+  }
 }
 
 /** Throws INVALID_ARGUMENT if it is no message, and TOO_MANY if there is too much in it. */
@@ -55,11 +80,18 @@ class Scan {
     if (depth > mostNested) throw malformed("messages are nested too deeply");
     while (this.#at < end) {
       const tag = this.#number(end);
-      const field = Math.floor(tag / 8);
-      if (field === 0) throw malformed("a field has the number 0");
-      this.#path[depth] = [schema, field];
+      const number = Math.floor(tag / 8);
+      const wire = tag % 8;
+      if (number === 0) throw malformed("a field has the number 0");
+      this.#path[depth] = [schema, number];
       this.#count(1);
-      switch (tag % 8) {
+      const field = fields.get(number);
+      const content = field?.content;
+      // The decoder reads a field as what it is, whatever it is said to be, and then all after it.
+      if (field && wire !== field.wire && !(wire === 2 && content === "numbers")) {
+        throw malformed("a field has another type");
+      }
+      switch (wire) {
         case 0:
           this.#number(end);
           break;
@@ -73,12 +105,11 @@ class Scan {
           const length = this.#number(end);
           const from = this.#at;
           this.#skip(length, end);
-          const kind = fields.get(field);
-          if (kind === "numbers") this.#count(length);
-          else if (kind === "text") this.#checkText(from);
-          else if (kind) {
+          if (content === "numbers") this.#count(length);
+          else if (content === "text") this.#checkText(from);
+          else if (typeof content === "object") {
             this.#at = from;
-            this.message(kind, from + length, depth + 1);
+            this.message(content, from + length, depth + 1);
             this.#path.length = depth + 1;
           }
           break;
