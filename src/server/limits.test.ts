@@ -1,9 +1,10 @@
 /** What bounds the memory and the time that clients take of a server. */
+import { spawn } from "node:child_process";
 import { once } from "node:events";
-import * as http from "node:http";
 import * as http2 from "node:http2";
 import * as net from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { Code, type ConnectError, createClient } from "@connectrpc/connect";
@@ -20,6 +21,7 @@ import {
   OpenSessionResponseSchema,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { createEnvelopeReader, endOfStream, envelope } from "../protocol/envelope.js";
+import { sessionPath } from "../protocol/wire.js";
 import { captureLog } from "../testing/captured_log.js";
 import { type EchoServer, startEchoServer } from "../testing/echo_server.js";
 import { openOnHttp2, openUpgraded, type RawStream } from "../testing/raw_session.js";
@@ -114,21 +116,12 @@ describe("the bytes of requests", () => {
     const { open, opened } = gate();
     const { url } = await start({ requestBytes }, () => opened.then(() => ({})));
     const client = clientOf(url, protocol);
-    const first = client.put(putOf(700_000));
-    let refused: unknown;
-    // Until the first has arrived the second may be taken in its place.
-    await expect
-      .poll(async () => {
-        const second = client.put(putOf(700_000)).catch((error) => {
-          refused = error;
-        });
-        await Promise.race([second, sleep(200)]);
-        return refused;
-      })
-      .toBeDefined();
-    expectOverloaded(refused, requestBytes);
+    const puts = [1, 2].map(() => client.put(putOf(700_000)));
+    // One is answered at once. The other waits.
+    expectOverloaded(await Promise.race(puts).catch((error) => error), requestBytes);
     open();
-    await first;
+    const settled = await Promise.allSettled(puts);
+    expect(settled.map(({ status }) => status).sort()).toEqual(["fulfilled", "rejected"]);
     // What they held is free again.
     for (let i = 0; i < 5; i++) await client.put(putOf(900_000));
   });
@@ -170,17 +163,41 @@ describe("the bytes of requests", () => {
     await expect.poll(() => other.answers.length, { timeout: 10_000 }).toBe(6);
   });
 
+  it("are those of a session that connect-es carries", async () => {
+    const { url } = await start({ requestBytes, arrivalPatienceMs: 1_000, arrivalBytesPerMs: 1e6 });
+    const streams = [1, 2].map(() => {
+      const stream = connect2(url).request({
+        ":method": "POST",
+        ":path": sessionPath,
+        "content-type": "application/grpc+proto",
+        te: "trailers",
+      });
+      stream.resume().write(operation(1, 700_000).subarray(0, 600_000));
+      return once(stream, "trailers");
+    });
+    const trailers = (await Promise.all(streams)).map(([each]) => each["grpc-status"]);
+    // The other one's message never comes whole.
+    expect(trailers.sort()).toEqual([`${Code.DeadlineExceeded}`, `${Code.ResourceExhausted}`]);
+  });
+
   it.each(wires)("are those of a session's operations in work, on %s", async (wire) => {
     const { open, opened: answered } = gate();
-    const { url } = await start({ requestBytes }, () => answered.then(() => ({})));
+    const { url } = await start({ requestBytes: 2_500 }, () => answered.then(() => ({})));
     const session = speak(opened[wire](url));
     session.read();
-    session.write(Buffer.concat([operation(1, 450_000), operation(2, 450_000)]));
-    session.write(operation(3, 450_000).subarray(0, 5));
-    session.write(operation(4, 10).subarray(0, 0));
-    await sleep(0);
+    session.write(Buffer.concat([1, 2, 3].map((id) => operation(id, 1_000))));
+    await expect.poll(() => session.answers.length).toBe(2);
+    expect(session.answers.at(-1)).toMatchObject({
+      id: 3,
+      result: {
+        case: "error",
+        value: { code: Code.ResourceExhausted, detail: { reason: "OVERLOADED", limit: 2_500n } },
+      },
+    });
     open();
-    await expect.poll(() => session.answers.length).toBe(3);
+    await expect.poll(() => session.answers.length).toBe(4);
+    session.write(operation(4, 1_000));
+    await expect.poll(() => session.answers.at(-1)).toMatchObject({ id: 4 });
   });
 });
 
@@ -190,16 +207,14 @@ describe("what comes too slowly", () => {
 
   it("is given up over HTTP/1.1, and its connection ended", async () => {
     const { url } = await start(limits);
-    const request = http.request(`${url}/checkpointd.v1.CheckpointService/Put`, {
-      method: "POST",
-      headers: { "content-type": "application/json", "content-length": 1000 },
+    const socket = ask1(url, getHeaders[":path"], "application/json", 1_000, Buffer.from("{"));
+    let answer = "";
+    socket.on("data", (chunk) => {
+      answer += chunk;
     });
-    request.on("error", () => {});
-    request.write("{");
-    const [response] = (await once(request, "response")) as [http.IncomingMessage];
-    expect(String(await once(response, "data"))).toContain(message);
-    await once(response, "close");
-    await expect.poll(() => request.socket?.destroyed, { timeout: 10_000 }).toBe(true);
+    await isClosed(socket);
+    expect(answer).toMatch(/^HTTP\/1.1 504 /);
+    expect(answer).toContain(message);
   });
 
   it("is given up on an HTTP/2 stream, all the same if nothing comes", async () => {
@@ -213,10 +228,14 @@ describe("what comes too slowly", () => {
         "content-type": type,
       });
       stream.on("error", () => {});
+      const trailers = once(stream, "trailers").catch(() => []);
       const [headers] = (await once(stream, "response")) as [http2.IncomingHttpHeaders];
       if (type === "application/json") expect(headers[":status"]).toBe(504);
-      else expect(decodeURIComponent(`${headers["grpc-message"]}`)).toBe(message);
       stream.resume();
+      if (type !== "application/json") {
+        const told = (await trailers)[0]["grpc-message"];
+        expect(decodeURIComponent(told)).toBe(message);
+      }
       await once(stream, "close");
     }
   });
@@ -263,7 +282,7 @@ const listHeaders = {
 const getHeaders = {
   ":method": "POST",
   ":path": "/checkpointd.v1.CheckpointService/GetTuple",
-  "content-type": "application/json",
+  "content-type": "application/proto",
 };
 const body = Buffer.from("{}");
 
@@ -272,7 +291,7 @@ function ask(session: http2.ClientHttp2Session, headers: http2.OutgoingHttpHeade
   const isStream = headers === listHeaders;
   const stream = session.request(headers);
   stream.on("error", () => {});
-  stream.end(isStream ? Buffer.concat([envelope(0, body.length), body]) : body);
+  stream.end(isStream ? Buffer.concat([envelope(0, body.length), body]) : undefined);
   return stream;
 }
 
@@ -284,13 +303,13 @@ function connect2(url: string) {
 }
 
 /** Asks over HTTP/1.1 and reads nothing. */
-function ask1(url: string, path: string, type: string, sent: Buffer): net.Socket {
+function ask1(url: string, path: string, type: string, length: number, sent: Buffer): net.Socket {
   const { port } = new URL(url);
   const socket = net.connect({ port: Number(port), host: "127.0.0.1" });
   onTestFinished(() => void socket.destroy());
   socket.on("error", () => {});
   socket.write(
-    `POST ${path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: ${type}\r\ncontent-length: ${sent.length}\r\n\r\n`,
+    `POST ${path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: ${type}\r\ncontent-length: ${length}\r\n\r\n`,
   );
   socket.write(sent);
   return socket;
@@ -324,7 +343,7 @@ describe("answers that are not read", () => {
   it("are ended on HTTP/1.1", async () => {
     const { url, finished } = await start({ unreadMs: 500 }, () => endless(64 * 1024));
     const sent = Buffer.concat([envelope(0, body.length), body]);
-    const socket = ask1(url, listHeaders[":path"], "application/connect+json", sent);
+    const socket = ask1(url, listHeaders[":path"], "application/connect+json", sent.length, sent);
     await expect.poll(() => finished.length, { timeout: 10_000 }).toBe(1);
     socket.resume();
     await isClosed(socket);
@@ -355,7 +374,7 @@ describe("answers that are not read", () => {
       isOver = true;
     });
     for (let i = 0; i < 1_000 && !isOver; i++) {
-      if (!write(pings)) await Promise.race([once(stream, "drain"), closed]);
+      if (!write(pings)) await Promise.race([once(stream, "drain"), closed]).catch(() => {});
     }
     await closed;
   });
@@ -419,21 +438,43 @@ describe("answers that are not read", () => {
 
 describe("the end of a connection", () => {
   it("comes at twice its age, whatever is under way on it", async () => {
-    const { url, lines } = await start({ ageMs: 300 }, () => endless(10));
+    const { url, lines } = await start({ ageMs: 300 }, async function* () {
+      for (;;) yield* [{}, await sleep(50, {})];
+    });
     const session = connect2(url);
     const reader = ask(session, listHeaders).resume();
     const sent = Buffer.concat([envelope(0, body.length), body]);
-    const socket = ask1(url, listHeaders[":path"], "application/connect+json", sent).resume();
+    const socket = ask1(
+      url,
+      listHeaders[":path"],
+      "application/connect+json",
+      sent.length,
+      sent,
+    ).resume();
     await Promise.all([once(reader, "close"), once(session, "close"), isClosed(socket)]);
     expect(lines({ msg: "cut a connection that had been asked to go and stayed" })).toHaveLength(2);
   });
 
-  it.each(wires)("comes to a session too, on %s", async (wire) => {
+  it("comes to a session too", async () => {
     const { url } = await start({ ageMs: 300 }, () => new Promise(() => {}));
-    const session = speak(opened[wire](url));
-    session.read();
-    session.write(operation(1, 10));
-    await session.closed;
+    const onHttp2 = speak(openOnHttp2(url));
+    onHttp2.write(operation(1, 10));
+    await onHttp2.closed;
+
+    const upgraded = speak(openUpgraded(url));
+    upgraded.read();
+    upgraded.write(operation(1, 10));
+    await expect.poll(() => upgraded.end, { timeout: 10_000 }).toEqual([{}]);
+    let isOver = false;
+    void upgraded.closed.then(() => {
+      isOver = true;
+    });
+    // Its client does not close it.
+    const goOn = () => {
+      upgraded.write(operation(2, 10));
+      return isOver;
+    };
+    await expect.poll(goOn, { timeout: 30_000 }).toBe(true);
   });
 });
 
@@ -447,5 +488,39 @@ describe("the limit of open files", () => {
     expect(mostConnections(10_000, limits("unlimited"))).toBe(10_000);
     expect(mostConnections(10_000, limits("100"))).toBe(1);
     expect(mostConnections(10_000, "")).toBe(10_000);
+  });
+
+  it.runIf(process.platform === "linux")("is not reached by connections", async () => {
+    const http = fileURLToPath(new URL("../../dist/src/server/http.js", import.meta.url));
+    const program = `
+      const { startListener } = await import(process.argv[1]);
+      const log = { debug() {}, info() {}, error() {}, warn: (...line) => console.log(...line) };
+      const { port } = await startListener({ host: "127.0.0.1", port: 0, handler() {}, log });
+      console.log(port);`;
+    const node = '"$0" --input-type=module -e "$1" "$2"';
+    const child = spawn(
+      "sh",
+      ["-c", `ulimit -n 230 && exec ${node}`, process.execPath, program, http],
+      {
+        stdio: ["ignore", "pipe", "inherit"],
+      },
+    );
+    onTestFinished(() => void child.kill());
+    let output = "";
+    child.stdout.setEncoding("utf8").on("data", (text) => {
+      output += text;
+    });
+    await expect.poll(() => output, { timeout: 30_000 }).toMatch(/^\d+\n/);
+    const port = Number.parseInt(output, 10);
+    const sockets = Array.from({ length: 40 }, () => {
+      const socket = net
+        .connect({ port, host: "127.0.0.1" })
+        .on("error", () => {})
+        .resume();
+      onTestFinished(() => void socket.destroy());
+      return socket;
+    });
+    await expect.poll(() => sockets.filter((each) => each.closed).length).toBe(10);
+    expect(output).toContain("{ limit: 30 } too many connections");
   });
 });
