@@ -33,6 +33,7 @@ export type ErrorReason =
   | "NOT_STORED"
   | "QUEUE_FULL"
   | "QUEUE_TIMEOUT"
+  | "OVERLOADED"
   | "NOT_READY"
   | "DRAINING"
   | "SERVER_STALLED"

@@ -40,20 +40,21 @@ export function joinSmall(chunks: readonly Uint8Array[]): Uint8Array[] {
 /**
  * Returns a function that takes the stream's chunks and calls `onMessage` for each complete
  * message, whose bytes are a view of the chunk. It throws what `tooLarge` returns at the
- * header of a message above `maxBytes`.
+ * header of a message above `maxBytes`, and returns how many bytes it holds of a message that is
+ * not complete.
  */
 export function createEnvelopeReader(
   maxBytes: number,
   tooLarge: (length: number) => Error,
   onMessage: (flags: number, message: Uint8Array) => void,
-): (chunk: Buffer) => void {
+): (chunk: Buffer) => number {
   let held: Buffer[] = [];
   let size = 0;
   let needed = 5;
   return (chunk) => {
     held.push(chunk);
     size += chunk.length;
-    if (size < needed) return;
+    if (size < needed) return size;
     let rest = held.length === 1 ? chunk : Buffer.concat(held, size);
     needed = 5;
     while (rest.length >= 5) {
@@ -68,5 +69,6 @@ export function createEnvelopeReader(
     }
     held = rest.length > 0 ? [rest] : [];
     size = rest.length;
+    return size;
   };
 }

@@ -6,6 +6,7 @@ import { type ConnectError, createContextKey } from "@connectrpc/connect";
 import { sweepMs } from "../protocol/wire.js";
 import type { Signal } from "../store/db.js";
 import { limitPassed, toConnectError } from "./connect_error.js";
+import { Intake } from "./intake.js";
 
 /** What carries a call. */
 export type CallCarrier = "connect" | "grpc" | "grpc-web" | "session";
@@ -47,6 +48,8 @@ export class Call implements Signal, FinishedCall {
   queueMs = 0;
   batchSize = 0;
   requestBytes = 0;
+  /** Of a session that connect-es carries: the sizes of the messages that it was handed. */
+  messageBytes: number[] | undefined;
   answerBytes = 0;
   totalMs = 0;
   waitMs = 0;
@@ -58,6 +61,8 @@ export class Call implements Signal, FinishedCall {
   /** The calls that are bounded beside it. */
   before: Call | undefined;
   after: Call | undefined;
+  /** What its request takes of the process. */
+  #heldBytes = 0;
   readonly #listeners: (() => void)[] = [];
   readonly #calls: OpenCalls;
 
@@ -81,11 +86,19 @@ export class Call implements Signal, FinishedCall {
     return this.answer;
   }
 
+  /** Holds bytes of its request until it ends, or fewer again. Throws OVERLOADED. */
+  take(bytes: number): void {
+    if (this.isOver) return;
+    this.#calls.intake.take(bytes);
+    this.#heldBytes += bytes;
+  }
+
   /** To be called once the answer was handed on, or nobody is there to hand it to. Idempotent. */
   end(): void {
     if (this.isOver) return;
     this.isOver = true;
     this.totalMs = performance.now() - this.started;
+    this.#calls.intake.give(this.#heldBytes);
     this.#calls.end(this);
   }
 
@@ -112,6 +125,8 @@ export class Call implements Signal, FinishedCall {
 
 /** The calls of a server. */
 export interface Calls {
+  /** What their requests take, and what else is being received. */
+  readonly intake: Intake;
   /** A call that begins now. `timeoutMs` is the client's, 0 for none. */
   begin(requestId: string, rpc: string, carrier: CallCarrier, timeoutMs?: number): Call;
   /** Bounds the call by `limitMs` from its beginning, in the words of a client's own deadline. */
@@ -119,8 +134,11 @@ export interface Calls {
 }
 
 /** Begins calls; `observers` are told of each when it is over. */
-export function createCalls(observers: readonly ((call: FinishedCall) => void)[]): Calls {
-  return new OpenCalls(observers);
+export function createCalls(
+  observers: readonly ((call: FinishedCall) => void)[],
+  intake = new Intake(),
+): Calls {
+  return new OpenCalls(observers, intake);
 }
 
 class OpenCalls implements Calls {
@@ -129,7 +147,10 @@ class OpenCalls implements Calls {
   #last: Call | undefined;
   #timer: NodeJS.Timeout | undefined;
 
-  constructor(readonly observers: readonly ((call: FinishedCall) => void)[]) {}
+  constructor(
+    readonly observers: readonly ((call: FinishedCall) => void)[],
+    readonly intake: Intake,
+  ) {}
 
   begin(requestId: string, rpc: string, carrier: CallCarrier, timeoutMs = 0): Call {
     return new Call(requestId, rpc, carrier, timeoutMs, this);

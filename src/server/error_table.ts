@@ -154,6 +154,7 @@ export const retryDelayMs: Partial<Record<ErrorReason, number>> = {
   READ_ONLY: 500,
   STARTING_UP: 500,
   OUT_OF_RESOURCES: 1000,
+  OVERLOADED: 1000,
   QUEUE_TIMEOUT: 1000,
   SCHEMA_OLD: 1000,
   STATEMENT_TIMEOUT: 1000,

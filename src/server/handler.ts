@@ -8,7 +8,9 @@ import {
 import type { Log } from "../log.js";
 import { requestIdHeader, sessionPath } from "../protocol/wire.js";
 import { type Call, type CallCarrier, type Calls, callKey } from "./call.js";
+import { Arrival } from "./intake.js";
 import { toRequestId } from "./interceptors.js";
+import { longestMs } from "./limits.js";
 import { checkedBody } from "./request_body.js";
 
 /** A listener of Node's http and http2 servers. */
@@ -60,10 +62,14 @@ export function createHandler(
     const values = createContextValues().set(callKey, call);
     const asked = universalRequestFromNodeRequest(request, response, undefined, values);
     boundTimeout(asked.header);
-    asked.body = count(asked.body as AsyncIterable<Uint8Array>, call);
-    asked.body = checkedBody(asked, handler.method.input, maxMessageSize, (error) =>
-      call.conclude(0, error),
-    );
+    const refuse = (error: unknown) => call.conclude(0, error);
+    const arrival = new Arrival(calls.intake);
+    // A session's messages come when they come.
+    const isSession = handler.method.methodKind === "bidi_streaming";
+    if (isSession) call.messageBytes = [];
+    else arrival.begin();
+    asked.body = receive(asked.body as AsyncIterable<Uint8Array>, call, arrival, refuse);
+    asked.body = checkedBody(asked, handler.method.input, maxMessageSize, refuse, call, arrival);
     handler(asked)
       .then(({ body, ...answer }) => {
         // What is no message reaches no interceptor.
@@ -81,11 +87,13 @@ export function createHandler(
           "answer not delivered",
         );
       })
-      .finally(() => call.end());
+      .finally(() => {
+        arrival.close();
+        call.end();
+      });
   };
 }
 
-const longestMs = 2 ** 31 - 1;
 const unitMs: Record<string, number> = { H: 3_600_000, M: 60_000, S: 1_000 };
 
 /** A deadline beyond what Node's timers take passes at once. It is taken for 24 days. */
@@ -100,11 +108,55 @@ function boundTimeout(header: Headers): void {
   }
 }
 
-/** A request's bytes as they come. */
-async function* count(body: AsyncIterable<Uint8Array>, call: Call) {
-  for await (const chunk of body) {
-    call.requestBytes += chunk.length;
-    yield chunk;
+/** A request's bytes as they come, until they come too slowly. */
+async function* receive(
+  body: AsyncIterable<Uint8Array>,
+  call: Call,
+  arrival: Arrival,
+  refuse: (error: unknown) => unknown,
+) {
+  const chunks = body[Symbol.asyncIterator]();
+  let ended = false;
+  try {
+    while (true) {
+      const next = await new Promise<IteratorResult<Uint8Array>>((resolve, reject) => {
+        arrival.giveUp = (error) => reject(refuse(error));
+        chunks.next().then(resolve, reject);
+      });
+      if (next.done) {
+        ended = true;
+        return;
+      }
+      call.requestBytes += next.value.length;
+      if (!call.messageBytes) {
+        arrival.bytes += next.value.length;
+        takeOr(refuse, call, next.value.length);
+      }
+      yield next.value;
+    }
+  } finally {
+    if (!call.messageBytes) arrival.end();
+    if (!ended) void forget(chunks);
+  }
+}
+
+function takeOr(refuse: (error: unknown) => unknown, call: Call, bytes: number): void {
+  try {
+    call.take(bytes);
+  } catch (error) {
+    throw refuse(error);
+  }
+}
+
+/**
+ * Reads what is left of a body that nobody wants. Returning its iterator would destroy an HTTP/1.1
+ * connection before the answer is sent that says why. The listener ends what goes on for long.
+ */
+async function forget(chunks: AsyncIterator<Uint8Array>): Promise<void> {
+  try {
+    while (!(await chunks.next()).done);
+  } catch {
+    // The client went away.
   }
 }
 

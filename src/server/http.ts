@@ -2,40 +2,17 @@ import * as http from "node:http";
 import * as http2 from "node:http2";
 import * as net from "node:net";
 import type { Log } from "../log.js";
-import { connectionWindowBytes, partingMs, streamWindowBytes } from "../protocol/wire.js";
+import { partingMs } from "../protocol/wire.js";
 import { createCors } from "./cors.js";
+import { defaultLimits, type Limits, longestMs } from "./limits.js";
+import { mostConnections } from "./open_files.js";
+import { trackAnswer, type Writer, watchUnread } from "./unread.js";
 import { createWebGuard } from "./web_guard.js";
 
 /** A request over either version of HTTP. */
 export type NodeRequest = http.IncomingMessage | http2.Http2ServerRequest;
 /** Its response. */
 export type NodeResponse = http.ServerResponse | http2.Http2ServerResponse;
-
-/** What one connection may take. Milliseconds and bytes; every bound is per connection. */
-export const defaultLimits = {
-  /** Connections open at once in all; further ones are closed as they arrive. */
-  connections: 10_000,
-  /** HTTP/2 streams open at once; a client queues the rest. */
-  streams: 256,
-  /** All headers of one request together. */
-  headerBytes: 32 * 1024,
-  /** From the first byte of a connection's life until it is known what it speaks. */
-  helloMs: 10_000,
-  /** HTTP/1.1: the time in which a request's headers must have arrived. */
-  headersMs: 15_000,
-  /** HTTP/1.1: the time in which a whole request must have arrived. */
-  requestMs: 300_000,
-  /** HTTP/1.1: how long an idle connection is kept, longer than the usual balancer's 60 s. */
-  keepAliveMs: 75_000,
-  /** What a client may send on one HTTP/2 stream before it waits (Node's default: 64 KiB). */
-  streamWindowBytes,
-  /** The same for all streams of a connection together. */
-  connectionWindowBytes,
-  /** Answers waiting for the reader of one HTTP/2 connection; above it new streams are refused. */
-  unreadBytes: 1024 * 1024 * 1024,
-  /** The age at which a connection is retired gently, give or take 10 %; 0 is never. */
-  ageMs: 0,
-};
 
 /** What `startListener` takes. */
 export interface ListenerOptions {
@@ -54,7 +31,7 @@ export interface ListenerOptions {
   corsOrigins?: readonly string[];
   /** The names it is asked for by, besides those of loopback: see createWebGuard. */
   allowedHosts?: readonly string[];
-  limits?: Partial<typeof defaultLimits>;
+  limits?: Partial<Limits>;
   log: Log;
 }
 
@@ -73,7 +50,7 @@ export interface Listener {
   drain(timeoutMs: number): Promise<void>;
 }
 
-interface Connection {
+interface Connection extends Writer {
   readonly socket: net.Socket;
   /** Set as soon as the connection turns out to speak HTTP/2. */
   session?: http2.ServerHttp2Session;
@@ -92,6 +69,9 @@ interface Connection {
  */
 const quietMs = 300;
 
+/** Far above unreadBytes, which is where we end a connection that has more. */
+const maxSessionMemory = 1024;
+
 /** What every HTTP/2 connection begins with, as far as it tells it from HTTP/1.1. */
 const preface = Buffer.from("PRI * HTTP/2.0", "latin1");
 
@@ -105,6 +85,7 @@ const preface = Buffer.from("PRI * HTTP/2.0", "latin1");
 export async function startListener(options: ListenerOptions): Promise<Listener> {
   const { host, port, handler, log } = options;
   const limits = { ...defaultLimits, ...options.limits };
+  const most = mostConnections(limits.connections);
   const answerCors = createCors(options.corsOrigins ?? []);
   const refusal = createWebGuard(host, options.allowedHosts ?? [], options.corsOrigins ?? []);
   const connections = new Map<net.Socket, Connection>();
@@ -148,9 +129,16 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
   // Node begins to enforce headersTimeout and requestTimeout when a server listens, with a
   // listener of its own on this event.
   http1.emit("listening");
+  http1.timeout = limits.unreadMs;
+  http1.on("timeout", (socket) => {
+    // Or nothing is under way on it. What is waited for, of us or of a client, has other limits.
+    const idle = connections.get(socket)?.responses.size === 0;
+    if (idle || socket.writableLength > 0) socket.destroy();
+  });
   http1.on("request", (request, response) => {
     const connection = connections.get(request.socket);
     if (connection) trackResponse(connection, response);
+    endWhenAnswered1(request, response, parting);
     void answer(request, response);
   });
   http1.on("upgrade", (request, stream, head) => {
@@ -166,7 +154,14 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     if (refusal(request) === undefined) {
       connection.upgraded = options.upgrade?.(request, socket) ?? false;
     }
-    if (connection.upgraded) return;
+    if (connection.upgraded) {
+      // Node counts as activity what is taken of a write. One that is ours is not ended when nobody
+      // has anything to say.
+      socket.setTimeout(limits.unreadMs, () => {
+        if (socket.writableLength > 0) socket.destroy();
+      });
+      return;
+    }
     // Whoever listens for this event has every request with an Upgrade, also those of clients that
     // would like HTTP/2 and take HTTP/1.1 (curl --http2, Java). It is read again without it.
     socket.unshift(headWithoutUpgrade(request));
@@ -181,7 +176,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     },
     // In MB. Node's own 10 is exceeded by ten unread answers of 1 MB, and then it refuses new
     // streams (ENHANCE_YOUR_CALM) and, after a hundred of them, drops the connection.
-    maxSessionMemory: Math.ceil(limits.unreadBytes / 1e6),
+    maxSessionMemory,
   });
   http2Server.on("request", (request, response) => {
     endWhenAnswered(request, parting);
@@ -196,25 +191,30 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
   server.on("connection", (socket) => {
     // Not server.maxConnections: a cluster's worker gives what is above it back to the primary,
     // which offers it again at once and without end.
-    if (connections.size >= limits.connections) {
-      log.warn({ limit: limits.connections }, "too many connections");
+    if (connections.size >= most) {
+      log.warn({ limit: most }, "too many connections");
       socket.destroy();
       return;
     }
     const connection: Connection = {
       socket,
       responses: new Set(),
+      answers: new Map(),
+      looksAbove: 0,
       upgraded: false,
       retiring: false,
     };
     connections.set(socket, connection);
     const age = limits.ageMs && limits.ageMs * (0.9 + Math.random() * 0.2);
     const timer = age ? setTimeout(() => retire(connection, true), age).unref() : undefined;
+    const lifeMs = Math.min(2 * limits.ageMs, longestMs);
+    const end = age ? setTimeout(() => cutOld(connection, log), lifeMs).unref() : undefined;
     // An HTTP/2 session's errors arrive here too. grpc-go's client causes one whenever it
     // leaves: nghttp2 takes the stream id in its GOAWAY for a protocol error. Hence debug.
     socket.on("error", (error) => log.debug({ err: error }, "a connection failed"));
     socket.on("close", () => {
       clearTimeout(timer);
+      clearTimeout(end);
       connections.delete(socket);
     });
     closeWhenLeft(socket);
@@ -225,6 +225,8 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
       }
       http2Server.once("session", (session) => {
         connection.session = session;
+        // Before who answers.
+        session.prependListener("stream", (stream) => trackAnswer(connection, stream));
         session.setLocalWindowSize(limits.connectionWindowBytes);
       });
       http2Server.emit("connection", socket);
@@ -234,6 +236,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
   await listen(server, host, port);
   server.on("error", (error) => log.error({ err: error }, "a connection could not be accepted"));
   const bound = server.address() as net.AddressInfo;
+  const stopWatching = watchUnread(() => connections.values(), limits, log);
 
   async function closeServers(): Promise<void> {
     // It counts a connection as closed somewhat earlier than the connection's own event.
@@ -242,6 +245,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
       (socket) => new Promise((resolve) => socket.once("close", resolve)),
     );
     await Promise.all(closes);
+    stopWatching();
     http1.close(); // ends the timer that "listening" started
   }
 
@@ -347,6 +351,29 @@ function endWhenAnswered({ stream }: http2.Http2ServerRequest, parting: Parting)
   });
 }
 
+/** The same over HTTP/1.1, where the client's next request would never come to be read. */
+function endWhenAnswered1(
+  request: http.IncomingMessage,
+  response: http.ServerResponse,
+  parting: Parting,
+): void {
+  response.on("finish", () => {
+    if (request.complete) return;
+    const { socket } = request;
+    const end = () => {
+      if (!request.complete) socket.destroy();
+    };
+    const timer = setTimeout(end, parting.limitMs).unref();
+    parting.streams.add(end);
+    const stop = () => {
+      clearTimeout(timer);
+      parting.streams.delete(end);
+    };
+    request.on("end", stop);
+    socket.on("close", stop);
+  });
+}
+
 /** From now on they are kept no longer than a client needs that goes when it is asked to. */
 function hurry(parting: Parting): void {
   if (parting.limitMs === quietMs) return;
@@ -404,6 +431,14 @@ function retire(connection: Connection, gently = false): void {
       if (!response.headersSent) response.shouldKeepAlive = false;
     }
   }
+}
+
+/** Ends a connection that was asked to go as long ago as it was old then, whatever is under way on it. */
+function cutOld({ socket, upgraded }: Connection, log: Log): void {
+  // What took it over ends it.
+  if (upgraded) return;
+  log.info("cut a connection that had been asked to go and stayed");
+  socket.destroy();
 }
 
 async function settlesWithin(promise: Promise<void>, timeoutMs: number): Promise<boolean> {

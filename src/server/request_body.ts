@@ -2,16 +2,15 @@
  * A request's messages on their way to their decoder: inflated within bounds, and looked at before
  * they are decoded (see message_size.ts). For every protocol that connect-es speaks.
  */
-import { promisify } from "node:util";
-import { gunzip as gunzipCallback } from "node:zlib";
+import { createGunzip } from "node:zlib";
 import type { DescMessage } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import type { Compression, UniversalServerRequest } from "@connectrpc/connect/protocol";
 import { compressionGzip } from "@connectrpc/connect-node";
 import { envelope } from "../protocol/envelope.js";
+import type { Call } from "./call.js";
+import type { Arrival } from "./intake.js";
 import { checkBinarySize, checkJsonSize } from "./message_size.js";
-
-const gunzip = promisify(gunzipCallback);
 
 /**
  * The most that a message may be larger than it came, and what it may be in any case. Conversations
@@ -26,31 +25,51 @@ const compressed = 0b1;
 /**
  * Returns the body that the routes are to read in place of the request's, and takes headers from the
  * request that no longer hold. Its reader is thrown what `refuse` makes of what is wrong with it.
+ * What is inflated the call holds too; of a session, whose messages are calls of their own, only
+ * what is no whole message yet is held.
  */
 export function checkedBody(
   request: UniversalServerRequest,
   schema: DescMessage,
   maxBytes: number,
   refuse: (error: unknown) => unknown,
+  call: Call,
+  arrival: Arrival,
 ): AsyncIterable<Uint8Array> {
   const body = request.body as AsyncIterable<Uint8Array>;
   const type = request.header.get("content-type") ?? "";
   const isJson = /[/+]json\b/.test(type);
   const take: Take = async (sent, isCompressed) => {
+    let inflated = 0;
+    const hold = (bytes: number) => {
+      call.take(bytes);
+      inflated += bytes;
+    };
     try {
-      const message = isCompressed ? await inflate(sent, maxBytes) : sent;
+      const message = isCompressed ? await inflate(sent, maxBytes, hold) : sent;
       if (isJson) checkJsonSize(message);
       else checkBinarySize(schema, message);
+      call.messageBytes?.push(message.length);
       return message;
     } catch (error) {
       throw refuse(error);
+    } finally {
+      if (call.messageBytes) call.take(-inflated);
     }
   };
   const checkLength = (length: number) => {
     if (length > maxBytes) throw refuse(tooLarge(maxBytes));
   };
   if (type.startsWith("application/grpc") || type.startsWith("application/connect+")) {
-    return inEnvelopes(body, checkLength, take);
+    const hold = (held: number, received: number) => {
+      if (!call.messageBytes) return;
+      try {
+        arrival.unfinished(held, received);
+      } catch (error) {
+        throw refuse(error);
+      }
+    };
+    return inEnvelopes(body, checkLength, hold, take);
   }
   const isCompressed = request.header.get("content-encoding") === "gzip";
   if (isCompressed) {
@@ -83,6 +102,7 @@ async function* whole(
 async function* inEnvelopes(
   body: AsyncIterable<Uint8Array>,
   checkLength: (length: number) => void,
+  hold: (held: number, received: number) => void,
   take: Take,
 ) {
   let held: Buffer[] = [];
@@ -98,6 +118,8 @@ async function* inEnvelopes(
       held = [rest];
       needed = 5 + length;
       if (size < needed) break;
+      // Nor while its reader rests: nothing has to come then.
+      hold(0, 0);
       const flags = rest[0] as number;
       const message = await take(rest.subarray(5, needed), (flags & compressed) !== 0);
       yield envelope(flags & ~compressed, message.length);
@@ -106,29 +128,49 @@ async function* inEnvelopes(
       size -= needed;
       needed = 5;
     }
+    hold(size, chunk.length);
   }
   // What is cut off its reader finds.
   if (size > 0) yield* held;
 }
 
 /** gzip for a router, which inflates within the same bounds what no body brings: a GET's message. */
-export const boundedGzip: Compression = { ...compressionGzip, decompress: inflate };
+export const boundedGzip: Compression = {
+  ...compressionGzip,
+  decompress: (bytes, maxBytes) => inflate(bytes, maxBytes),
+};
 
-async function inflate(bytes: Uint8Array, maxBytes: number) {
+/** `hold` is told of what there is as it comes: many are inflated at a time. */
+async function inflate(
+  bytes: Uint8Array,
+  maxBytes: number,
+  hold: (bytes: number) => void = () => {},
+): Promise<Uint8Array<ArrayBuffer>> {
   if (bytes.length === 0) return new Uint8Array(0);
   const most = Math.min(maxBytes, Math.max(alwaysInflated, bytes.length * mostInflation));
+  const gunzip = createGunzip();
+  gunzip.end(bytes);
+  const chunks: Buffer[] = [];
+  let size = 0;
   try {
-    return await gunzip(bytes, { maxOutputLength: most });
-  } catch (error) {
-    if ((error as { code?: string }).code !== "ERR_BUFFER_TOO_LARGE") {
-      throw new ConnectError("the message is not compressed as it says", Code.InvalidArgument);
+    for await (const chunk of gunzip as AsyncIterable<Buffer>) {
+      size += chunk.length;
+      if (size > most) throw most === maxBytes ? tooLarge(maxBytes) : inflatesTooMuch();
+      hold(chunk.length);
+      chunks.push(chunk);
     }
-    if (most === maxBytes) throw tooLarge(maxBytes);
-    throw new ConnectError(
-      `the message is more than ${mostInflation} times as large as it came: send it uncompressed`,
-      Code.ResourceExhausted,
-    );
+  } catch (error) {
+    if (typeof (error as { errno?: unknown }).errno !== "number") throw error;
+    throw new ConnectError("the message is not compressed as it says", Code.InvalidArgument);
   }
+  return Buffer.concat(chunks, size);
+}
+
+function inflatesTooMuch(): ConnectError {
+  return new ConnectError(
+    `the message is more than ${mostInflation} times as large as it came: send it uncompressed`,
+    Code.ResourceExhausted,
+  );
 }
 
 function tooLarge(maxBytes: number): ConnectError {

@@ -11,6 +11,7 @@ import { compressFromBytes } from "../protocol/wire.js";
 import type { Calls } from "./call.js";
 import { createHandler, type NodeHandler } from "./handler.js";
 import { createInterceptor } from "./interceptors.js";
+import { defaultLimits, type Limits } from "./limits.js";
 import type { Operations } from "./operation_handlers.js";
 import { createReflection } from "./reflection.js";
 import { boundedGzip } from "./request_body.js";
@@ -34,6 +35,7 @@ export interface RpcOptions {
   compression: boolean;
   callTimeoutMs: number;
   sessionAgeMs: number;
+  limits?: Pick<Limits, "streamedAnswers">;
   log: Log;
 }
 
@@ -51,10 +53,11 @@ export interface Rpc {
 /** Serves the operations and streams by RPCs, in each protocol that connect-es speaks, and sessions. */
 export function createRpc(options: RpcOptions): Rpc {
   const { operations, streams, calls, isReady, maxMessageSize, callTimeoutMs, log } = options;
+  const { streamedAnswers } = options.limits ?? defaultLimits;
   const shutdown = new AbortController();
   // Every running call listens to it.
   setMaxListeners(0, shutdown.signal);
-  const services = createServices(operations, streams, calls, callTimeoutMs);
+  const services = createServices(operations, streams, calls, callTimeoutMs, streamedAnswers);
   const sessions = createSessions({
     operations,
     calls,

@@ -1,7 +1,7 @@
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import type { Log } from "../log.js";
-import { retryAfterHeader } from "../protocol/wire.js";
+import { defaultMessageBytes, retryAfterHeader } from "../protocol/wire.js";
 import type { RetentionRule } from "../settings/retention_rules.js";
 import { type DbOptions, openDb } from "../store/db.js";
 import { createCalls } from "./call.js";
@@ -10,6 +10,8 @@ import { shuttingDown } from "./connect_error.js";
 import type { NodeHandler } from "./handler.js";
 import { createHealth, ServingStatus } from "./health.js";
 import { startListener } from "./http.js";
+import { Intake } from "./intake.js";
+import { defaultLimits, type Limits } from "./limits.js";
 import { createOperations } from "./operation_handlers.js";
 import { startReadiness } from "./readiness.js";
 import { type Retention, startRetention } from "./retention.js";
@@ -66,10 +68,21 @@ export interface Server {
  * Starts listening, whether or not the database can be reached: the server becomes ready by
  * itself once it can.
  *
+ * @param ownLimits in place of the default ones
  * @throws when the address cannot be listened on
  */
-export async function startServer(options: ServerOptions): Promise<Server> {
-  const { log } = options;
+export async function startServer(
+  options: ServerOptions,
+  ownLimits: Partial<Limits> = {},
+): Promise<Server> {
+  const { log, maxMessageSize } = options;
+  const limits: Limits = {
+    ...defaultLimits,
+    requestBytes: Math.max(defaultLimits.requestBytes, 4 * maxMessageSize),
+    unreadBytes: defaultLimits.unreadBytes + maxMessageSize - defaultMessageBytes,
+    ageMs: options.sessionAgeMs,
+    ...ownLimits,
+  };
   const db = openDb(options);
   const health = createHealth(CheckpointService.typeName, ThreadService.typeName);
   const readiness = startReadiness(db, options, log, (ready) =>
@@ -77,9 +90,10 @@ export async function startServer(options: ServerOptions): Promise<Server> {
   );
   const rpc = createRpc({
     ...options,
-    operations: createOperations(db, options.maxMessageSize),
+    limits,
+    operations: createOperations(db, maxMessageSize),
     streams: createStreams(db),
-    calls: createCalls([createCallLog(log, options.slowCallMs)]),
+    calls: createCalls([createCallLog(log, options.slowCallMs)], new Intake(limits)),
     health: health.service,
     isReady: readiness.wasReady,
     fallback: (request, response) => answerProbe(request, response, readiness.isReady()),
@@ -94,7 +108,7 @@ export async function startServer(options: ServerOptions): Promise<Server> {
       upgrade: rpc.upgrade,
       corsOrigins: options.corsOrigins,
       allowedHosts: options.allowedHosts,
-      limits: { ageMs: options.sessionAgeMs },
+      limits,
       log,
     });
   } catch (error) {

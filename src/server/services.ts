@@ -3,6 +3,7 @@ import type { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_serv
 import type { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import type { AnswerInit, OperationName, Request, StreamName } from "../protocol/operations.js";
 import { type Call, type Calls, callKey } from "./call.js";
+import { overloaded } from "./intake.js";
 import type { Operations } from "./operation_handlers.js";
 import type { Streams } from "./stream_handlers.js";
 
@@ -16,14 +17,17 @@ export interface Services {
  * Serves the operations and streams as RPCs. Errors rise to the interceptor.
  *
  * `callTimeoutMs` bounds the work for a unary call whose client set no deadline. A stream has no
- * such bound: it lasts as long as its reader takes, and holds nothing meanwhile.
+ * such bound: it lasts as long as its reader takes. What it holds meanwhile, a page, is why only
+ * `mostStreams` are open at a time.
  */
 export function createServices(
   operations: Operations,
   streams: Streams,
   calls: Calls,
   callTimeoutMs: number,
+  mostStreams: number,
 ): Services {
+  let openStreams = 0;
   const unary =
     <Name extends OperationName>(name: Name) =>
     (request: Request<Name>, context: HandlerContext): Promise<AnswerInit<Name>> => {
@@ -37,11 +41,22 @@ export function createServices(
       context: HandlerContext,
     ): AsyncGenerator<AnswerInit<Name>> {
       const call = follow(context);
-      // The loop of a handler is not stopped by a client that goes away
-      // (connectrpc/connect-es#1217); the call's abort stops it at the next message.
-      for await (const message of streams[name](request, call)) {
-        call.throwIfAborted();
-        yield message;
+      if (openStreams >= mostStreams) {
+        throw overloaded(
+          `${mostStreams} streamed answers are open, as many as may be; try again`,
+          mostStreams,
+        );
+      }
+      openStreams++;
+      try {
+        // The loop of a handler is not stopped by a client that goes away
+        // (connectrpc/connect-es#1217); the call's abort stops it at the next message.
+        for await (const message of streams[name](request, call)) {
+          call.throwIfAborted();
+          yield message;
+        }
+      } finally {
+        openStreams--;
       }
     };
   return {

@@ -14,6 +14,7 @@ import {
 } from "../protocol/operations.js";
 import type { Call, Calls } from "./call.js";
 import { notReady } from "./connect_error.js";
+import { longestMs } from "./limits.js";
 import type { Operations } from "./operation_handlers.js";
 
 type Response = MessageInitShape<typeof OpenSessionResponseSchema>;
@@ -27,7 +28,7 @@ export interface SessionOptions {
   callTimeoutMs: number;
   /** Operations of one session that may run at a time. */
   maxInFlight: number;
-  /** After which a client is asked to open another session. */
+  /** After which a client is asked to open another session; at twice that its session is ended. */
   maxAgeMs: number;
 }
 
@@ -102,6 +103,7 @@ class OpenSession implements Session {
   readonly #movesAt: number;
   /** Looks, once goodbye was said, from time to time whether nothing is under way: then it ends. */
   #leaving: NodeJS.Timeout | undefined;
+  readonly #lastEnd: NodeJS.Timeout;
   #closed = false;
 
   constructor(
@@ -111,6 +113,11 @@ class OpenSession implements Session {
     readonly end: () => void,
   ) {
     this.#movesAt = performance.now() + options.maxAgeMs * (0.9 + 0.2 * Math.random());
+    const lifeMs = Math.min(2 * options.maxAgeMs, longestMs);
+    this.#lastEnd = setTimeout(() => {
+      this.abort(new ConnectError("the session is too old", Code.Unavailable));
+      this.end();
+    }, lifeMs).unref();
   }
 
   receive({ id, timeoutMs, operation }: OpenSessionRequest, bytes: number): void {
@@ -151,6 +158,7 @@ class OpenSession implements Session {
     if (this.#closed) return;
     this.#closed = true;
     clearInterval(this.#leaving);
+    clearTimeout(this.#lastEnd);
     this.abort(new ConnectError("the client went away", Code.Canceled));
     this.onClose();
   }
@@ -167,6 +175,7 @@ class OpenSession implements Session {
     let result: NonNullable<Response["result"]>;
     try {
       if (!this.options.isReady()) throw notReady();
+      call.take(call.requestBytes);
       if (operation.case === undefined || !(operation.case in operations)) {
         const unknown = "operation: must be set to one this server knows";
         throw new ConnectError(unknown, Code.Unimplemented);

@@ -26,8 +26,10 @@ import {
   sessionPath,
   sessionUpgrade,
 } from "../protocol/wire.js";
+import { callKey } from "./call.js";
 import { toConnectError } from "./connect_error.js";
 import type { NodeHandler } from "./handler.js";
+import { Arrival } from "./intake.js";
 import { toRequestId } from "./interceptors.js";
 import { checkBinarySize } from "./message_size.js";
 import type { Session, Sessions } from "./session.js";
@@ -60,7 +62,7 @@ export function createSessionService(sessions: Sessions): ServiceImpl<typeof Ses
       );
       const read = async () => {
         for await (const request of requests) {
-          session.receive(request, 0);
+          session.receive(request, context.values.get(callKey)?.messageBytes?.shift() ?? 0);
           while (session.inFlight() > sessions.options.maxInFlight && !context.signal.aborted) {
             await new Promise<void>((resolve) => {
               wakeReader = resolve;
@@ -198,6 +200,8 @@ function carry(
     flush();
     over = true;
     session?.close();
+    arrival.close();
+    read = () => 0;
     const body = Buffer.from(JSON.stringify(error ? { error: toJson(error) } : {}));
     stream.end(Buffer.concat([envelope(endOfStream, body.length), body]), () => {
       parting = setTimeout(() => stream.destroy(), partingMs).unref();
@@ -211,17 +215,20 @@ function carry(
       process.nextTick(finish);
     } else if (paused && !blocked && begun.inFlight() <= sessions.options.maxInFlight) {
       paused = false;
+      arrival.goOn();
       stream.resume();
     }
   };
   const pause = () => {
     paused = true;
+    arrival.end();
     stream.pause();
   };
 
+  const arrival = new Arrival(sessions.options.calls.intake, (error) => finish(error));
   const begun = sessions.begin(requestId, send, () => finish());
   session = begun;
-  const read = createEnvelopeReader(
+  let read = createEnvelopeReader(
     maxMessageSize,
     (length) =>
       new ConnectError(
@@ -229,6 +236,7 @@ function carry(
         Code.ResourceExhausted,
       ),
     (flags, message) => {
+      arrival.finished();
       if (flags !== 0) throw new ConnectError("unexpected envelope flags", Code.InvalidArgument);
       checkBinarySize(OpenSessionRequestSchema, message);
       const request = fromBinary(OpenSessionRequestSchema, message, { readUnknownFields: false });
@@ -238,7 +246,7 @@ function carry(
   stream.on("data", (chunk: Buffer) => {
     if (over) return;
     try {
-      read(chunk);
+      arrival.unfinished(read(chunk), chunk.length);
     } catch (error) {
       finish(
         error instanceof CheckpointdError
@@ -261,6 +269,7 @@ function carry(
   stream.on("close", () => {
     clearTimeout(parting);
     over = true;
+    arrival.close();
     session?.close();
   });
   return begun;

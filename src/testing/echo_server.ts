@@ -1,11 +1,13 @@
 /** A server of ours above the store: every request is handed to the test, which gives the answer. */
 
-import { createLog } from "../log.js";
+import { createLog, type Log } from "../log.js";
 import { type CallName, operations, streams } from "../protocol/operations.js";
 import { defaultMessageBytes } from "../protocol/wire.js";
 import { createCalls, type FinishedCall } from "../server/call.js";
 import { createHealth } from "../server/health.js";
 import { startListener } from "../server/http.js";
+import { Intake } from "../server/intake.js";
+import { defaultLimits, type Limits } from "../server/limits.js";
 import type { Operations } from "../server/operation_handlers.js";
 import { createRpc } from "../server/rpc.js";
 import type { Streams } from "../server/stream_handlers.js";
@@ -20,13 +22,15 @@ export interface EchoServer {
 
 /**
  * Starts one: `answer` is called with what was asked and returns the answer, of a stream its
- * messages.
+ * messages. `limits` are in place of the default ones; their age is the sessions' too.
  */
 export async function startEchoServer(
   answer: (name: CallName, request: unknown) => unknown,
+  ownLimits: Partial<Limits> = {},
+  log: Log = createLog("silent"),
 ): Promise<EchoServer> {
   const finished: FinishedCall[] = [];
-  const log = createLog("silent");
+  const limits = { ...defaultLimits, ...ownLimits };
   const rpc = createRpc({
     operations: Object.fromEntries(
       Object.keys(operations).map((name) => [
@@ -42,18 +46,26 @@ export async function startEchoServer(
         },
       ]),
     ) as unknown as Streams,
-    calls: createCalls([(call) => finished.push(call)]),
+    calls: createCalls([(call) => finished.push(call)], new Intake(limits)),
+    limits,
     health: createHealth().service,
     isReady: () => true,
     fallback: (_, response) => void response.end(),
     maxMessageSize: defaultMessageBytes,
     compression: false,
     callTimeoutMs: 60_000,
-    sessionAgeMs: 3_600_000,
+    sessionAgeMs: limits.ageMs || 3_600_000,
     log,
   });
   const { handler, upgrade } = rpc;
-  const listener = await startListener({ host: "127.0.0.1", port: 0, handler, upgrade, log });
+  const listener = await startListener({
+    host: "127.0.0.1",
+    port: 0,
+    handler,
+    upgrade,
+    limits,
+    log,
+  });
   return {
     url: `http://127.0.0.1:${listener.port}`,
     finished,

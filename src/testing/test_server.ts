@@ -1,13 +1,15 @@
 import { createLog } from "../log.js";
 import { defaultMessageBytes } from "../protocol/wire.js";
+import type { Limits } from "../server/limits.js";
 import { type Server, type ServerOptions, startServer } from "../server/server.js";
 
 /** Starts a server in this process on a free port and does not wait for its database. */
 export function startUnreadyServer(
   databaseUrl: string,
   options: Partial<ServerOptions> = {},
+  limits: Partial<Limits> = {},
 ): Promise<Server> {
-  return startServer({
+  const all: ServerOptions = {
     databaseUrl,
     schema: "public",
     poolSize: 4,
@@ -29,15 +31,17 @@ export function startUnreadyServer(
     allowedHosts: [],
     log: createLog("silent"),
     ...options,
-  });
+  };
+  return startServer(all, limits);
 }
 
 /** Starts one on a database that is there, and waits until it is ready. The caller drains it. */
 export async function startTestServer(
   databaseUrl: string,
   options: Partial<ServerOptions> = {},
+  limits: Partial<Limits> = {},
 ): Promise<Server> {
-  const server = await startUnreadyServer(databaseUrl, options);
+  const server = await startUnreadyServer(databaseUrl, options, limits);
   await server.ready;
   return server;
 }

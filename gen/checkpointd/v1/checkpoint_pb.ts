@@ -276,6 +276,8 @@ export type ErrorDetail = Message<"checkpointd.v1.ErrorDetail"> & {
    * The service takes no more now:
    * - QUEUE_FULL (RESOURCE_EXHAUSTED): too many calls wait for a connection to the database.
    * - QUEUE_TIMEOUT (UNAVAILABLE): none became free in time.
+   * - OVERLOADED (RESOURCE_EXHAUSTED): the requests or streams of all clients together take as much of
+   *   the server as they may.
    * - NOT_READY (UNAVAILABLE): the server has not been able to use its database yet.
    * - DRAINING (UNAVAILABLE): this server is shutting down; another one may answer.
    * - SERVER_STALLED (UNAVAILABLE): this server stood still for seconds, and does not carry out what

@@ -1,0 +1,50 @@
+import { connectionWindowBytes, defaultMessageBytes, streamWindowBytes } from "../protocol/wire.js";
+
+const mebibyte = 1024 * 1024;
+
+/** What clients may take of one process. Milliseconds and bytes. */
+export const defaultLimits = {
+  /**
+   * Connections open at once in all; further ones are closed as they arrive. Fewer where the process
+   * may not open as many files: see mostConnections.
+   */
+  connections: 10_000,
+  /** HTTP/2 streams open at once on a connection; a client queues the rest. */
+  streams: 256,
+  /** All headers of one request together. */
+  headerBytes: 32 * 1024,
+  /** From the first byte of a connection's life until it is known what it speaks. */
+  helloMs: 10_000,
+  /** HTTP/1.1: the time in which a request's headers must have arrived. */
+  headersMs: 15_000,
+  /** HTTP/1.1: the time in which a whole request must have arrived, however fast it comes. */
+  requestMs: 2 * 3_600_000,
+  /** HTTP/1.1: how long an idle connection is kept, longer than the usual balancer's 60 s. */
+  keepAliveMs: 75_000,
+  /** What a client may send on one HTTP/2 stream before it waits (Node's default: 64 KiB). */
+  streamWindowBytes,
+  /** The same for all streams of a connection together. */
+  connectionWindowBytes,
+  /** How long a request's body, or a session's message, may come slower than it must. */
+  arrivalPatienceMs: 15_000,
+  /** How fast it must come on average after that, in bytes a millisecond. */
+  arrivalBytesPerMs: 10,
+  /** Requests that are being received or worked on, in all and as they are when inflated. */
+  requestBytes: 512 * mebibyte,
+  /** How long an answer may wait for its reader without that one taking a byte. */
+  unreadMs: 60_000,
+  /** Answers waiting for the reader of one connection; what has more for a second is cut. */
+  unreadBytes: 64 * mebibyte + defaultMessageBytes,
+  /** The same of all connections together; above it the connection that has most is cut. */
+  unreadBytesInAll: 512 * mebibyte,
+  /** Streamed answers (of List and the like) open at once in all. */
+  streamedAnswers: 256,
+  /** The age at which a connection is retired gently, give or take 10 %; 0 is never. */
+  ageMs: 0,
+};
+
+/** The same, of one server. */
+export type Limits = typeof defaultLimits;
+
+/** The longest that Node's timers wait; one that is set for longer fires at once. 24 days. */
+export const longestMs = 2 ** 31 - 1;

@@ -1,0 +1,117 @@
+/** Answers that their readers do not take: how long and how much of them is kept. */
+import type * as http from "node:http";
+import * as http2 from "node:http2";
+import type * as net from "node:net";
+import type { Log } from "../log.js";
+import type { Limits } from "./limits.js";
+
+/** How often it is looked for them. */
+const sweepMs = 250;
+/** For how many looks a connection may have more than its share. */
+const looksAbove = 4;
+
+/** What is written to an HTTP/2 stream comes in pieces of so many bytes, to see that they are taken. */
+const pieceBytes = 256 * 1024;
+
+interface Answer {
+  /** Bytes that were written to it. */
+  written: number;
+  /** Of those, the bytes that had been taken when it was last looked. */
+  taken: number;
+  /** When its reader last took some, or had all. */
+  since: number;
+}
+
+/** What is looked at of a connection. */
+export interface Writer {
+  readonly socket: net.Socket;
+  /** HTTP/1.1 responses under way. */
+  readonly responses: ReadonlySet<http.ServerResponse>;
+  /** HTTP/2 streams that are open. */
+  readonly answers: Map<http2.ServerHttp2Stream, Answer>;
+  /** How often in a row it had more than its share. */
+  looksAbove: number;
+}
+
+/**
+ * Has a stream of HTTP/2 looked after. Of a stream Node does not tell how far its reader is (of a
+ * socket it does): it only ends a write when all of it is sent, and makes one write of all that
+ * waits. So that a slow reader is told from one that stalled, large writes are made in pieces here.
+ */
+export function trackAnswer(writer: Writer, stream: http2.ServerHttp2Stream): void {
+  const answer: Answer = { written: 0, taken: 0, since: performance.now() };
+  writer.answers.set(stream, answer);
+  stream.on("close", () => writer.answers.delete(stream));
+  Object.assign(stream, { _writev: undefined });
+  const write = stream.write.bind(stream) as (...args: unknown[]) => boolean;
+  stream.write = ((chunk: Uint8Array | string, ...rest: unknown[]) => {
+    answer.written += chunk.length;
+    let at = 0;
+    if (typeof chunk !== "string") {
+      for (; chunk.length - at > pieceBytes; at += pieceBytes) {
+        write(chunk.subarray(at, at + pieceBytes));
+      }
+    }
+    return write(at === 0 || typeof chunk === "string" ? chunk : chunk.subarray(at), ...rest);
+  }) as typeof stream.write;
+}
+
+/**
+ * Ends streams of HTTP/2 whose reader takes nothing, and cuts connections on which too much waits.
+ * (Sockets have a timeout of Node's own.) Returns what stops it.
+ */
+export function watchUnread(writers: () => Iterable<Writer>, limits: Limits, log: Log): () => void {
+  const cut = (writer: Writer, unread: number, limit: number) => {
+    log.warn({ unread, limit }, "cut a connection whose client does not read its answers");
+    writer.socket.destroy();
+  };
+  const sweep = () => {
+    const unread = new Map<Writer, number>();
+    let inAll = 0;
+    for (const writer of writers()) {
+      if (writer.answers.size > 0) endStalled(writer, limits.unreadMs, log);
+      const bytes = unreadBytes(writer);
+      writer.looksAbove = bytes > limits.unreadBytes ? writer.looksAbove + 1 : 0;
+      if (writer.looksAbove > looksAbove) {
+        cut(writer, bytes, limits.unreadBytes);
+      } else if (bytes > 0) {
+        unread.set(writer, bytes);
+        inAll += bytes;
+      }
+    }
+    if (inAll <= limits.unreadBytesInAll) return;
+    for (const [writer, bytes] of [...unread].sort(([, a], [, b]) => b - a)) {
+      cut(writer, bytes, limits.unreadBytesInAll);
+      inAll -= bytes;
+      if (inAll <= limits.unreadBytesInAll) return;
+    }
+  };
+  const timer = setInterval(sweep, sweepMs).unref();
+  return () => clearInterval(timer);
+}
+
+function unreadBytes({ socket, responses, answers }: Writer): number {
+  let bytes = socket.writableLength;
+  for (const { writableLength } of answers.keys()) bytes += writableLength;
+  // Of requests that did not wait for each other the first response's is the socket's.
+  let ofResponses = 0;
+  for (const { writableLength } of responses) ofResponses += writableLength;
+  return Math.max(bytes, ofResponses);
+}
+
+function endStalled({ answers }: Writer, unreadMs: number, log: Log): void {
+  const now = performance.now();
+  for (const [stream, answer] of answers) {
+    const waiting = stream.writableLength;
+    const taken = answer.written - waiting;
+    if (waiting === 0 || taken !== answer.taken) {
+      answer.taken = taken;
+      answer.since = now;
+    } else if (now - answer.since > unreadMs) {
+      log.info({ unread: waiting }, "ended an answer that its client does not read");
+      stream.close(http2.constants.NGHTTP2_CANCEL);
+      // Its connection may take nothing either, not even that.
+      stream.destroy();
+    }
+  }
+}
