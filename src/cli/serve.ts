@@ -5,6 +5,7 @@ import { createLog, type Log } from "../log.js";
 import { type Server, startServer } from "../server/server.js";
 import { readFlags, UsageError } from "../settings/flags.js";
 import { type Embedded, startEmbedded } from "../store/embedded.js";
+import { print, printText } from "./print.js";
 import { serverOptions, settings } from "./settings.js";
 import { isWorker, stopSignal as stop } from "./stop_signal.js";
 import { connectionFlags } from "./threads_flags.js";
@@ -41,10 +42,10 @@ export async function runServe(args: string[]): Promise<number> {
     if (databaseUrl === undefined) {
       embedded = await startEmbedded({
         dataDir,
-        onProgress: (line) => process.stdout.write(`${line}\n`),
+        onProgress: (line) => print(line),
         signal: stop,
       });
-      process.stdout.write(`its database: ${psqlLine(embedded.databaseUrl, dataDir)}\n`);
+      print(`its database: ${psqlLine(embedded.databaseUrl, dataDir)}`);
     }
     const options = serverOptions(given, {
       databaseUrl: databaseUrl ?? (embedded?.databaseUrl as string),
@@ -52,12 +53,12 @@ export async function runServe(args: string[]): Promise<number> {
     });
     server =
       workers === 1 ? await startServer(options) : await startWorkers(workers, options, stop);
-    process.stdout.write(`checkpointd listens on ${server.url}\n`);
+    print(`checkpointd listens on ${server.url}`);
     const { url } = server;
     const look = `npx checkpointd-server threads ls${url === defaultUrl ? "" : ` --url ${url}`}`;
     void server.ready.then(() => {
-      process.stdout.write(
-        `checkpointd is ready\nnext: ConnectSaver.fromUrl("${url}") in an agent; then: ${look}\n`,
+      printText(
+        `checkpointd is ready\nnext: ConnectSaver.fromUrl("${url}") in an agent; then: ${look}`,
       );
     });
     const end = await Promise.race([

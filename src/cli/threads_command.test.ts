@@ -171,7 +171,7 @@ describe("checkpointd threads", () => {
     human: Hi
     ai: Hello, you!
     ai: → search({"q":1})
-    tool search: found \ufffd[31m
+    tool search: found \\u001b[31m
 `,
     );
     const [shown] = lines(await output("show", "chat", "--json"));
