@@ -1,6 +1,7 @@
 import { readFlags, UsageError } from "../settings/flags.js";
 import { dryRun, migrate } from "../store/migrate.js";
 import { explainTrouble } from "../store/trouble.js";
+import { chooseDatabase } from "./database_url.js";
 import { hint, print, printText, say } from "./print.js";
 import { migrateSettings } from "./settings.js";
 
@@ -12,10 +13,14 @@ const upToDate = "Nothing to do: the tables are up to date.";
  */
 export async function runMigrate(args: string[]): Promise<number> {
   const { values } = readFlags(migrateSettings, args, process.env);
-  const { databaseUrl, schema } = values;
+  const { schema } = values;
+  const { databaseUrl, warnings } = chooseDatabase(values, args);
   if (databaseUrl === undefined) {
-    throw new UsageError("migrate needs a database: give --database-url or set DATABASE_URL.");
+    throw new UsageError(
+      "migrate needs a database: give --database-url-file or --database-url, or set DATABASE_URL.",
+    );
   }
+  for (const warning of warnings) say(`warning: ${warning}`);
   const stop = new AbortController();
   for (const name of ["SIGTERM", "SIGINT"] as const) {
     process.once(name, () => stop.abort(new Error(`stopped by ${name}`)));

@@ -29,7 +29,7 @@ const escapes: [string, string][] = [
   ["\ude00\ud83d", "\\ude00\\ud83d"],
 ];
 const hostile = escapes.map(([character]) => character).join("x");
-const escaped = escapes.map(([, escape]) => escape).join("x");
+const escaped = escapes.map(([, shown]) => shown).join("x");
 
 /** What is written while standard output and error are terminals. */
 function captureTerminal() {
@@ -52,8 +52,8 @@ afterEach(() => {
   vi.unstubAllEnvs();
 });
 
-it.each(escapes)("%j is shown as an escape", (character, escape) => {
-  expect(clean(`a${character}b`)).toBe(`a${escape}b`);
+it.each(escapes)("%j is shown as an escape", (character, shown) => {
+  expect(clean(`a${character}b`)).toBe(`a${shown}b`);
 });
 
 it("what is no such character is shown as it is", () => {
