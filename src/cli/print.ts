@@ -42,7 +42,9 @@ export function print(...line: Line): void {
 
 /** Prints text of ours that has several lines. */
 export function printText(text: string): void {
-  for (const line of text.replace(/\n$/, "").split("\n")) print(line);
+  const lines = text.replace(/\n$/, "").split("\n");
+  // At once: who waits for the first line has the others too.
+  process.stdout.write(`${lines.map((line) => render([line])).join("\n")}\n`);
 }
 
 /** Says something beside the answer, on standard error: what is piped on has the answer only. */
