@@ -101,13 +101,12 @@ export class Reach {
   ): Promise<string | ConnectError | undefined> {
     const now = performance.now();
     const ms = Math.min(lookMs, deadline - now);
-    if (ms < 50) return Promise.resolve(undefined);
-    if (!this.#seen || now > this.#seenAt + lookAgainMs) {
+    if (ms >= 50 && (!this.#seen || now > this.#seenAt + lookAgainMs)) {
       this.#seenAt = now;
       // Deno before 2.5 can do neither.
       this.#seen = this.#lookNow(cause, ms).catch(() => undefined);
     }
-    return this.#seen;
+    return this.#seen ?? Promise.resolve(undefined);
   }
 
   async #lookNow(cause: NodeError | undefined, ms: number) {

@@ -69,5 +69,5 @@ it("refuses a path that cannot be stored, by its name", async () => {
   const putWrites = (path: unknown) =>
     (savers[0] as ConnectSaver).putWrites(config, [["c", 1]], "task", path as string);
   await expect(putWrites("a\0b")).rejects.toThrow("taskPath must not contain a NUL character");
-  await expect(putWrites({})).rejects.toThrow("taskPath must be a string, not object");
+  await expect(putWrites({})).rejects.toThrow("taskPath must be a string, not an object");
 });

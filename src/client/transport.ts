@@ -290,7 +290,10 @@ class Exchange {
     if (!(error instanceof ConnectError) || status === undefined) return error;
     const { rawMessage } = error;
     const isForeign =
-      rawMessage === `HTTP ${status}` || rawMessage.startsWith("unsupported content type");
+      rawMessage === `HTTP ${status}` ||
+      rawMessage.startsWith("unsupported content type") ||
+      // At which gRPC-Web does not look.
+      !/^application\/(connect\+|grpc|proto|json)/.test(this.#contentType ?? "");
     return isForeign ? this.#reach.foreignAnswer(error, status, this.#contentType) : error;
   }
 }

@@ -38,7 +38,7 @@ export async function startEchoServer(
       Object.keys(streams).map((name) => [
         name,
         async function* (request: unknown) {
-          yield* answer(name as CallName, request) as Iterable<unknown>;
+          yield* answer(name as CallName, request) as AsyncIterable<unknown>;
         },
       ]),
     ) as unknown as Streams,
