@@ -98,6 +98,8 @@ export function newClient(databaseUrl: string): pg.Client {
     ...(isDirect ? { sslnegotiation: "direct" as const } : {}),
   };
   const client = new pg.Client(config);
+  // pg would look for a password file by itself, and by rules of its own.
+  client.password ??= "";
   // A connection lost between two statements must reject the next one, not end the process.
   client.on("error", () => {});
   return client;
