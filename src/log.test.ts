@@ -9,6 +9,16 @@ import { captureLog } from "./testing/captured_log.js";
 const capture = (level: Parameters<typeof createLog>[0] = "info") =>
   captureLog((destination) => createLog(level, destination));
 
+it("holds no character that moves a terminal's cursor or turns the writing direction", () => {
+  const destination: string[] = [];
+  const log = createLog("info", { write: (line) => destination.push(line) });
+  const name = "a\u001b[2J\u007f\u009b\u202e\u2066\u061c\u200f\u2028\ud800b";
+  log.warn({ name, [name]: name.repeat(9), error: new Error(name) }, `name ${name}`);
+  const [line = ""] = destination;
+  expect(line).toMatch(/^[^\p{Cc}\p{Cs}\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]*\n$/u);
+  expect(JSON.parse(line)).toMatchObject({ msg: `name ${name}`, name, [name]: name.repeat(9) });
+});
+
 describe("lines that repeat", () => {
   beforeEach(() => void vi.useFakeTimers());
   afterEach(() => void vi.useRealTimers());

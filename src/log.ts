@@ -1,4 +1,5 @@
 import { type DestinationStream, type LogFn, type Logger, pino } from "pino";
+import { clean } from "./clean.js";
 
 /** The levels of the log, from silent to chatty. */
 export type LogLevel = "silent" | "error" | "warn" | "info" | "debug";
@@ -32,7 +33,11 @@ export function createLog(
       base: null,
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: (label) => ({ level: label }) },
-      hooks: { logMethod: createSampler(windowMs) },
+      hooks: {
+        logMethod: createSampler(windowMs),
+        // JSON leaves C1 and what turns the writing direction as they are, and people read the log.
+        streamWrite: (line) => `${clean(line.slice(0, -1))}\n`,
+      },
     },
     destination,
   );

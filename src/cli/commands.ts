@@ -1,5 +1,6 @@
 import { UsageError, unknownCommand } from "../settings/flags.js";
 import { help } from "./help.js";
+import { complain, printText, say } from "./print.js";
 import { version } from "./version.js";
 
 /**
@@ -15,11 +16,12 @@ const commands: Record<string, (args: string[]) => Promise<number>> = {
 async function main(args: string[]): Promise<number> {
   const [name, ...rest] = args;
   if (name === "--version" || name === "-v") {
-    process.stdout.write(`${version()}\n`);
+    printText(version());
     return 0;
   }
   if (name === undefined || name === "--help" || name === "-h" || name === "help") {
-    (name === undefined ? process.stderr : process.stdout).write(help());
+    if (name === undefined) for (const line of help().trimEnd().split("\n")) say(line);
+    else printText(help());
     return name === undefined ? 2 : 0;
   }
   const command = Object.hasOwn(commands, name) ? commands[name] : undefined;
@@ -27,7 +29,7 @@ async function main(args: string[]): Promise<number> {
   const flags = rest.includes("--") ? rest.slice(0, rest.indexOf("--")) : rest;
   if (flags.includes("--help") || flags.includes("-h")) {
     const text = name === "threads" ? (await import("./threads_help.js")).threadsHelp() : help();
-    process.stdout.write(text);
+    printText(text);
     return 0;
   }
   return command(rest);
@@ -40,10 +42,10 @@ export async function run(args: string[]): Promise<number> {
   } catch (error) {
     const usage = error instanceof UsageError;
     const message = error instanceof Error ? error.message : String(error);
-    process.stderr.write(`checkpointd: ${message}\n`);
+    complain(message);
     if (usage) {
       const command = args[0] === "threads" ? "checkpointd threads" : "checkpointd";
-      process.stderr.write(`Run ${command} --help for all flags.\n`);
+      say(`Run ${command} --help for all flags.`);
     }
     return usage ? 2 : 1;
   }

@@ -42,12 +42,20 @@ describe("the command line", () => {
       {},
       '--retention is wrong in rule 1, "keep=2": there is no condition "keep". Did you mean keep_last?',
     ],
-    [["migrate", "--port", "1"], {}, "Unknown flag --port. Allowed are --database-url, --schema,"],
+    [
+      ["migrate", "--port", "1"],
+      {},
+      "Unknown flag --port. Allowed are --database-url, --database-url-file,",
+    ],
     [["serve"], { CHECKPOINTD_LOG_LEVEL: "loud" }, "CHECKPOINTD_LOG_LEVEL must be one of silent,"],
     [["serve"], { DATABASE_URL: "mysql://secret@x" }, "DATABASE_URL must be a URL such as"],
     [["serve"], { DATABASE_URL: "postgres://u:secret%zz@x/y" }, "DATABASE_URL must be a URL such"],
     [["serve"], { DATABASE_URL: "postgres://u:secret@x:y/z" }, "DATABASE_URL must be a URL such"],
-    [["migrate"], {}, "migrate needs a database: give --database-url or set DATABASE_URL."],
+    [
+      ["migrate"],
+      {},
+      "migrate needs a database: give --database-url-file or --database-url, or set",
+    ],
     [["migrate", "--dry-run=1"], {}, "--dry-run takes no value."],
   ])("%j with %j is refused with exit code 2 and a sentence", async (args, env, sentence) => {
     const { code, stdout, stderr } = await runCommand(args, env as Record<string, string>);

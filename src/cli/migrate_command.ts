@@ -1,7 +1,8 @@
 import { readFlags, UsageError } from "../settings/flags.js";
 import { dryRun, migrate } from "../store/migrate.js";
 import { explainTrouble } from "../store/trouble.js";
-import { hint } from "./print.js";
+import { chooseDatabase } from "./database_url.js";
+import { hint, print, printText, say } from "./print.js";
 import { migrateSettings } from "./settings.js";
 
 const upToDate = "Nothing to do: the tables are up to date.";
@@ -12,10 +13,14 @@ const upToDate = "Nothing to do: the tables are up to date.";
  */
 export async function runMigrate(args: string[]): Promise<number> {
   const { values } = readFlags(migrateSettings, args, process.env);
-  const { databaseUrl, schema } = values;
+  const { schema } = values;
+  const { databaseUrl, warnings } = chooseDatabase(values, args);
   if (databaseUrl === undefined) {
-    throw new UsageError("migrate needs a database: give --database-url or set DATABASE_URL.");
+    throw new UsageError(
+      "migrate needs a database: give --database-url-file or --database-url, or set DATABASE_URL.",
+    );
   }
+  for (const warning of warnings) say(`warning: ${warning}`);
   const stop = new AbortController();
   for (const name of ["SIGTERM", "SIGINT"] as const) {
     process.once(name, () => stop.abort(new Error(`stopped by ${name}`)));
@@ -23,20 +28,18 @@ export async function runMigrate(args: string[]): Promise<number> {
   try {
     if (values.dryRun) {
       const sql = await dryRun({ databaseUrl, schema, signal: stop.signal });
-      process.stdout.write(sql);
+      if (sql !== "") printText(sql);
       // Not among the SQL, which may be piped to psql.
-      if (sql === "") hint(upToDate);
+      else hint(upToDate);
       return 0;
     }
     const { applied } = await migrate({
       databaseUrl,
       schema,
-      onProgress: (line) => process.stderr.write(`${line}\n`),
+      onProgress: (line) => say(line),
       signal: stop.signal,
     });
-    process.stdout.write(
-      applied.length === 0 ? `${upToDate}\n` : `Applied ${applied.join(", ")}.\n`,
-    );
+    print(applied.length === 0 ? upToDate : `Applied ${applied.join(", ")}.`);
     return 0;
   } catch (error) {
     const sentence = explainTrouble(error);

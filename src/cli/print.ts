@@ -1,24 +1,70 @@
-/** What people read: tables, sizes, ages, colours on a terminal, progress, a question. */
+/**
+ * What people read: lines, tables, sizes, ages, colours on a terminal, progress, a question. Whatever
+ * the commands write goes through here, where it is cleaned: names and values are of others, and a
+ * terminal obeys what is in them.
+ */
 import { createInterface } from "node:readline/promises";
+import { clean } from "../clean.js";
 import { UsageError } from "../settings/flags.js";
 
 export type Colour = "red" | "yellow" | "green" | "cyan" | "dim" | "bold";
 const codes: Record<Colour, number> = { red: 31, yellow: 33, green: 32, cyan: 36, dim: 2, bold: 1 };
 
-/** Text in a colour where standard output is a terminal and NO_COLOR is not set. */
-export function paint(colour: Colour, text: string): string {
-  const isWanted = process.stdout.isTTY && !process.env.NO_COLOR;
-  return isWanted ? `\u001b[${codes[colour]}m${text}\u001b[0m` : text;
+/** Text with a colour. It is no string, so that no colour of ours looks like one in a stored name. */
+export interface Painted {
+  readonly colour: Colour;
+  readonly text: string;
 }
 
-export function print(line: string): void {
-  process.stdout.write(`${line}\n`);
+/** What makes one line. */
+export type Line = readonly (string | Painted)[];
+
+/** Text in a colour where it is printed on a terminal and NO_COLOR is not set. */
+export function paint(colour: Colour, text: string): Painted {
+  return { colour, text };
+}
+
+/** The line as it is written to the stream: cleaned, in one line. */
+export function render(line: Line, stream: NodeJS.WriteStream = process.stdout): string {
+  const isWanted = stream.isTTY && !process.env.NO_COLOR;
+  const parts = line.map((part) => {
+    if (typeof part === "string") return clean(part);
+    const text = clean(part.text);
+    return isWanted ? `\u001b[${codes[part.colour]}m${text}\u001b[0m` : text;
+  });
+  return parts.join("").trimEnd();
+}
+
+/** Prints one line of the answer. */
+export function print(...line: Line): void {
+  process.stdout.write(`${render(line)}\n`);
+}
+
+/** Prints text of ours that has several lines. */
+export function printText(text: string): void {
+  const lines = text.replace(/\n$/, "").split("\n");
+  // At once: who waits for the first line has the others too.
+  process.stdout.write(`${lines.map((line) => render([line])).join("\n")}\n`);
 }
 
 /** Says something beside the answer, on standard error: what is piped on has the answer only. */
 export function hint(text: string): void {
-  const isWanted = process.stderr.isTTY && !process.env.NO_COLOR;
-  process.stderr.write(isWanted ? `\u001b[${codes.dim}m${text}\u001b[0m\n` : `${text}\n`);
+  say(paint("dim", text));
+}
+
+/** Prints one line on standard error. */
+export function say(...line: Line): void {
+  process.stderr.write(`${render(line, process.stderr)}\n`);
+}
+
+/**
+ * Says on standard error what went wrong. Its further lines, such as the end of another program's
+ * log, are set in: none of them can pass for a line of ours.
+ */
+export function complain(text: string): void {
+  for (const [i, line] of `checkpointd: ${text}`.split("\n").entries()) {
+    say(i === 0 ? line : `  ${line}`);
+  }
 }
 
 /** Says that a list was longer. */
@@ -26,7 +72,7 @@ export function hintMore(limit: number): void {
   hint(`There are more: --limit shows more than ${limit}.`);
 }
 
-/** Prints one JSON line. */
+/** Prints one JSON line, exactly the value: what is not to reach a terminal is escaped in it. */
 export function printJson(value: unknown): void {
   print(JSON.stringify(value));
 }
@@ -50,13 +96,13 @@ export async function printTable(
   let widths: number[] | undefined;
   let count = 0;
   const printRow = (row: readonly string[], isHeading = false) => {
-    const cells = columns.map(({ colour }, i) => {
-      const text = clean(row[i] ?? "");
-      const painted = isHeading ? paint("bold", text) : paintWith(colour?.(text), text);
-      const isLast = i === columns.length - 1;
-      return isLast ? painted : painted + " ".repeat(Math.max(0, (widths?.[i] ?? 0) - text.length));
+    const cells = columns.flatMap(({ colour }, i) => {
+      const text = row[i] ?? "";
+      const paintedIn = isHeading ? "bold" : colour?.(text);
+      const gap = Math.max(0, (widths?.[i] ?? 0) - clean(text).length) + 2;
+      return [paintedIn ? paint(paintedIn, text) : text, " ".repeat(gap)];
     });
-    print(cells.join("  ").trimEnd());
+    print(...cells);
   };
   const begin = () => {
     const headings = columns.map(({ heading }) => heading);
@@ -75,18 +121,10 @@ export async function printTable(
   return count;
 }
 
-const paintWith = (colour: Colour | undefined, text: string) =>
-  colour ? paint(colour, text) : text;
-
-/** Without characters that would move the cursor or break the line. */
-export function clean(text: string): string {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is to go.
-  return text.replace(/[\u0000-\u001f\u007f-\u009f]/g, "\ufffd");
-}
-
-/** Shortened to so many characters. */
+/** Shortened to so many characters, none of which is cut in two. */
 export function shorten(text: string, length: number): string {
-  return text.length <= length ? text : `${text.slice(0, length - 1)}…`;
+  if (text.length <= length) return text;
+  return `${text.slice(0, length - 1).replace(/[\ud800-\udbff]$/, "")}…`;
 }
 
 /** A number of things, as 1 thread or 2 threads. */
@@ -122,7 +160,7 @@ export function startProgress(): { say(text: string): void; end(): void } {
       const now = performance.now();
       if (!isWanted || now - last < 100) return;
       last = now;
-      process.stderr.write(`\r\u001b[K${text}`);
+      process.stderr.write(`\r\u001b[K${clean(text)}`);
     },
     end() {
       if (isWanted && last > 0) process.stderr.write("\r\u001b[K");
@@ -138,7 +176,7 @@ export async function confirm(question: string, isSure: boolean): Promise<boolea
   }
   const terminal = createInterface({ input: process.stdin, output: process.stderr });
   try {
-    return /^y(es)?$/i.test((await terminal.question(`${question} [y/N] `)).trim());
+    return /^y(es)?$/i.test((await terminal.question(`${clean(question)} [y/N] `)).trim());
   } finally {
     terminal.close();
   }

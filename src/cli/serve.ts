@@ -5,6 +5,8 @@ import { createLog, type Log } from "../log.js";
 import { type Server, startServer } from "../server/server.js";
 import { readFlags, UsageError } from "../settings/flags.js";
 import { type Embedded, startEmbedded } from "../store/embedded.js";
+import { chooseDatabase } from "./database_url.js";
+import { print, printText } from "./print.js";
 import { serverOptions, settings } from "./settings.js";
 import { isWorker, stopSignal as stop } from "./stop_signal.js";
 import { connectionFlags } from "./threads_flags.js";
@@ -25,7 +27,8 @@ export async function runServe(args: string[]): Promise<number> {
   if (isWorker) return runWorker();
   const { values } = readFlags(settings, args, process.env);
   // These serve takes itself, the others are the server's: see serverOptions.
-  const { databaseUrl, dataDir, workers, logLevel, ...given } = values;
+  const { databaseUrl: _, databaseUrlFile: _1, dataDir, workers, logLevel, ...given } = values;
+  const { databaseUrl, warnings } = chooseDatabase(values, args);
   const { poolSize, drainTimeoutMs } = given;
   if (workers > poolSize) {
     throw new UsageError(
@@ -34,6 +37,7 @@ export async function runServe(args: string[]): Promise<number> {
   }
   const log = createLog(logLevel);
   logUnhandled(log);
+  for (const warning of warnings) log.warn(warning);
   let embedded: Embedded | undefined;
   let server: (Server & Partial<Workers>) | undefined;
   try {
@@ -41,23 +45,26 @@ export async function runServe(args: string[]): Promise<number> {
     if (databaseUrl === undefined) {
       embedded = await startEmbedded({
         dataDir,
-        onProgress: (line) => process.stdout.write(`${line}\n`),
+        onProgress: (line) => print(line),
         signal: stop,
       });
-      process.stdout.write(`its database: ${psqlLine(embedded.databaseUrl, dataDir)}\n`);
+      print(`its database: ${psqlLine(embedded.databaseUrl, dataDir)}`);
     }
+    // What agents ask for is done by a role that can do no more than that.
+    const roles = await embedded?.makeRoles();
     const options = serverOptions(given, {
-      databaseUrl: databaseUrl ?? (embedded?.databaseUrl as string),
+      databaseUrl: databaseUrl ?? (roles?.servingUrl as string),
+      ...(roles ? { migrationUrl: roles.migrationUrl } : {}),
       log,
     });
     server =
       workers === 1 ? await startServer(options) : await startWorkers(workers, options, stop);
-    process.stdout.write(`checkpointd listens on ${server.url}\n`);
+    print(`checkpointd listens on ${server.url}`);
     const { url } = server;
     const look = `npx checkpointd-server threads ls${url === defaultUrl ? "" : ` --url ${url}`}`;
     void server.ready.then(() => {
-      process.stdout.write(
-        `checkpointd is ready\nnext: ConnectSaver.fromUrl("${url}") in an agent; then: ${look}\n`,
+      printText(
+        `checkpointd is ready\nnext: ConnectSaver.fromUrl("${url}") in an agent; then: ${look}`,
       );
     });
     const end = await Promise.race([

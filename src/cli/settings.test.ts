@@ -1,7 +1,21 @@
-import { describe, expect, it } from "vitest";
+import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { afterAll, describe, expect, it } from "vitest";
 import { readFlags, UsageError } from "../settings/flags.js";
 import { captureLog } from "../testing/captured_log.js";
+import { chooseDatabase } from "./database_url.js";
 import { migrateSettings, type ServeValues, serverOptions, settings } from "./settings.js";
+
+const folder = mkdtempSync(path.join(tmpdir(), "settings-"));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+function file(name: string, text: string, mode = 0o600): string {
+  const at = path.join(folder, name);
+  writeFileSync(at, text);
+  chmodSync(at, mode);
+  return at;
+}
+const urlFile = file("url", "postgres://u:p@h/x\nsomething else\n");
 
 /** Of a setting: its flag and variable, a value for it, wrong ones, and what it is else. */
 interface Example<Value> {
@@ -21,6 +35,14 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     text: "postgres://u:p@h/x",
     value: "postgres://u:p@h/x",
     wrong: ["mysql://secret@h/x", "postgres://u:secret%zz@h/x", ""],
+    unset: undefined,
+  },
+  databaseUrlFile: {
+    flag: "--database-url-file",
+    env: "CHECKPOINTD_DATABASE_URL_FILE",
+    text: urlFile,
+    value: { path: urlFile, url: "postgres://u:p@h/x", isOpen: false },
+    wrong: [file("wrong", "mysql://secret@h/x\n"), file("empty", ""), "/none", ""],
     unset: undefined,
   },
   schema: {
@@ -266,15 +288,59 @@ describe("a setting", () => {
 
   it("of migrate is one of serve's, and --dry-run", () => {
     expect(readFlags(migrateSettings, ["--dry-run"], { DATABASE_URL: "postgres://h/x" })).toEqual({
-      values: { databaseUrl: "postgres://h/x", schema: "public", dryRun: true },
+      values: {
+        databaseUrl: "postgres://h/x",
+        databaseUrlFile: undefined,
+        schema: "public",
+        dryRun: true,
+      },
       words: [],
     });
   });
 });
 
+describe("the database", () => {
+  const choose = (args: string[], env: Record<string, string> = {}) =>
+    chooseDatabase(read(args, env), args);
+
+  it("is named by a URL or by a file with one, not by both", () => {
+    expect(choose([])).toEqual({ databaseUrl: undefined, warnings: [] });
+    const chosen = { databaseUrl: "postgres://u:p@h/x", warnings: [] };
+    expect(choose(["--database-url-file", urlFile])).toEqual(chosen);
+    expect(choose([], { CHECKPOINTD_DATABASE_URL_FILE: urlFile })).toEqual(chosen);
+    expect(choose([], { DATABASE_URL: "postgres://u:p@h/x" })).toEqual(chosen);
+    expect(() =>
+      choose(["--database-url-file", urlFile], { DATABASE_URL: "postgres://h" }),
+    ).toThrow(UsageError);
+    expect(() =>
+      choose(["--database-url=postgres://h"], { CHECKPOINTD_DATABASE_URL_FILE: urlFile }),
+    ).toThrow("not by both");
+  });
+
+  it("comes with a warning where others can read the password", () => {
+    const warned = [expect.stringContaining("list of processes")];
+    expect(choose(["--database-url", "postgres://u:p@h/x"]).warnings).toEqual(warned);
+    expect(choose(["--database-url=postgres://u:p@h,g/x"]).warnings).toEqual(warned);
+    expect(choose(["--database-url=postgres://h/x?password=p"]).warnings).toEqual(warned);
+    expect(choose(["--database-url=postgres://u:p@h/x"]).warnings.join()).not.toContain("u:p");
+    expect(choose(["--database-url=postgres://u@h/x"]).warnings).toEqual([]);
+    const open = file("open", "postgres://u:p@h/x", 0o644);
+    expect(choose(["--database-url-file", open]).warnings).toEqual([
+      expect.stringContaining(`can read the database URL's file ${open}`),
+    ]);
+  });
+});
+
 describe("the options of the server", () => {
   const made = { databaseUrl: "postgres://h/x", log: captureLog().log };
-  const { databaseUrl: _, dataDir: _1, workers: _2, logLevel: _3, ...given } = read([]);
+  const {
+    databaseUrl: _,
+    databaseUrlFile: _1,
+    dataDir: _2,
+    workers: _3,
+    logLevel: _4,
+    ...given
+  } = read([]);
 
   it("are the settings that serve does not take itself", () => {
     expect(serverOptions(given, made)).toEqual({ ...given, ...made });

@@ -4,6 +4,7 @@
  * an option of ServerOptions, or one that `serve` itself takes. The table in
  * docs/operate.md is checked against this one.
  */
+import { readFileSync, statSync } from "node:fs";
 import type { LogLevel } from "../log.js";
 import type { ServerOptions } from "../server/server.js";
 import { define, type Values } from "../settings/flags.js";
@@ -12,9 +13,11 @@ import {
   duration,
   durationOrOff,
   integer,
+  type Kind,
   kind,
   oneOf,
   present,
+  Refusal,
   size,
   text,
 } from "../settings/kinds.js";
@@ -38,6 +41,31 @@ const databaseUrl = kind(
   },
   true,
 );
+
+/** A file that holds a database URL. */
+export interface DatabaseUrlFile {
+  path: string;
+  url: string;
+  /** Whether every user of the machine may read it. */
+  isOpen: boolean;
+}
+
+const databaseUrlFile: Kind<DatabaseUrlFile> = {
+  allowed: `a file whose first line is ${databaseUrl.allowed}`,
+  parse(path) {
+    let why: string | undefined;
+    try {
+      const [line = ""] = readFileSync(path, "utf8").split("\n");
+      const url = databaseUrl.parse(line.trim());
+      const isOpen = process.platform !== "win32" && (statSync(path).mode & 0o004) !== 0;
+      return { path, url, isOpen };
+    } catch (error) {
+      // Of what the file holds nothing is told.
+      if (!(error instanceof Refusal)) why = (error as NodeJS.ErrnoException).code;
+    }
+    throw new Refusal(`must be ${this.allowed}, not "${path}"${why ? ` (${why})` : ""}.`);
+  },
+};
 
 const schema = kind(
   "a schema name of 1 to 63 bytes without quotes and backslashes, not pg_…",
@@ -76,6 +104,13 @@ export const settings = {
     kind: databaseUrl,
     unset: undefined,
     help: "the Postgres to use; without it an embedded one is started in the data dir",
+  }),
+  databaseUrlFile: define({
+    flag: "database-url-file",
+    env: "CHECKPOINTD_DATABASE_URL_FILE",
+    kind: databaseUrlFile,
+    unset: undefined,
+    help: "a file whose first line is the database URL, which keeps it from whoever lists processes",
   }),
   schema: define({
     flag: "schema",
@@ -229,6 +264,7 @@ export const settings = {
 /** What `checkpointd migrate` can be told. */
 export const migrateSettings = {
   databaseUrl: { ...settings.databaseUrl, help: "the Postgres to use; it has to be given" },
+  databaseUrlFile: settings.databaseUrlFile,
   schema: settings.schema,
   dryRun: define({
     flag: "dry-run",
@@ -239,7 +275,7 @@ export const migrateSettings = {
 };
 
 /** The options of the server that no setting gives as it stands. */
-type MadeByServe = Pick<ServerOptions, "databaseUrl" | "log">;
+type MadeByServe = Pick<ServerOptions, "databaseUrl" | "migrationUrl" | "log">;
 
 /** `Given` where it has what `Wanted` has and nothing else; anything else cannot be passed. */
 export type Exactly<Wanted, Given> = Given & Record<Exclude<keyof Given, keyof Wanted>, never>;

@@ -171,7 +171,7 @@ describe("checkpointd threads", () => {
     human: Hi
     ai: Hello, you!
     ai: → search({"q":1})
-    tool search: found \ufffd[31m
+    tool search: found \\u001b[31m
 `,
     );
     const [shown] = lines(await output("show", "chat", "--json"));
@@ -231,7 +231,7 @@ describe("checkpointd threads", () => {
     expect(table[0]).toMatch(/^CHECKPOINT +TIME \(UTC\) +STEP +SOURCE +NODES +CHANGED$/);
     const time = String.raw`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d`;
     for (const [i, rest] of [
-      String.raw`2 +loop +look +messages: tool search: found .\[31m`,
+      String.raw`2 +loop +look +messages: tool search: found \\u001b\[31m`,
       "1 +loop +greet +messages: ai: Hello, you!",
       "0 +loop +__start__ +messages: human: Hi",
       "-1 +input +__start__: .*",

@@ -11,9 +11,9 @@ import { anyText, present } from "../settings/kinds.js";
 import {
   type Colour,
   type Column,
-  clean,
   hint,
   hintMore,
+  type Painted,
   paint,
   print,
   printJson,
@@ -148,7 +148,7 @@ export async function runShow(command: ThreadsCommand<typeof showFlags>): Promis
     });
     return 0;
   }
-  const facts: [string, string][] = [["thread", threadId]];
+  const facts: [string, string | Painted][] = [["thread", threadId]];
   if (thread) {
     const { status, counts, claim, pendingNodes } = thread;
     facts.push(["status", paint(statusColours[status] ?? "bold", status)]);
@@ -166,29 +166,34 @@ export async function runShow(command: ThreadsCommand<typeof showFlags>): Promis
     ["parent", tuple.parentCheckpointId ?? "none"],
     ["metadata", tuple.metadataJson],
   );
-  for (const [name, text] of facts) print(`${paint("bold", name.padEnd(10))}  ${text}`);
-  print(`\n${paint("bold", "values")}`);
+  for (const [name, text] of facts) print(paint("bold", name.padEnd(10)), "  ", text);
+  printHeading("values");
   for (const [channel, value] of valuesOf(tuple)) {
-    const [first = "", ...more] = toLines(value);
+    const [first = [], ...more] = toLines(value);
     const isLong = more.length > 0 || (value.kind === "list" && !value.name);
-    print(`  ${clean(channel)}:${isLong ? "" : ` ${first}`}`);
-    if (isLong) for (const line of [first, ...more]) print(`    ${line}`);
+    print(`  ${channel}:`, ...(isLong ? [] : [" ", ...first]));
+    if (isLong) for (const line of [first, ...more]) print("    ", ...line);
   }
-  if (tuple.pendingWrites.length > 0) print(`\n${paint("bold", "pending writes")}`);
+  if (tuple.pendingWrites.length > 0) printHeading("pending writes");
   for (const { taskId, channel, value } of tuple.pendingWrites) {
-    print(`  ${clean(taskId)}  ${clean(channel)}: ${toLine(decodeValue(value))}`);
+    print(`  ${taskId}  ${channel}: `, ...toLine(decodeValue(value)));
   }
   printNamespaces(namespaces, checkpointNs);
   return 0;
+}
+
+function printHeading(text: string): void {
+  print();
+  print(paint("bold", text));
 }
 
 /** The namespaces of subgraphs, if there are any besides the one that is shown. */
 function printNamespaces(namespaces: [name: string, count: number][], shown: string): void {
   const others = namespaces.filter(([name]) => name !== shown);
   if (others.length === 0) return;
-  print(`\n${paint("bold", "other namespaces")}`);
+  printHeading("other namespaces");
   for (const [name, count] of others.slice(0, shownNamespaces)) {
-    print(`  ${name === "" ? '""' : clean(name)}  ${toCount(count, "checkpoint")}`);
+    print(`  ${name === "" ? '""' : name}  ${toCount(count, "checkpoint")}`);
   }
   const seen = namespaces.reduce((sum, [, count]) => sum + count, 0);
   const rest = others.length - shownNamespaces;

@@ -15,6 +15,7 @@ import {
   type CheckpointTuple,
   CheckpointTupleSchema,
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import { clean } from "../clean.js";
 import type { Calls } from "../client/calls.js";
 import { readList } from "../client/read_list.js";
 import { define } from "../settings/flags.js";
@@ -50,7 +51,9 @@ export async function runExport(command: ThreadsCommand<typeof exportFlags>): Pr
   const seen = new Set<string>();
   let checkpoints = 0;
   let bytes = 0;
-  const write = async (line: string) => {
+  const write = async (json: string) => {
+    // The same JSON, also where it is read on a terminal.
+    const line = clean(json);
     bytes += line.length;
     if (!out.write(`${line}\n`)) {
       await Promise.race([new Promise((resolve) => out.once("drain", resolve)), broken]);

@@ -1,6 +1,11 @@
 import { describe, expect, it } from "vitest";
 import { type Decoded, decodeValue } from "../client/decode_value.js";
-import { toLastLine, toLine, toLines, toPlain } from "./value_text.js";
+import { render } from "./print.js";
+import * as values from "./value_text.js";
+
+const { toLastLine, toPlain } = values;
+const toLine = (decoded: Decoded) => render(values.toLine(decoded));
+const toLines = (decoded: Decoded) => values.toLines(decoded).map((line) => render(line));
 
 const fromHex = (hex: string) => decodeValue({ type: "msgpack", data: Buffer.from(hex, "hex") });
 const says = (text: string): Decoded => ({
@@ -19,10 +24,10 @@ describe("values as text", () => {
     expect(toLine(fromHex("d80093a86275696c74696e73a37365749103"))).toBe("set(3)");
     expect(toLine(fromHex("81a161c40100"))).toBe("{a: <bytes, 1 B>}");
     expect(toLine(decodeValue({ type: "pickle\u001b", data: new Uint8Array(2) }))).toBe(
-      "<pickle\ufffd, 2 B, not read: a type of another serializer>",
+      "<pickle\\u001b, 2 B, not read: a type of another serializer>",
     );
     expect(toLine(decodeValue(undefined))).toBe("<nothing>");
-    expect(toLine(says("\u001b[2J\u009b x\n\ty"))).toBe("human: \ufffd[2J\ufffd x y");
+    expect(toLine(says("\u001b[2J\u009b x\n\ty"))).toBe("human: \\u001b[2J\\u009b x y");
     expect(toLine(says("x".repeat(10_000))).length).toBeLessThan(500);
     expect(toLine({ kind: "json", value: "x".repeat(10_000) }).length).toBeLessThan(500);
   });

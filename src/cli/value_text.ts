@@ -1,6 +1,6 @@
 /** Decoded values as a person reads them in a terminal, and as --json prints them. */
 import type { Decoded, DecodedMessage } from "../client/decode_value.js";
-import { clean, paint, shorten, toSize } from "./print.js";
+import { type Line, paint, shorten, toSize } from "./print.js";
 
 /** So many characters of a value are shown, and of each message. */
 const shownCharacters = 400;
@@ -9,32 +9,32 @@ const shownMessages = 50;
 
 /**
  * A value in lines: a list with messages has one for each, "human: …", anything else is one line,
- * shortened. Without characters that would move the cursor.
+ * shortened.
  */
-export function toLines(decoded: Decoded): string[] {
+export function toLines(decoded: Decoded): Line[] {
   const items = decoded.kind === "list" ? decoded.items : [];
   if (!items.some(({ kind }) => kind === "message")) return [toLine(decoded)];
   const before = items.length - shownMessages;
   return [
-    ...(before > 0 ? [paint("dim", `… ${before} before`)] : []),
+    ...(before > 0 ? [[paint("dim", `… ${before} before`)]] : []),
     ...items.slice(-shownMessages).map((item) => toLine(item)),
   ];
 }
 
 /** A value in one line, shortened. */
-export function toLine(decoded: Decoded): string {
+export function toLine(decoded: Decoded): Line {
   if (decoded.kind === "message") {
-    const text = clean(shorten(spoken(decoded), shownCharacters));
-    return `${paint("cyan", `${clean(speaker(decoded))}:`)} ${text}`.trimEnd();
+    const text = shorten(spoken(decoded), shownCharacters);
+    return [paint("cyan", `${speaker(decoded)}:`), ` ${text}`];
   }
-  const text = clean(shorten(toText(decoded), shownCharacters));
-  return ["none", "bytes", "unknown"].includes(decoded.kind) ? paint("dim", text) : text;
+  const text = shorten(toText(decoded), shownCharacters);
+  return [["none", "bytes", "unknown"].includes(decoded.kind) ? paint("dim", text) : text];
 }
 
 /** The last of what a value holds, in one line without colours: of a conversation the last message. */
 export function toLastLine(decoded: Decoded, length: number): string {
   const last = decoded.kind === "list" ? decoded.items.at(-1) : undefined;
-  return clean(shorten(toText(last?.kind === "message" ? last : decoded), length));
+  return shorten(toText(last?.kind === "message" ? last : decoded), length);
 }
 
 /** A value as JSON: a message by role and text, objects by their fields, of bytes how many. */

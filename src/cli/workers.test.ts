@@ -108,8 +108,8 @@ describe("the flag", () => {
     const taken = createServer().listen(0, "127.0.0.1");
     await new Promise((resolve) => taken.once("listening", resolve));
     const { port } = taken.address() as { port: number };
-    const args = ["--workers", "2", "--port", `${port}`, "--database-url", database.url];
-    const { code, stderr } = await runCommand(["serve", ...args]);
+    const args = ["--workers", "2", "--port", `${port}`];
+    const { code, stderr } = await runCommand(["serve", ...args], { DATABASE_URL: database.url });
     expect(code).toBe(1);
     expect(stderr).toMatch(/^checkpointd: cannot listen on .*\n$/);
     taken.close();

@@ -17,10 +17,12 @@ export interface Workers extends Server {
 
 /** What workers are started with. */
 type WorkersOptions = ServerOptions & { migrate: boolean };
+/** What is left for them: who migrates is here. */
+type WorkerOptions = Omit<WorkersOptions, "log" | "migrationUrl">;
 
 /** What a worker is told. */
 type Order =
-  | { kind: "start"; options: Omit<WorkersOptions, "log">; logLevel: string }
+  | { kind: "start"; options: WorkerOptions; logLevel: string }
   | { kind: "migrated" }
   | { kind: "drain" };
 
@@ -50,7 +52,7 @@ export async function startWorkers(
   options: WorkersOptions,
   signal: AbortSignal,
 ): Promise<Workers> {
-  const { log, ...forWorkers } = options;
+  const { log, migrationUrl: _, ...forWorkers } = options;
   // The port is chosen and tried here, for all of them and with one error; the workers' listener
   // takes it over when the first of them is about to listen. (Told port 0, Node would give them
   // the same one too, but another one after all of them had died.)

@@ -32,7 +32,7 @@ export interface Readiness {
  */
 export function startReadiness(
   db: Db,
-  options: DbOptions & { migrate: boolean | Promise<void> },
+  options: DbOptions & { migrate: boolean | Promise<void>; migrationUrl?: string },
   log: Log,
   onChange: (ready: boolean) => void,
 ): Readiness {
@@ -75,7 +75,7 @@ export function startReadiness(
       // Only now: node-pg-migrate and what it needs are half of what a server loads.
       const { migrate } = await import("../store/migrate.js");
       await migrate({
-        databaseUrl: options.databaseUrl,
+        databaseUrl: options.migrationUrl ?? options.databaseUrl,
         schema: options.schema,
         onProgress: (line) => log.info(line),
         signal: stopping.signal,

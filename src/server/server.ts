@@ -21,6 +21,8 @@ import { createStreams } from "./stream_handlers.js";
 /** What a server is started with. Durations in milliseconds, sizes in bytes. */
 export interface ServerOptions extends DbOptions {
   host: string;
+  /** Of the role that migrates; the same as serves unless given. */
+  migrationUrl?: string;
   /** 0 takes a free port. */
   port: number;
   /**

@@ -1,14 +1,14 @@
 import postgres from "postgres";
-import type { Address, ParsedOptions } from "./connection.js";
+import type { Address, Host, ParsedOptions } from "./connection.js";
 import { eachHost } from "./hosts.js";
+import { readLogin } from "./login.js";
 
 /** Where a database is and how to open connections to it. */
 export interface Target {
-  /** One for each host of the URL, in its order. */
-  addresses: readonly Address[];
+  /** In the URL's order. */
+  hosts: readonly Host[];
   /** Whether a server that refuses writes is passed over. */
   mustWrite: boolean;
-  options: ParsedOptions;
 }
 
 const sessionAttributes = /[?&]target_session_attrs=([^&]*)/;
@@ -19,7 +19,8 @@ const sessionAttributes = /[?&]target_session_attrs=([^&]*)/;
  * `primary`, takes writes. Unlike libpq that is what several hosts mean unless `any` is given: this
  * service writes.
  *
- * @throws Error with a sentence when the URL asks for a server that takes no writes
+ * @throws Error with a sentence when the URL asks for a server that takes no writes, or for TLS that
+ *   there is not
  */
 export function parseDatabaseUrl(databaseUrl: string, prepare: boolean): Target {
   const attributes = sessionAttributes.exec(databaseUrl)?.[1];
@@ -30,17 +31,21 @@ export function parseDatabaseUrl(databaseUrl: string, prepare: boolean): Target 
   }
   // Without the attributes: postgres.js would look for itself, with a query whose failure ends the
   // process.
-  const [options, ...others] = eachHost(databaseUrl).map((url) => parse(url, prepare));
-  const addresses = [options!, ...others].map(toAddress);
+  const hosts = eachHost(databaseUrl).map((url) => {
+    const options = parse(url, prepare);
+    return { address: toAddress(options), options };
+  });
   return {
-    addresses,
-    mustWrite: attributes === undefined ? addresses.length > 1 : attributes !== "any",
-    options: options!,
+    hosts,
+    mustWrite: attributes === undefined ? hosts.length > 1 : attributes !== "any",
   };
 }
 
-function parse(url: string, prepare: boolean): ParsedOptions {
+function parse(hostUrl: string, prepare: boolean): ParsedOptions {
+  const { url, tls, isDirect } = readLogin(hostUrl);
   const { options } = postgres(url, {
+    ssl: tls,
+    ...(isDirect ? { sslnegotiation: "direct" } : {}),
     max: 1,
     prepare,
     // It would read the catalog first, with a query whose failure ends the process. Nothing here

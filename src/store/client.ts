@@ -2,6 +2,7 @@
 import type { Socket } from "node:net";
 import pg from "pg";
 import { eachHost } from "./hosts.js";
+import { readLogin, withSslmode } from "./login.js";
 
 const CONNECT_MS = 10_000;
 /** How long we wait for a session to end by itself before its socket is closed. */
@@ -37,35 +38,68 @@ export async function withClient<T>(
 async function open(databaseUrl: string, signal: AbortSignal | undefined) {
   const urls = eachHost(databaseUrl);
   let failure: unknown;
-  for (const url of urls) {
+  for (const host of urls) {
     signal?.throwIfAborted();
-    const client = newClient(url);
-    const onAbort = () => cut(client);
-    signal?.addEventListener("abort", onAbort, { once: true });
     try {
-      await client.connect();
-      if (urls.length === 1) return { client, url };
-      const { rows } = await client.query("SHOW transaction_read_only");
-      if (rows[0].transaction_read_only === "off") return { client, url };
-      const message = "no host of the database URL takes writes";
-      failure = Object.assign(new Error(message), { code: "25006" });
+      const { client, url } = await connect(host, signal);
+      const onAbort = () => cut(client);
+      signal?.addEventListener("abort", onAbort, { once: true });
+      try {
+        if (urls.length === 1) return { client, url };
+        const { rows } = await client.query("SHOW transaction_read_only");
+        if (rows[0].transaction_read_only === "off") return { client, url };
+        const message = "no host of the database URL takes writes";
+        failure = Object.assign(new Error(message), { code: "25006" });
+      } catch (error) {
+        failure = error;
+      } finally {
+        signal?.removeEventListener("abort", onAbort);
+      }
+      await end(client);
     } catch (error) {
       failure = error;
-    } finally {
-      signal?.removeEventListener("abort", onAbort);
     }
-    await end(client);
   }
   signal?.throwIfAborted();
   throw failure;
 }
 
+/** Connects to one host; the URL that it gives back says whether with TLS, also of `prefer`. */
+async function connect(
+  hostUrl: string,
+  signal: AbortSignal | undefined,
+): Promise<{ client: pg.Client; url: string }> {
+  // pg cannot prefer: it is told to require, and then to do without.
+  const isPreferred = readLogin(hostUrl).tls === "prefer";
+  const url = isPreferred ? withSslmode(hostUrl, "require") : hostUrl;
+  const client = newClient(url);
+  const onAbort = () => cut(client);
+  signal?.addEventListener("abort", onAbort, { once: true });
+  try {
+    await client.connect();
+    return { client, url };
+  } catch (error) {
+    await end(client);
+    const hasNoTls = /does not support SSL/.test((error as Error).message);
+    if (!isPreferred || !hasNoTls || signal?.aborted) throw error;
+  } finally {
+    signal?.removeEventListener("abort", onAbort);
+  }
+  return connect(withSslmode(hostUrl, "disable"), signal);
+}
+
 /** A client for a URL of one host, not connected yet, whose loss ends no process. */
 export function newClient(databaseUrl: string): pg.Client {
-  const client = new pg.Client({
-    connectionString: asLibpq(databaseUrl),
+  const { url, tls, isDirect } = readLogin(databaseUrl);
+  const config = {
+    connectionString: url,
     connectionTimeoutMillis: CONNECT_MS,
-  });
+    ssl: tls === "prefer" ? { rejectUnauthorized: false } : tls,
+    ...(isDirect ? { sslnegotiation: "direct" as const } : {}),
+  };
+  const client = new pg.Client(config);
+  // pg would look for a password file by itself, and by rules of its own.
+  client.password ??= "";
   // A connection lost between two statements must reject the next one, not end the process.
   client.on("error", () => {});
   return client;
@@ -100,12 +134,4 @@ async function terminate(databaseUrl: string, client: pg.Client): Promise<void> 
   }
   await end(other);
   clearTimeout(timer);
-}
-
-/** `sslmode=require` shall mean to pg what it means to libpq and postgres.js: no certificate. */
-function asLibpq(databaseUrl: string): string {
-  if (!/[?&]sslmode=/.test(databaseUrl) || /[?&]uselibpqcompat=/.test(databaseUrl)) {
-    return databaseUrl;
-  }
-  return `${databaseUrl}&uselibpqcompat=true`;
 }

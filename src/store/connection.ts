@@ -12,6 +12,12 @@ export type Address = { host: string; port: number } | { path: string };
 /** What postgres.js makes of a URL and options; its version is pinned for this. */
 export type ParsedOptions = ReturnType<typeof postgres>["options"];
 
+/** A host of a database URL: where it listens, and how postgres.js is to log in there. */
+export interface Host {
+  address: Address;
+  options: ParsedOptions;
+}
+
 /** Within which a statement that was cancelled has to end before its connection is given up. */
 const graceMs = 2_000;
 /** Within which a cancel request has to reach Postgres. */
@@ -89,11 +95,11 @@ export class Connection {
   #keyPid = 0;
 
   private constructor(
-    readonly address: Address,
+    readonly host: Host,
     socket: Socket,
-    options: ParsedOptions,
     stall: Pick<StallWatch, "hasStoodStillSince">,
   ) {
+    const { address, options } = host;
     this.#socket = socket;
     // postgres.js writes a statement some moments after it has it, and the first time in two steps.
     // What it still has when the process stood still must not go out (see stall.ts). Below TLS this
@@ -132,14 +138,13 @@ export class Connection {
    * @throws ConnectionError, or the error with which Postgres refused it
    */
   static async open(
-    address: Address,
-    options: ParsedOptions,
+    host: Host,
     timeoutMs: number,
     stall: Pick<StallWatch, "hasStoodStillSince">,
   ): Promise<Connection> {
     const deadline = performance.now() + timeoutMs;
-    const socket = await openSocket(address, timeoutMs);
-    const connection = new Connection(address, socket, options, stall);
+    const socket = await openSocket(host.address, timeoutMs);
+    const connection = new Connection(host, socket, stall);
     const timer = setTimeout(
       () => connection.end(timedOut(`Postgres did not answer within ${timeoutMs} ms`)),
       Math.max(1, deadline - performance.now()),

@@ -1,13 +1,21 @@
-import { mkdir, readFile, stat } from "node:fs/promises";
+import { mkdir, readdir, readFile, stat, writeFile } from "node:fs/promises";
 import path from "node:path";
+import type pg from "pg";
 import { findBinaries, findRunAs, type PostgresBinaries } from "./embedded_binaries.js";
 import { stopOrphan, takeOwnerLock } from "./embedded_lock.js";
 import { asPgdata, initialise, launch, shutDown } from "./embedded_process.js";
+import { makeRoles } from "./embedded_roles.js";
 
 /** A running embedded Postgres. */
 export interface Embedded {
-  /** For pg and postgres.js; holds the password of the superuser `postgres`. */
+  /** For people and tests; holds the password of the superuser `postgres`. */
   databaseUrl: string;
+  /**
+   * Makes the roles that a service is to use, neither of which is a superuser: one that reads and
+   * writes the tables, and one that owns them and migrates. Their passwords hold until the next call.
+   * Tables that the superuser made are handed over.
+   */
+  makeRoles(): Promise<{ servingUrl: string; migrationUrl: string }>;
   /**
    * Shuts Postgres down (connections are ended, data is flushed) and gives the folder back.
    * Resolves when the process is gone, at the latest after about 30 s. Calling it again, or
@@ -83,6 +91,7 @@ async function startHeld(
   const runAs = findRunAs(owner);
   const binaries = await findBinaries(runAs, onProgress);
   signal?.throwIfAborted();
+  await hideFromGit(dataDir);
   if (owner === undefined) {
     onProgress(`initialising Postgres in ${options.dataDir} (first start only)…`);
     await initialise(dataDir, binaries.initdb, runAs, signal);
@@ -104,12 +113,40 @@ async function startHeld(
   let stopping: Promise<void> | undefined;
   return {
     databaseUrl,
+    async makeRoles() {
+      const { serving, migrating } = await withSuperuser(databaseUrl, makeRoles);
+      const toUrl = ({ role, password }: typeof serving) =>
+        `postgres://${role}:${password}@127.0.0.1:${port}/postgres`;
+      return { servingUrl: toUrl(serving), migrationUrl: toUrl(migrating) };
+    },
     exited: ended,
     stop: () => {
       stopping ??= shutDown(server, ended);
       return stopping;
     },
   };
+}
+
+/** What the folder of the embedded database may hold. */
+const ourFiles = /^(postgres(\.new|\.log)?|password|owner\.lock.*)$/;
+
+/** Data and a password are not for a repository; of a folder with other things in it nothing is hidden. */
+async function hideFromGit(dataDir: string): Promise<void> {
+  const names = await readdir(dataDir);
+  if (!names.every((name) => ourFiles.test(name))) return;
+  await writeFile(path.join(dataDir, ".gitignore"), "*\n", { flag: "wx" });
+}
+
+async function withSuperuser<T>(databaseUrl: string, use: (client: pg.Client) => Promise<T>) {
+  const { default: pg } = await import("pg");
+  const client = new pg.Client({ connectionString: databaseUrl, connectionTimeoutMillis: 10_000 });
+  client.on("error", () => {});
+  try {
+    await client.connect();
+    return await use(client);
+  } finally {
+    await client.end().catch(() => {});
+  }
 }
 
 async function checkVersion(clusterDir: string, major: number): Promise<void> {
@@ -135,18 +172,13 @@ async function readPassword(dataDir: string, binaries: PostgresBinaries): Promis
 
 /** The password file may be an older one, or the password changed in Postgres. */
 async function checkPassword(databaseUrl: string, dataDir: string, binaries: PostgresBinaries) {
-  const { default: pg } = await import("pg");
-  const client = new pg.Client({ connectionString: databaseUrl, connectionTimeoutMillis: 10_000 });
-  client.on("error", () => {});
   try {
-    await client.connect();
+    await withSuperuser(databaseUrl, async () => {});
   } catch (error) {
     // Anything else is for whoever connects next, who tries again.
     if (`${(error as { code?: string }).code}`.startsWith("28")) {
       throw passwordLost(dataDir, binaries, (error as Error).message);
     }
-  } finally {
-    await client.end().catch(() => {});
   }
 }
 

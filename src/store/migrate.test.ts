@@ -354,6 +354,8 @@ test.each([
   ['a"b', "quotes"],
   ["a'b", "quotes"],
   ["a\u0000b", "control characters"],
+  ["a\u202eb", "writing direction"],
+  ["a\u2028b", "control characters"],
   ["pg_agents", "belongs to Postgres"],
   ["information_schema", "belongs to Postgres"],
 ])("schema name %j is refused", async (schema, text) => {

@@ -46,7 +46,7 @@ const leastBytesPerMs = 250;
 
 /** Opens no connection yet. */
 export function createPool(target: Target, stall: StallWatch): Pool {
-  const { addresses, mustWrite, options } = target;
+  const { hosts, mustWrite } = target;
   const idle: Connection[] = [];
   const lent = new Set<Connection>();
   /** Where the last connection was opened. */
@@ -79,12 +79,11 @@ export function createPool(target: Target, stall: StallWatch): Pool {
     const began = performance.now();
     let failure: unknown;
     let isReadOnly = false;
-    for (let i = 0; i < addresses.length; i++) {
-      const at = (preferred + i) % addresses.length;
+    for (let i = 0; i < hosts.length; i++) {
+      const at = (preferred + i) % hosts.length;
       try {
-        const address = addresses[at]!;
-        const timeoutMs = addresses.length > 1 ? openOneOfManyMs : openMs;
-        const connection = await Connection.open(address, options, timeoutMs, stall);
+        const timeoutMs = hosts.length > 1 ? openOneOfManyMs : openMs;
+        const connection = await Connection.open(hosts[at]!, timeoutMs, stall);
         if (mustWrite && connection.isReadOnly) {
           void connection.close();
           isReadOnly = true;
@@ -244,8 +243,8 @@ export function createPool(target: Target, stall: StallWatch): Pool {
     }, sweepMs).unref();
   }
 
-  async function askBeside({ address, server }: Connection, text: string) {
-    const asking = await Connection.open(address, options, openOneOfManyMs, stall);
+  async function askBeside({ host, server }: Connection, text: string) {
+    const asking = await Connection.open(host, openOneOfManyMs, stall);
     try {
       // The address may lead elsewhere by now, where the number is somebody else's.
       if (asking.server !== server) return [];
