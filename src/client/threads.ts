@@ -302,7 +302,7 @@ export class Threads {
     return toDate(expireTime);
   }
 
-  /** Ends a lease; nothing happens if it is not held any more. */
+  /** Ends a lease; nothing happens if it is not held any more, or is somebody else's. */
   async release(threadId: string, token: string, options: CallOptions = {}): Promise<void> {
     checkOptions("threads.release", options, callOptions);
     const request = {

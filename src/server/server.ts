@@ -75,7 +75,7 @@ export async function startServer(options: ServerOptions): Promise<Server> {
   );
   const rpc = createRpc({
     ...options,
-    operations: createOperations(db, options.maxMessageSize),
+    operations: createOperations(db, options.maxMessageSize, log),
     streams: createStreams(db),
     calls: createCalls([createCallLog(log, options.slowCallMs)]),
     health: health.service,
