@@ -5,7 +5,7 @@ import { retryAfterHeader } from "../protocol/wire.js";
 import type { RetentionRule } from "../settings/retention_rules.js";
 import { type DbOptions, openDb } from "../store/db.js";
 import { createCalls } from "./call.js";
-import { createCallLog } from "./call_log.js";
+import { createCallLog, logLeftOut } from "./call_log.js";
 import { shuttingDown } from "./connect_error.js";
 import type { NodeHandler } from "./handler.js";
 import { createHealth, ServingStatus } from "./health.js";
@@ -68,7 +68,7 @@ export interface Server {
  */
 export async function startServer(options: ServerOptions): Promise<Server> {
   const { log } = options;
-  const db = openDb(options);
+  const db = openDb(options, logLeftOut(log));
   const health = createHealth(CheckpointService.typeName, ThreadService.typeName);
   const readiness = startReadiness(db, options, log, (ready) =>
     health.setAll(ready ? ServingStatus.SERVING : ServingStatus.NOT_SERVING),

@@ -5,6 +5,7 @@ import { createPool } from "./pool.js";
 import { createQueue, createTurns } from "./queue.js";
 import { checkSchemaName, quoteSchema } from "./schema_name.js";
 import { startStallWatch } from "./stall.js";
+import type { LeftOut } from "./undeliverable.js";
 
 /** One row of a result, column by column, as Postgres sent it in text form; null for NULL. */
 export type Row = readonly (Buffer | null)[];
@@ -58,6 +59,10 @@ export type Run = (
 export interface Db {
   /** The quoted schema, to be put before a table's name: `"public"`. */
   readonly schema: string;
+  /** See undeliverable.ts: until when, by performance.now(), what prints JSON looks at it first. */
+  readonly guard: { until: number };
+  /** Tells whoever opened the pool of a checkpoint that is left out of an answer. */
+  leaveOut(checkpoint: LeftOut): void;
   /** Statements running now, and calls waiting for a connection. */
   load(): { running: number; waiting: number };
   /**
@@ -110,7 +115,7 @@ const conflictTries = 5;
  *
  * @throws when the schema's name cannot be one, or the URL asks for a server that takes no writes
  */
-export function openDb(options: DbOptions): Db {
+export function openDb(options: DbOptions, leaveOut: Db["leaveOut"] = () => {}): Db {
   checkSchemaName(options.schema);
   const target = parseDatabaseUrl(options.databaseUrl, options.prepare);
   const stall = startStallWatch();
@@ -205,6 +210,8 @@ export function openDb(options: DbOptions): Db {
 
   return {
     schema: quoteSchema(options.schema),
+    guard: { until: 0 },
+    leaveOut,
     load: () => ({ running: turns.taken(), waiting: waiting() }),
     isFree: turns.isFree,
     hasIdle: () => turns.isFree() && pool.hasIdle(),

@@ -76,6 +76,7 @@ export async function claimThreads(
         filter,
         order: ThreadOrder.NEWEST_FIRST,
         withCounts: false,
+        withoutMetadata: true,
         after,
         examine: 1_000,
         limit: limit - leased.length,
@@ -112,7 +113,7 @@ async function takeLeases(
     ]),
   );
   if (leases.size === 0) return [];
-  const threads = await readNamedThreads(db, [...leases.keys()], false, signal);
+  const threads = await readNamedThreads(db, [...leases.keys()], signal);
   const matching = threads.filter(
     (thread) => statuses.length === 0 || statuses.includes(thread.status),
   );

@@ -443,6 +443,8 @@ async function recordStatement(
   };
   await use({
     schema: '"public"',
+    guard: { until: 0 },
+    leaveOut: () => {},
     load: () => ({ running: 0, waiting: 0 }),
     run,
     runLong: run,

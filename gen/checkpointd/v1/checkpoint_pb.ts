@@ -271,7 +271,8 @@ export type ErrorDetail = Message<"checkpointd.v1.ErrorDetail"> & {
    * NOT_A_JSON_OBJECT, DUPLICATE, RESERVED.
    *
    * The request does not fit what is stored (FAILED_PRECONDITION): LEASE_LOST, TARGET_NOT_EMPTY,
-   * STILL_NEEDED, NOT_STORED.
+   * STILL_NEEDED, NOT_STORED, UNDELIVERABLE (a checkpoint that a direct saver stored is too large
+   * to be told, once printed: delete its thread; lists leave it out).
    *
    * The service takes no more now:
    * - QUEUE_FULL (RESOURCE_EXHAUSTED): too many calls wait for a connection to the database.
