@@ -1,4 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import { CheckpointdError } from "../errors.js";
 import { parseDatabaseUrl } from "./address.js";
 import { type Connection, ConnectionError, type Result } from "./connection.js";
 import { createPool } from "./pool.js";
@@ -80,6 +81,7 @@ export interface Db {
   /**
    * Runs a statement as `run` does, for lists and other reads that may take long: all of them
    * together hold at most a quarter of the connections, so that they leave room for the short ones.
+   * One that takes two minutes is cancelled (DEADLINE_EXCEEDED), whatever its caller allows.
    */
   runLong: Run;
   /**
@@ -109,6 +111,8 @@ export interface Db {
 }
 
 const conflictTries = 5;
+/** What a long statement may take: a hundred times what one on rows that fit its bounds takes. */
+const longMs = 120_000;
 
 /**
  * Opens the pool. Connects on first use, so it succeeds while the database is down.
@@ -192,6 +196,7 @@ export function openDb(options: DbOptions, leaveOut: Db["leaveOut"] = () => {}):
     parameters: readonly Parameter[],
     signal: Signal | undefined,
     onEnd: () => void,
+    limit: Signal | undefined = signal,
   ): Promise<Result> {
     let connection: Connection;
     try {
@@ -201,7 +206,7 @@ export function openDb(options: DbOptions, leaveOut: Db["leaveOut"] = () => {}):
       throw error;
     }
     // The caller is told at once; the connection is free when the statement has ended.
-    const rows = tryAgain(() => send(connection, text, parameters, signal), signal).finally(() => {
+    const rows = tryAgain(() => send(connection, text, parameters, limit), limit).finally(() => {
       giveBack(connection);
       onEnd();
     });
@@ -223,7 +228,12 @@ export function openDb(options: DbOptions, leaveOut: Db["leaveOut"] = () => {}):
     async runLong(text, parameters, signal) {
       signal?.throwIfAborted();
       await takeTurn(longTurns, signal);
-      return runAlone(text, parameters, signal, longTurns.release);
+      const limit = startLimit(signal, longMs);
+      const onEnd = () => {
+        limit.end();
+        longTurns.release();
+      };
+      return runAlone(text, parameters, signal, onEnd, limit.signal);
     },
     async transaction<T>(use: (run: Run) => Promise<T>, signal?: Signal) {
       signal?.throwIfAborted();
@@ -310,6 +320,27 @@ async function tryAgain<T>(use: () => Promise<T>, signal: Signal | undefined): P
       await sleep(pauseMs);
     }
   }
+}
+
+/** A signal that aborts with the other, and after so long by itself, until it is ended. */
+function startLimit(signal: Signal | undefined, ms: number) {
+  const limit = new AbortController();
+  const onAbort = () => limit.abort(signal?.reason);
+  const timer = setTimeout(() => {
+    const message = `the statement took longer than the ${ms} ms that one may`;
+    limit.abort(
+      new CheckpointdError("deadline_exceeded", message, {
+        reason: "STATEMENT_TIMEOUT",
+        limit: ms,
+      }),
+    );
+  }, ms);
+  signal?.addEventListener("abort", onAbort);
+  const end = () => {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", onAbort);
+  };
+  return { signal: limit.signal, end };
 }
 
 function orAborted<T>(result: Promise<T>, signal: Signal): Promise<T> {

@@ -60,7 +60,7 @@ export function createPutExtending(
   const statementOf = createPutOne(db.schema, `returning ${transactionIdNow}`);
   const batch = createBatch<PutExtending, string | undefined>(db, {
     maxItems: () => 32,
-    maxBytes: batchBytes,
+    maxBytes: 1024 * 1024,
     sizeOf,
     // Two that bring the same version of a channel would share a transaction, and one of them lose.
     keyOf: ({ put }) => `${put.threadId}\0${put.checkpointNs}`,
@@ -74,7 +74,7 @@ export function createPutExtending(
     },
   });
   return async (request, signal) => {
-    const isLong = sizeOf(request) > batchBytes;
+    const isLong = request.prefixes.length > 0 && sizeOf(request) > longBytes;
     const [transactionId] = isLong
       ? await putAll(statement, db.runLong, [request], signal)
       : [await batch(request, signal)];
@@ -84,10 +84,10 @@ export function createPutExtending(
 }
 
 /**
- * What those together write that share a statement. A put that writes more, of however few bytes that
- * were sent, takes a turn among the long statements: those leave connections to everybody else.
+ * A put that writes more, of however few bytes that were sent, takes a turn among the long
+ * statements, which leave connections to everybody else: 544 bytes can be worth 33 MB.
  */
-const batchBytes = 1024 * 1024;
+const longBytes = 8 * 1024 * 1024;
 
 /** A blob, the place of its put among those of the statement, and what its value begins with. */
 interface ExtendingBlob extends NewBlob {

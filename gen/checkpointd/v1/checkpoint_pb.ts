@@ -266,7 +266,7 @@ export type ErrorDetail = Message<"checkpointd.v1.ErrorDetail"> & {
    * A stable, upper-case word for programs. A message above the size limit is refused before it is
    * read and has no detail; the error's text names the limit.
    *
-   * The request is wrong (INVALID_ARGUMENT, but for a TOO_LONG of put_extending): REQUIRED,
+   * The request is wrong (INVALID_ARGUMENT, but for a TOO_LONG of put_extending or copy_thread): REQUIRED,
    * TOO_LONG, TOO_MANY, OUT_OF_RANGE, NUL_CHARACTER, LONE_SURROGATE, INVALID_JSON,
    * NOT_A_JSON_OBJECT, DUPLICATE, RESERVED.
    *

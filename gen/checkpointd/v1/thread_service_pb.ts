@@ -1088,7 +1088,8 @@ export const ThreadService: GenService<{
   /**
    * Copies everything of a thread, in all namespaces, under another name, all or nothing.
    * FAILED_PRECONDITION (TARGET_NOT_EMPTY) if anything is stored under that name. A source
-   * that does not exist is copied as nothing.
+   * that does not exist is copied as nothing; of one of more than 256 MiB, as it is stored,
+   * nothing is copied: RESOURCE_EXHAUSTED (TOO_LONG).
    *
    * @generated from rpc checkpointd.v1.ThreadService.CopyThread
    */
