@@ -12,7 +12,7 @@ import {
   beforeFormat4,
   channelVersions,
   endColumns,
-  leftOutOf,
+  isLeftOut,
   partColumns,
   partRows,
   readValues,
@@ -152,10 +152,14 @@ export async function listPage(
     const found = read.size;
     const candidates = Number(text(result[0]?.[tupleRow.at.candidates]));
     const lastKey = [...read.values()].at(-1)?.key;
-    for (const row of result) {
-      const leftOut = leftOutOf(row, isHeader);
-      if (!leftOut) continue;
-      db.leaveOut(leftOut);
+    const untold = result.filter((row) => isLeftOut(row, isHeader));
+    if (untold.length > 0 && request.omitUnchanged) {
+      // What comes after one of them would refer to what is not sent.
+      const complete = { ...request, omitUnchanged: false };
+      return listPage(db, complete, maxTuples, last, signal, bounds);
+    }
+    for (const row of untold) {
+      db.leaveOut(toKey(row));
       read.delete(Number(text(row[tupleRow.at.n])));
     }
     const tuples = [...read.values()];

@@ -21,7 +21,7 @@ import {
   removeUnusedBlobs,
 } from "./remove.js";
 import { createColumns, text } from "./rows.js";
-import { type JsonForm, jsonBytes, runGuarded } from "./undeliverable.js";
+import { isTooLarge, type JsonForm, jsonBytes, runGuarded } from "./undeliverable.js";
 
 /** What to remove. */
 export interface Prune {
@@ -62,7 +62,18 @@ export async function* pruneThreads(
   let reported = 0;
   for await (const threadId of threadIds(db, prune, cutoff, signal)) {
     examined++;
-    const removed = await (prune.dryRun ? countOne : pruneOne)(db, threadId, prune, cutoff, signal);
+    const removed = await (prune.dryRun ? countOne : pruneOne)(
+      db,
+      threadId,
+      prune,
+      cutoff,
+      signal,
+    ).catch((error) => {
+      if (!isTooLarge(error)) throw error;
+      // What the rule reads of it cannot be printed: the others' turn is not to end with it.
+      db.leaveOut({ threadId, checkpointNs: "", checkpointId: "" });
+      return create(ThreadCountsSchema);
+    });
     const isEmpty = removed.checkpoints + removed.blobs + removed.writes === 0n;
     if (isEmpty && examined - reported < progressEvery) continue;
     reported = examined;

@@ -8,7 +8,7 @@ import {
   beforeFormat4,
   bytesOfRow,
   channelVersions,
-  leftOutOf,
+  isLeftOut,
   partRows,
   readValues,
   toTuples,
@@ -71,10 +71,9 @@ function batchOptions(
       for (const row of rows) bytes += bytesOfRow(row);
       usualBytes += (bytes / requests.length - usualBytes) / 8;
       const tuples: Map<number, CheckpointTuple | CheckpointdError> = toTuples(rows);
-      for (const row of rows) {
-        const leftOut = leftOutOf(row);
-        if (leftOut)
-          tuples.set(Number(text(row[tupleRow.at.n])), undeliverable(leftOut.checkpointId));
+      for (const row of rows.filter((row) => isLeftOut(row))) {
+        const id = text(row[tupleRow.at.checkpoint_id]);
+        tuples.set(Number(text(row[tupleRow.at.n])), undeliverable(id));
       }
       return requests.map((_, i) => tuples.get(i + 1));
     },

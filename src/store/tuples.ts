@@ -10,7 +10,7 @@ import {
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { Parameter, Row, Run, Signal } from "./db.js";
 import { bytes, type Cell, createColumns, text } from "./rows.js";
-import { type LeftOut, tellable } from "./undeliverable.js";
+import { tellable } from "./undeliverable.js";
 
 /**
  * The channel versions of a checkpoint as an object. A client that stored something else
@@ -278,16 +278,11 @@ export function toTuples(rows: readonly Row[]): Map<number, CheckpointTuple> {
   return tuples;
 }
 
-/** The key of a tuple whose row says that its JSON is too large to be told; undefined otherwise. */
-export function leftOutOf(row: Row, isHeader = false): LeftOut | undefined {
-  const { at } = tupleRow;
-  const isTold = row[at.metadata_json] !== null && (isHeader || row[at.checkpoint_json] !== null);
-  if (!row[at.n] || isTold) return undefined;
-  return {
-    threadId: text(row[at.thread_id]),
-    checkpointNs: text(row[at.checkpoint_ns]),
-    checkpointId: text(row[at.checkpoint_id]),
-  };
+/** Whether a row is of a tuple whose JSON, or of a header whose metadata, is too large to be told. */
+export function isLeftOut(row: Row, isHeader = false): boolean {
+  const { n, checkpoint_json, metadata_json } = tupleRow.at;
+  if (!row[n]) return false;
+  return row[metadata_json] === null || (!isHeader && row[checkpoint_json] === null);
 }
 
 /** About how many bytes a row of `tupleRows` has: those of its JSON or its value. */
