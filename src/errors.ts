@@ -31,6 +31,7 @@ export type ErrorReason =
   | "TARGET_NOT_EMPTY"
   | "STILL_NEEDED"
   | "NOT_STORED"
+  | "UNDELIVERABLE"
   | "QUEUE_FULL"
   | "QUEUE_TIMEOUT"
   | "OVERLOADED"

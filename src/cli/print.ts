@@ -168,11 +168,11 @@ export function startProgress(): { say(text: string): void; end(): void } {
   };
 }
 
-/** Asks before something is deleted; true at once with --yes. Refuses where nobody can answer. */
+/** Asks before something is deleted or ended; true at once with --yes. Refuses where nobody can answer. */
 export async function confirm(question: string, isSure: boolean): Promise<boolean> {
   if (isSure) return true;
   if (!process.stdin.isTTY) {
-    throw new UsageError("Deleting needs --yes where nobody can be asked.");
+    throw new UsageError("This needs --yes where nobody can be asked.");
   }
   const terminal = createInterface({ input: process.stdin, output: process.stderr });
   try {

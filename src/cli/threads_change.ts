@@ -1,4 +1,4 @@
-/** `checkpointd threads cp`, `rm` and `prune`. */
+/** `checkpointd threads cp`, `rm`, `release` and `prune`. */
 import type { PruneOptions, ThreadCounts } from "../client/threads.js";
 import { define, UsageError } from "../settings/flags.js";
 import { age, present } from "../settings/kinds.js";
@@ -36,6 +36,22 @@ export async function runRemove(command: ThreadsCommand<typeof removeFlags>): Pr
     await calls.call((service, context) => service.deleteThread({ threadId }, context));
   }
   print(`Deleted ${what}.`);
+  return 0;
+}
+
+export const releaseFlags = { yes };
+
+export async function runRelease(command: ThreadsCommand<typeof releaseFlags>): Promise<number> {
+  const { calls, threads, words } = command;
+  const [threadId = ""] = words;
+  // A thread that is not there can be under a lease as well: its first run has stored nothing yet.
+  const claim = (await threads.get(threadId))?.claim;
+  const name = JSON.stringify(threadId);
+  const whose = claim ? `of ${JSON.stringify(claim.owner)} ` : "";
+  const question = `End the lease ${whose}on thread ${name}? Its holder can store nothing more.`;
+  if (!(await confirm(question, command.flags.yes))) return 1;
+  await calls.call((service, context) => service.releaseClaim({ threadId, force: true }, context));
+  print(`Nobody holds thread ${name} now.`);
   return 0;
 }
 

@@ -312,6 +312,11 @@ describe("checkpointd threads", () => {
     expect(await stored("second")).toBe(await stored("done"));
     expect((await threads("cp", "done", "second")).stderr).toContain("something is stored under");
     expect((await threads("cp", "nobody", "third")).stderr).toContain('no thread "nobody"');
+    await saver.threads.claim({ owner: "gone", threadId: "second" });
+    expect((await threads("release", "second")).stderr).toContain("needs --yes");
+    expect((await saver.threads.get("second"))?.claim?.owner).toBe("gone");
+    expect(await output("release", "second", "--yes")).toBe('Nobody holds thread "second" now.\n');
+    expect((await saver.threads.get("second"))?.claim).toBeUndefined();
     expect(await threads("rm", "second")).toMatchObject({
       code: 2,
       stderr: expect.stringContaining("needs --yes"),

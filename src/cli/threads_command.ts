@@ -13,9 +13,11 @@ import {
 import {
   copyFlags,
   pruneFlags,
+  releaseFlags,
   removeFlags,
   runCopy,
   runPrune,
+  runRelease,
   runRemove,
 } from "./threads_change.js";
 import { connectionFlags } from "./threads_flags.js";
@@ -89,6 +91,13 @@ export const subcommands: Record<string, Subcommand> = {
     words: "THREAD...",
     count: [1, 1000],
     meaning: "delete threads",
+  }),
+  release: define({
+    run: runRelease,
+    flags: releaseFlags,
+    words: "THREAD",
+    count: [1, 1],
+    meaning: "end the lease that a worker holds on a thread, whoever it is",
   }),
   prune: define({
     run: runPrune,

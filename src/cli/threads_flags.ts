@@ -101,7 +101,7 @@ export const yes = define({
   flag: "yes",
   kind: present,
   unset: false,
-  help: "do not ask before something is deleted",
+  help: "do not ask before something is deleted or ended",
 });
 
 /** Which threads the flags say; no key for a flag that was not given. */

@@ -23,7 +23,7 @@ ${describe(connectionFlags)}
 Flags of some:
 ${describe(all)}
 
-rm and prune ask before they delete, unless --yes. Colours only on a terminal.
+rm, prune and release ask before they do it, unless --yes. Colours only on a terminal.
 Exit codes: 0 done, 1 failed or not confirmed, 2 the command line is wrong.
 `;
 }

@@ -33,7 +33,7 @@ export interface RecoverOptions extends Omit<ThreadFilter, "status" | "graph"> {
   concurrency?: number;
   /**
    * How long a lease holds without being renewed, which happens every third of it: after a crash
-   * the thread is free again when it ends. Default 60000, at least 1000. A thread that was skipped or
+   * the thread is free again when it ends. Default 60000, 1000 to 3600000. A thread that was skipped or
    * did not move is let alone for so long, and twice as long each time it happens again, up to an
    * hour.
    */

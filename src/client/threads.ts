@@ -106,11 +106,11 @@ export interface ListThreadsOptions extends ThreadFilter, CallOptions {
 export interface ClaimOptions extends ThreadFilter, CallOptions {
   /** Who claims, for people to read. */
   owner: string;
-  /** How long the lease holds unless it is renewed, 1 s to 24 h. Default 60000. */
+  /** How long the lease holds unless it is renewed, 1 s to 1 h. Default 60000. */
   leaseMs?: number;
   /** Only threads that were not updated for so long. Default 60000. */
   graceMs?: number;
-  /** Threads at the most, up to 1000. Default 1. */
+  /** Threads at the most, up to 1000, of which one call gets 100. Default 1. */
   limit?: number;
   /** Only this thread, in whatever status unless `status` says otherwise, without grace. */
   threadId?: string;
@@ -302,7 +302,7 @@ export class Threads {
     return toDate(expireTime);
   }
 
-  /** Ends a lease; nothing happens if it is not held any more. */
+  /** Ends a lease; nothing happens if it is not held any more, or is somebody else's. */
   async release(threadId: string, token: string, options: CallOptions = {}): Promise<void> {
     checkOptions("threads.release", options, callOptions);
     const request = {

@@ -1,6 +1,7 @@
 import { Code } from "@connectrpc/connect";
 import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { Log } from "../log.js";
+import type { Db } from "../store/db.js";
 import type { FinishedCall } from "./call.js";
 
 /**
@@ -56,4 +57,13 @@ export function describeCause(error: unknown): Record<string, unknown> {
   >;
   const known = code === undefined ? { stack } : {};
   return { name, message, code, routine, table_name, constraint_name, ...known };
+}
+
+/**
+ * One line for each checkpoint that an answer goes without, too large to be told, with its name: an
+ * operator has to look at that thread and delete it.
+ */
+export function logLeftOut(log: Log): Db["leaveOut"] {
+  return (checkpoint) =>
+    log.warn({ ...checkpoint, reason: "UNDELIVERABLE" }, "left out of an answer");
 }

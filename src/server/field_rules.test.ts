@@ -80,7 +80,8 @@ const required: Rule = [{ value: undefined, reason: "REQUIRED" }];
 const free: Rule = [];
 /** Has only the rules of what is in it. */
 const parts: Rule = [];
-const day = 24 * 60 * 60;
+const hour = 60 * 60;
+const day = 24 * hour;
 
 const rules: Record<string, Rule> = {
   "GetTupleRequest.thread_id": name(65_536),
@@ -162,7 +163,7 @@ const rules: Record<string, Rule> = {
   "ThreadFilter.updated_before": time,
   "ThreadFilter.graph": endless,
   "ClaimThreadsRequest.owner": name(256),
-  "ClaimThreadsRequest.lease_duration": duration(1, day),
+  "ClaimThreadsRequest.lease_duration": duration(1, hour),
   "ClaimThreadsRequest.limit": upTo(1_000),
   "ClaimThreadsRequest.grace": duration(0, 365 * day),
   "ClaimThreadsRequest.filter": parts,
@@ -170,9 +171,11 @@ const rules: Record<string, Rule> = {
   "ClaimThreadsRequest.except_thread_ids": names(65_536),
   "RenewClaimRequest.thread_id": name(65_536),
   "RenewClaimRequest.lease_token": name(64),
-  "RenewClaimRequest.lease_duration": duration(1, day),
+  "RenewClaimRequest.lease_duration": duration(1, hour),
   "ReleaseClaimRequest.thread_id": name(65_536),
   "ReleaseClaimRequest.lease_token": name(64),
+  // The valid request has a token.
+  "ReleaseClaimRequest.force": [{ value: true, reason: "OUT_OF_RANGE" }],
   "GetChannelHistoryRequest.thread_id": name(65_536),
   "GetChannelHistoryRequest.checkpoint_ns": text(65_536),
   "GetChannelHistoryRequest.checkpoint_id": text(65_536),

@@ -1,12 +1,14 @@
 import { create } from "@bufbuild/protobuf";
+import { timestampDate } from "@bufbuild/protobuf/wkt";
 import type { PutRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { ThreadFilterSchema } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import type { Log } from "../log.js";
 import type { AnswerInit, OperationName, Request } from "../protocol/operations.js";
 import { copyThread } from "../store/copy_thread.js";
 import type { Db, Signal } from "../store/db.js";
 import { deleteRuns } from "../store/delete_runs.js";
 import { deleteThread } from "../store/delete_thread.js";
-import { claimThreads, releaseLease, renewLease } from "../store/leases.js";
+import { claimThreads, endLease, releaseLease, renewLease } from "../store/leases.js";
 import { listPage } from "../store/list_checkpoints.js";
 import { createPut } from "../store/put.js";
 import { createPutExtending } from "../store/put_extending.js";
@@ -46,7 +48,7 @@ const defaultGraceMs = 60_000;
  * Each is: check the request, run it, answer. `maxMessageSize` also holds for what a request stands
  * for when it is not sent in full.
  */
-export function createOperations(db: Db, maxMessageSize: number): Operations {
+export function createOperations(db: Db, maxMessageSize: number, log: Log): Operations {
   const getTuple = createGetTuple(db);
   const put = createPut(db);
   const putExtending = createPutExtending(db);
@@ -103,8 +105,17 @@ export function createOperations(db: Db, maxMessageSize: number): Operations {
       const leaseMs = toMs(leaseDuration, defaultLeaseMs);
       return { expireTime: await renewLease(db, threadId, leaseToken, leaseMs, signal) };
     }),
-    releaseClaim: checked(checkReleaseClaim, async (request, signal) => {
-      await releaseLease(db, request.threadId, request.leaseToken, signal);
+    releaseClaim: checked(checkReleaseClaim, async ({ threadId, leaseToken, force }, signal) => {
+      if (!force) {
+        await releaseLease(db, threadId, leaseToken, signal);
+        return {};
+      }
+      const ended = await endLease(db, threadId, signal);
+      if (ended) {
+        // With the names: who takes a thread from a worker has to answer for it.
+        const until = timestampDate(ended.expires).toISOString();
+        log.warn({ threadId, owner: ended.owner, until }, "a lease was ended by force");
+      }
       return {};
     }),
     copyThread: checked(checkCopyThread, async (request, signal) => {

@@ -8,7 +8,7 @@ import type { RetentionRule } from "../settings/retention_rules.js";
 import { add } from "../store/counts.js";
 import { type Db, type DbOptions, openDb } from "../store/db.js";
 import { pruneThreads } from "../store/prune.js";
-import { describeCause } from "./call_log.js";
+import { describeCause, logLeftOut } from "./call_log.js";
 
 /** How much longer than it worked it rests: it takes a fifth of one connection at the most. */
 const restFactor = 4;
@@ -38,7 +38,7 @@ export function startRetention(
   const { signal } = stopping;
   const loop = async () => {
     while (!signal.aborted) {
-      const db = openDb({ ...options, poolSize: 1 });
+      const db = openDb({ ...options, poolSize: 1 }, logLeftOut(log));
       try {
         await runOnce(db, rules, log, signal);
       } catch (error) {

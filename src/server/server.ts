@@ -5,7 +5,7 @@ import { defaultMessageBytes, retryAfterHeader } from "../protocol/wire.js";
 import type { RetentionRule } from "../settings/retention_rules.js";
 import { type DbOptions, openDb } from "../store/db.js";
 import { createCalls } from "./call.js";
-import { createCallLog } from "./call_log.js";
+import { createCallLog, logLeftOut } from "./call_log.js";
 import { shuttingDown } from "./connect_error.js";
 import type { NodeHandler } from "./handler.js";
 import { createHealth, ServingStatus } from "./health.js";
@@ -85,7 +85,7 @@ export async function startServer(
     ageMs: options.sessionAgeMs,
     ...ownLimits,
   };
-  const db = openDb(options);
+  const db = openDb(options, logLeftOut(log));
   const health = createHealth(CheckpointService.typeName, ThreadService.typeName);
   const readiness = startReadiness(db, options, log, (ready) =>
     health.setAll(ready ? ServingStatus.SERVING : ServingStatus.NOT_SERVING),
@@ -93,7 +93,7 @@ export async function startServer(
   const rpc = createRpc({
     ...options,
     limits,
-    operations: createOperations(db, maxMessageSize),
+    operations: createOperations(db, maxMessageSize, log),
     streams: createStreams(db),
     calls: createCalls([createCallLog(log, options.slowCallMs)], new Intake(limits)),
     health: health.service,

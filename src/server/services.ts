@@ -16,9 +16,10 @@ export interface Services {
 /**
  * Serves the operations and streams as RPCs. Errors rise to the interceptor.
  *
- * `callTimeoutMs` bounds the work for a unary call whose client set no deadline. A stream has no
- * such bound: it lasts as long as its reader takes. What it holds meanwhile, a page, is why only
- * `mostStreams` are open at a time.
+ * `callTimeoutMs` bounds the work for a unary call whose client set no deadline, and ten minutes that
+ * of every other, if it is not more. A stream lasts as long as its reader takes, but no longer than a
+ * day: what it has to say comes sooner, and a client that broke goes on where it was. What it holds
+ * meanwhile, a page, is why only `mostStreams` are open at a time.
  */
 export function createServices(
   operations: Operations,
@@ -32,7 +33,10 @@ export function createServices(
     <Name extends OperationName>(name: Name) =>
     (request: Request<Name>, context: HandlerContext): Promise<AnswerInit<Name>> => {
       const call = follow(context);
-      if (context.timeoutMs() === undefined) calls.bound(call, callTimeoutMs);
+      const most = Math.max(callTimeoutMs, mostUnaryMs);
+      const asked = context.timeoutMs();
+      if (asked === undefined) calls.bound(call, callTimeoutMs);
+      else if (asked > most) calls.bound(call, most);
       return operations[name](request, call);
     };
   const stream = <Name extends StreamName>(name: Name) =>
@@ -48,6 +52,7 @@ export function createServices(
         );
       }
       openStreams++;
+      calls.bound(call, mostStreamMs);
       try {
         // The loop of a handler is not stopped by a client that goes away
         // (connectrpc/connect-es#1217); the call's abort stops it at the next message.
@@ -80,6 +85,10 @@ export function createServices(
     },
   };
 }
+
+/** How long calls may last, whatever their client asks for. */
+const mostUnaryMs = 10 * 60_000;
+const mostStreamMs = 24 * 60 * 60_000;
 
 /** The handler's call, which from now on aborts with the RPC: at the client's deadline, at a drain. */
 function follow({ values, signal }: HandlerContext): Call {

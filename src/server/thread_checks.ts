@@ -25,7 +25,8 @@ import {
 } from "./request_checks.js";
 
 const second = 1_000;
-const day = 24 * 60 * 60 * second;
+const hour = 60 * 60 * second;
+const day = 24 * hour;
 
 export function checkListThreads(request: ListThreadsRequest): void {
   checkFilter(request.filter);
@@ -49,7 +50,7 @@ export function checkGetThread(request: GetThreadRequest): void {
 
 export function checkClaimThreads(request: ClaimThreadsRequest): void {
   checkName("owner", request.owner, limits.owner);
-  checkDuration("lease_duration", request.leaseDuration, second, day);
+  checkDuration("lease_duration", request.leaseDuration, second, hour);
   checkDuration("grace", request.grace, 0, 365 * day);
   if (request.limit < 0 || request.limit > limits.threads) {
     const range = `must be from 1 to ${limits.threads}, or 0 for 1`;
@@ -61,13 +62,18 @@ export function checkClaimThreads(request: ClaimThreadsRequest): void {
 }
 
 export function checkRenewClaim(request: RenewClaimRequest): void {
-  checkReleaseClaim(request);
-  checkDuration("lease_duration", request.leaseDuration, second, day);
-}
-
-export function checkReleaseClaim(request: Pick<ReleaseClaimRequest, "threadId" | "leaseToken">) {
   checkName("thread_id", request.threadId);
   checkName("lease_token", request.leaseToken, limits.leaseToken);
+  checkDuration("lease_duration", request.leaseDuration, second, hour);
+}
+
+export function checkReleaseClaim(request: ReleaseClaimRequest): void {
+  checkName("thread_id", request.threadId);
+  if (!request.force) {
+    checkName("lease_token", request.leaseToken, limits.leaseToken);
+  } else if (request.leaseToken !== "") {
+    throw invalidArgument("force", "OUT_OF_RANGE", "must be false where a lease_token is given");
+  }
 }
 
 export function checkGetChannelHistory(request: GetChannelHistoryRequest): void {

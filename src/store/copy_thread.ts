@@ -11,10 +11,16 @@ import {
   columnNames,
   type Table,
 } from "./tables.js";
+import { type JsonForm, jsonBytes, runGuarded } from "./undeliverable.js";
+
+/** What one call copies at the most: bytes as they are stored, and some for each row. */
+const mostCopiedBytes = 256 * 1024 * 1024;
+const bytesOfRow = 256;
 
 /**
  * Copies everything of a thread under another name in one statement, so all or nothing, and
- * returns how much. Throws TARGET_NOT_EMPTY if anything is stored under that name, also when two
+ * returns how much. Throws TOO_LONG, before anything is written, for a thread of more than 256 MiB: a
+ * request of 60 bytes must not be worth any amount of writing. Throws TARGET_NOT_EMPTY if anything is stored under that name, also when two
  * copies to it run at once, and TOO_LONG if it makes a key that Postgres cannot index. Relies on the primary keys.
  */
 export async function copyThread(
@@ -23,7 +29,14 @@ export async function copyThread(
   target: string,
   signal?: Signal,
 ): Promise<ThreadCounts> {
-  const [row] = await db.run(statement(db.schema), [source, target], signal).catch((error) => {
+  const copied = runGuarded(
+    db,
+    db.runLong,
+    (json) => statement(db.schema, json),
+    [source, target, mostCopiedBytes],
+    signal,
+  );
+  const [row] = await copied.catch((error) => {
     const { code } = error as { code?: string };
     if (code === "23505") throw targetNotEmpty();
     // The source's keys are stored, so it is the other name that makes one too long.
@@ -31,6 +44,8 @@ export async function copyThread(
     throw error;
   });
   if (text(row?.[answer.at.is_taken]) === "t") throw targetNotEmpty();
+  const bytes = Number(text(row?.[answer.at.source_bytes]));
+  if (bytes > mostCopiedBytes) throw sourceTooLong(bytes);
   return toCounts(row, answer.at);
 }
 
@@ -42,6 +57,15 @@ function targetNotEmpty(): CheckpointdError {
   );
 }
 
+function sourceTooLong(bytes: number): CheckpointdError {
+  return new CheckpointdError(
+    "resource_exhausted",
+    `source_thread_id: the thread has ${bytes} bytes, more than the ${mostCopiedBytes} that one call ` +
+      "copies; prune it first, or use checkpointd threads export and import",
+    { reason: "TOO_LONG", field: "source_thread_id", limit: mostCopiedBytes },
+  );
+}
+
 function targetTooLong(source: string, target: string): CheckpointdError {
   const [most, bytes] = [source, target].map((name) => Buffer.byteLength(name));
   const message =
@@ -50,16 +74,37 @@ function targetTooLong(source: string, target: string): CheckpointdError {
   return invalidArgument("target_thread_id", "TOO_LONG", message, most);
 }
 
-const answer = createColumns("checkpoints", "blobs", "writes", "stored_bytes", "is_taken");
+const answer = createColumns(
+  "checkpoints",
+  "blobs",
+  "writes",
+  "stored_bytes",
+  "is_taken",
+  "source_bytes",
+);
 
-const statement = (schema: string) => `
+// Sizes come from the rows and their TOAST pointers: nothing is read that is not copied.
+const statement = (schema: string, json: JsonForm) => `
 with target as materialized (
   select exists (select from ${schema}.checkpoints where thread_id = $2::text)
     or exists (select from ${schema}.checkpoint_blobs where thread_id = $2::text)
     or exists (select from ${schema}.checkpoint_writes where thread_id = $2::text) as is_taken
+), source as materialized (
+  select coalesce(sum(bytes), 0) as bytes from (
+    select pg_column_size(checkpoint) + pg_column_size(metadata) + ${bytesOfRow} as bytes
+    from ${schema}.checkpoints where thread_id = $1::text
+    union all
+    select coalesce(octet_length(blob), 0) + ${bytesOfRow}
+    from ${schema}.checkpoint_blobs where thread_id = $1::text
+    union all
+    select octet_length(blob) + ${bytesOfRow}
+    from ${schema}.checkpoint_writes where thread_id = $1::text
+  ) as stored
+), allowed as materialized (
+  select where not (select is_taken from target) and (select bytes from source) <= $3::bigint
 ), checkpoints as (
   ${copyRows(schema, checkpoints, ["type", "created_at"])}
-  returning octet_length(checkpoint::text) + octet_length(metadata::text) as bytes
+  returning ${jsonBytes("checkpoints", json)} as bytes
 ), blobs as (
   ${copyRows(schema, checkpointBlobs)}
   returning octet_length(blob) as bytes
@@ -70,6 +115,7 @@ with target as materialized (
 select ${answer.all({
   ...countsOf("checkpoints", "blobs", "writes"),
   is_taken: "(select is_taken from target)",
+  source_bytes: "(select bytes from source)",
 })}`;
 
 /** Inserts the rows of the source as those of the target; `more` are columns that no put writes. */
@@ -77,5 +123,5 @@ function copyRows(schema: string, table: Table<never, never>, more: readonly str
   const columns = [...columnNames(table), ...more].filter((name) => name !== "thread_id");
   return `insert into ${schema}.${table.name} (thread_id, ${columns.join(", ")})
   select $2::text, ${columns.join(", ")}
-  from ${schema}.${table.name} where thread_id = $1::text and not (select is_taken from target)`;
+  from ${schema}.${table.name} where thread_id = $1::text and exists (select from allowed)`;
 }

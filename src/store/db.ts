@@ -1,10 +1,12 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import { CheckpointdError } from "../errors.js";
 import { parseDatabaseUrl } from "./address.js";
 import { type Connection, ConnectionError, type Result } from "./connection.js";
 import { createPool } from "./pool.js";
 import { createQueue, createTurns } from "./queue.js";
 import { checkSchemaName, quoteSchema } from "./schema_name.js";
 import { startStallWatch } from "./stall.js";
+import type { LeftOut } from "./undeliverable.js";
 
 /** One row of a result, column by column, as Postgres sent it in text form; null for NULL. */
 export type Row = readonly (Buffer | null)[];
@@ -58,6 +60,10 @@ export type Run = (
 export interface Db {
   /** The quoted schema, to be put before a table's name: `"public"`. */
   readonly schema: string;
+  /** See undeliverable.ts: until when, by performance.now(), what prints JSON looks at it first. */
+  readonly guard: { until: number };
+  /** Tells whoever opened the pool of a checkpoint that is left out of an answer. */
+  leaveOut(checkpoint: LeftOut): void;
   /** Statements running now, and calls waiting for a connection. */
   load(): { running: number; waiting: number };
   /**
@@ -75,6 +81,7 @@ export interface Db {
   /**
    * Runs a statement as `run` does, for lists and other reads that may take long: all of them
    * together hold at most a quarter of the connections, so that they leave room for the short ones.
+   * One that takes two minutes is cancelled (DEADLINE_EXCEEDED), whatever its caller allows.
    */
   runLong: Run;
   /**
@@ -104,13 +111,15 @@ export interface Db {
 }
 
 const conflictTries = 5;
+/** What a long statement may take: a hundred times what one on rows that fit its bounds takes. */
+const longMs = 120_000;
 
 /**
  * Opens the pool. Connects on first use, so it succeeds while the database is down.
  *
  * @throws when the schema's name cannot be one, or the URL asks for a server that takes no writes
  */
-export function openDb(options: DbOptions): Db {
+export function openDb(options: DbOptions, leaveOut: Db["leaveOut"] = () => {}): Db {
   checkSchemaName(options.schema);
   const target = parseDatabaseUrl(options.databaseUrl, options.prepare);
   const stall = startStallWatch();
@@ -187,6 +196,7 @@ export function openDb(options: DbOptions): Db {
     parameters: readonly Parameter[],
     signal: Signal | undefined,
     onEnd: () => void,
+    limit: Signal | undefined = signal,
   ): Promise<Result> {
     let connection: Connection;
     try {
@@ -196,7 +206,7 @@ export function openDb(options: DbOptions): Db {
       throw error;
     }
     // The caller is told at once; the connection is free when the statement has ended.
-    const rows = tryAgain(() => send(connection, text, parameters, signal), signal).finally(() => {
+    const rows = tryAgain(() => send(connection, text, parameters, limit), limit).finally(() => {
       giveBack(connection);
       onEnd();
     });
@@ -205,6 +215,8 @@ export function openDb(options: DbOptions): Db {
 
   return {
     schema: quoteSchema(options.schema),
+    guard: { until: 0 },
+    leaveOut,
     load: () => ({ running: turns.taken(), waiting: waiting() }),
     isFree: turns.isFree,
     hasIdle: () => turns.isFree() && pool.hasIdle(),
@@ -216,7 +228,12 @@ export function openDb(options: DbOptions): Db {
     async runLong(text, parameters, signal) {
       signal?.throwIfAborted();
       await takeTurn(longTurns, signal);
-      return runAlone(text, parameters, signal, longTurns.release);
+      const limit = startLimit(signal, longMs);
+      const onEnd = () => {
+        limit.end();
+        longTurns.release();
+      };
+      return runAlone(text, parameters, signal, onEnd, limit.signal);
     },
     async transaction<T>(use: (run: Run) => Promise<T>, signal?: Signal) {
       signal?.throwIfAborted();
@@ -303,6 +320,27 @@ async function tryAgain<T>(use: () => Promise<T>, signal: Signal | undefined): P
       await sleep(pauseMs);
     }
   }
+}
+
+/** A signal that aborts with the other, and after so long by itself, until it is ended. */
+function startLimit(signal: Signal | undefined, ms: number) {
+  const limit = new AbortController();
+  const onAbort = () => limit.abort(signal?.reason);
+  const timer = setTimeout(() => {
+    const message = `the statement took longer than the ${ms} ms that one may`;
+    limit.abort(
+      new CheckpointdError("deadline_exceeded", message, {
+        reason: "STATEMENT_TIMEOUT",
+        limit: ms,
+      }),
+    );
+  }, ms);
+  signal?.addEventListener("abort", onAbort);
+  const end = () => {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", onAbort);
+  };
+  return { signal: limit.signal, end };
 }
 
 function orAborted<T>(result: Promise<T>, signal: Signal): Promise<T> {

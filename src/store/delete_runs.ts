@@ -49,24 +49,32 @@ export async function deleteRuns(
   }
 }
 
-/** Relies on checkpointd_runs_idx. */
-const ofRuns = (c: string) =>
-  `${c}.metadata ? 'run_id' and ${c}.metadata ->> 'run_id' = any($1::text[])`;
+/**
+ * The checkpoints of the runs. Relies on checkpointd_runs_idx: a look-up for each run, since for
+ * `= any` of many the planner expects a good part of the table and reads all of it.
+ */
+const ofRuns = (schema: string) => `(
+  select c.*
+  from unnest($1::text[]) as run (id)
+  cross join lateral (
+    select thread_id, checkpoint_ns, checkpoint_id from ${schema}.checkpoints c
+    where c.metadata ? 'run_id' and c.metadata ->> 'run_id' = run.id
+    offset 0
+  ) as c
+)`;
 
 const found = createColumns("thread_id", "checkpoint_ns", "checkpoint_id");
 
 const findStatement = (schema: string) => `
 select ${found.names}
-from ${schema}.checkpoints c
-where ${ofRuns("c")}
+from ${ofRuns(schema)} as c
 order by c.thread_id collate "C"
 limit $2`;
 
 /** A child that stays and rebuilds a delta channel from one of the runs. */
 const neededStatement = (schema: string) => `
 with going as materialized (
-  select c.thread_id, c.checkpoint_ns, c.checkpoint_id from ${schema}.checkpoints c
-  where ${ofRuns("c")}
+  select c.thread_id, c.checkpoint_ns, c.checkpoint_id from ${ofRuns(schema)} as c
 ), places as materialized (
   select distinct thread_id, checkpoint_ns from going
 )

@@ -68,6 +68,17 @@ it("keeps no lease on a thread that turns out to stand otherwise", async () => {
   expect(await owners()).toEqual(["ended: you", "held: you"]);
 });
 
+it("takes a hundred threads in one call at the most, whatever is asked for", async () => {
+  await sql.query(
+    `insert into checkpoints (thread_id, checkpoint_id, checkpoint)
+     select 't' || i, 'c', '{}' from generate_series(1, 150) as i`,
+  );
+  const wanted = { owner: "me", leaseMs: 60_000, graceMs: -60_000, limit: 1_000, threadId: "" };
+  const filter = create(ThreadFilterSchema, { statuses: [ThreadStatus.COMPLETED] });
+  expect(await claimThreads(db, { ...wanted, filter })).toHaveLength(100);
+  expect(await claimThreads(db, { ...wanted, filter })).toHaveLength(52);
+});
+
 it("prunes no thread that is held, named or not", async () => {
   const left = async () =>
     (await sql.query("select thread_id from checkpoints order by 1")).rows.map(

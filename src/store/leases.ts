@@ -22,7 +22,7 @@ export interface WantedLeases {
   owner: string;
   leaseMs: number;
   graceMs: number;
-  /** Threads at the most. */
+  /** Threads at the most; never more than 100. */
   limit: number;
   filter: ThreadFilter;
   /** Only this thread; empty: any. */
@@ -36,6 +36,12 @@ export interface UnderLease {
   threadId: string;
   leaseToken: string;
 }
+
+/**
+ * Leases that one call gets. A worker runs a few threads at a time and asks again; a caller that
+ * took all there are kept every other worker out with one request.
+ */
+const mostLeases = 100;
 
 /**
  * Takes leases on threads that match and are free, newest first. Of several calls at once each
@@ -54,6 +60,7 @@ export async function claimThreads(
     return takeLeases(db, wanted, [wanted.threadId], wanted.filter.statuses, signal);
   }
   const leased: ClaimedThread[] = [];
+  const limit = Math.min(wanted.limit, mostLeases);
   const statuses =
     wanted.filter.statuses.length > 0 ? wanted.filter.statuses : [ThreadStatus.PENDING];
   const filter = create(ThreadFilterSchema, {
@@ -69,9 +76,10 @@ export async function claimThreads(
         filter,
         order: ThreadOrder.NEWEST_FIRST,
         withCounts: false,
+        withoutMetadata: true,
         after,
         examine: 1_000,
-        limit: wanted.limit - leased.length,
+        limit: limit - leased.length,
         unleased: true,
         except: wanted.except ?? [],
       },
@@ -80,7 +88,7 @@ export async function claimThreads(
     const candidates = page.threads.map((thread) => thread.threadId);
     leased.push(...(await takeLeases(db, wanted, candidates, statuses, signal)));
     after = page.next;
-  } while (after && leased.length < wanted.limit);
+  } while (after && leased.length < limit);
   return leased;
 }
 
@@ -105,7 +113,7 @@ async function takeLeases(
     ]),
   );
   if (leases.size === 0) return [];
-  const threads = await readNamedThreads(db, [...leases.keys()], false, signal);
+  const threads = await readNamedThreads(db, [...leases.keys()], signal);
   const matching = threads.filter(
     (thread) => statuses.length === 0 || statuses.includes(thread.status),
   );
@@ -156,6 +164,21 @@ export async function releaseLease(
   signal?: Signal,
 ): Promise<void> {
   await db.run(releaseStatement(db.schema), [[threadId], [token]], signal);
+}
+
+/**
+ * Ends the lease on a thread, whoever holds it, and returns who did and until when; undefined where
+ * nobody does. What its holder stores under it from then on is refused.
+ */
+export async function endLease(
+  db: Db,
+  threadId: string,
+  signal?: Signal,
+): Promise<{ owner: string; expires: Timestamp } | undefined> {
+  const [row] = await db.run(endStatement(db.schema), [threadId], signal);
+  if (!row) return undefined;
+  const [owner, expires] = row;
+  return { owner: text(owner), expires: toTimestamp(text(expires)) };
 }
 
 /** Returns the error of a request whose lease is not held any more: nothing of it was stored. */
@@ -246,6 +269,14 @@ update ${schema}.checkpointd_claims
 set expires_at = clock_timestamp() + $3::int * interval '1 millisecond'
 where thread_id = $1::text collate "C" and token = $2 and expires_at > clock_timestamp()
 returning ${micros("expires_at")}`;
+
+/** A lease that has run out is taken away too, but was nobody's. Relies on the primary key. */
+const endStatement = (schema: string) => `
+with gone as (
+  delete from ${schema}.checkpointd_claims where thread_id = $1::text collate "C"
+  returning owner, expires_at
+)
+select owner, ${micros("expires_at")} from gone where expires_at > clock_timestamp()`;
 
 const releaseStatement = (schema: string) => `
 delete from ${schema}.checkpointd_claims held

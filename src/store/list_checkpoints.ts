@@ -1,4 +1,9 @@
-import type { CheckpointKey, CheckpointTuple } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import { create } from "@bufbuild/protobuf";
+import {
+  type CheckpointKey,
+  CheckpointKeySchema,
+  type CheckpointTuple,
+} from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { type ListRequest, ListView } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import type { Db, Parameter, Row, Signal } from "./db.js";
 import { explainJson } from "./json.js";
@@ -6,6 +11,8 @@ import { text } from "./rows.js";
 import {
   beforeFormat4,
   channelVersions,
+  endColumns,
+  isLeftOut,
   partColumns,
   partRows,
   readValues,
@@ -14,6 +21,7 @@ import {
   tupleRows,
   type ValueForm,
 } from "./tuples.js";
+import { guarded, type JsonForm, printable, tellable } from "./undeliverable.js";
 
 /** The bounds of one page of a list. */
 export interface PageBounds {
@@ -100,9 +108,18 @@ export interface Page {
 }
 
 /**
+ * Checkpoints that one statement of a filtered list looks at, whatever the filter lets through: few
+ * at first, twice as many each time that nothing is found. So none runs long, however much is
+ * stored, and lists that find nothing take turns with those of others.
+ */
+const leastExamined = 128;
+const mostExamined = 2_048;
+
+/**
  * Reads the checkpoints that match the request and come after `last` (or `request.after`), in the
- * order of `list`: at most `maxTuples`, or few if it is 0. Throws INVALID_ARGUMENT if the metadata
- * filter is no JSON that Postgres takes.
+ * order of `list`: at most `maxTuples`, or few if it is 0; one at least, unless nothing comes after
+ * it. Checkpoints too large to be told are left out and reported. Throws INVALID_ARGUMENT if the
+ * metadata filter is no JSON that Postgres takes.
  */
 export async function listPage(
   db: Db,
@@ -115,23 +132,76 @@ export async function listPage(
   const { limit = Number.POSITIVE_INFINITY } = request;
   if (limit === 0) return { tuples: [], nextMaxTuples: 0 };
   const rows = Math.min(maxTuples || bounds.firstRows, bounds.maxRows, limit);
-  const { statement, parameters } = pageStatement(db.schema, request, last, rows, bounds.maxBytes);
-  const result: Row[] = await explainJson(
-    db.runLong,
-    {
-      metadata_filter_json: request.metadataFilterJson,
-      after_checkpoint_json: last?.checkpointJson ?? "",
-    },
-    readValues(db.runLong, statement, parameters, signal),
-  );
-  const tuples = [...toTuples(result).values()];
-  const found = tuples.length;
-  const candidates = Number(text(result[0]?.[tupleRow.at.candidates]));
-  const isCut = candidates > found;
-  if (found === limit || (!isCut && found < rows)) return { tuples, nextMaxTuples: 0 };
-  // A page that was cut for its bytes tells how many rows fit: ask for few more.
-  const more = isCut ? found + 1 + (found >> 3) : found * 2;
-  return { tuples, nextMaxTuples: Math.min(bounds.maxRows, more) };
+  const isHeader = request.view === ListView.METADATA;
+  let after = last?.key ?? request.after;
+  for (let examine = leastExamined; ; examine = Math.min(examine * 2, mostExamined)) {
+    const page = { after, last, rows, examine, maxBytes: bounds.maxBytes };
+    const { statement, parameters } = pageStatement(db.schema, request, page);
+    const result: Row[] = await explainJson(
+      db.runLong,
+      {
+        metadata_filter_json: request.metadataFilterJson,
+        after_checkpoint_json: last?.checkpointJson ?? "",
+      },
+      guarded(db, (json) =>
+        readValues(db.runLong, (values) => statement(values, json), parameters, signal),
+      ),
+    );
+    const end = isFiltered(request) ? result.pop() : undefined;
+    const read = toTuples(result);
+    const found = read.size;
+    const candidates = Number(text(result[0]?.[tupleRow.at.candidates]));
+    const lastKey = [...read.values()].at(-1)?.key;
+    const untold = result.filter((row) => isLeftOut(row, isHeader));
+    if (untold.length > 0 && request.omitUnchanged) {
+      // What comes after one of them would refer to what is not sent.
+      const complete = { ...request, omitUnchanged: false };
+      return listPage(db, complete, maxTuples, last, signal, bounds);
+    }
+    for (const row of untold) {
+      db.leaveOut(toKey(row));
+      read.delete(Number(text(row[tupleRow.at.n])));
+    }
+    const tuples = [...read.values()];
+    const isCut = candidates > found;
+    const isEnd = !isCut && found < rows && !hasMore(end, examine);
+    if (tuples.length === limit || isEnd) return { tuples, nextMaxTuples: 0 };
+    if (tuples.length > 0) {
+      // A page that was cut for its bytes tells how many rows fit: ask for few more.
+      const more = isCut ? found + 1 + (found >> 3) : found * 2;
+      return { tuples, nextMaxTuples: Math.min(bounds.maxRows, more) };
+    }
+    // Nothing to be told of them: go on after what was looked at.
+    after = lastKey ?? toKey(end);
+  }
+}
+
+/** Whether rows that the conditions of the keys deliver are looked at and may not be returned. */
+const isFiltered = ({ metadataFilterJson, threadId, checkpointNs }: ListRequest) =>
+  metadataFilterJson !== "" || (threadId === undefined && checkpointNs !== undefined);
+
+/** Whether a statement looked at all that it was to, so that more may follow. */
+const hasMore = (end: Row | undefined, examine: number) =>
+  Number(text(end?.[tupleRow.at.candidates])) === examine;
+
+const toKey = (row: Row | undefined) =>
+  create(CheckpointKeySchema, {
+    threadId: text(row?.[tupleRow.at.thread_id]),
+    checkpointNs: text(row?.[tupleRow.at.checkpoint_ns]),
+    checkpointId: text(row?.[tupleRow.at.checkpoint_id]),
+  });
+
+/** Which page of a list is read. */
+interface WantedPage {
+  /** What it comes after. */
+  after: CheckpointKey | undefined;
+  /** The last tuple that was sent. */
+  last: LastSent | undefined;
+  /** Checkpoints at the most. */
+  rows: number;
+  /** Checkpoints that a filter is applied to at the most. */
+  examine: number;
+  maxBytes: number;
 }
 
 /**
@@ -148,23 +218,23 @@ const newestId = `(checkpoint_id || '') collate "C"`;
  * - thread alone: the primary key's range of the thread, sorted (the key is ordered by
  *   namespace first);
  * - neither: checkpointd_checkpoints_newest_idx backwards.
- * A metadata filter is applied to the rows these deliver.
+ * A metadata filter, and a namespace without a thread, are applied to the first so many rows that
+ * these deliver, and the last row tells how far that was.
  */
 export function pageStatement(
   schema: string,
   request: ListRequest,
-  last: LastSent | undefined,
-  rows: number,
-  maxBytes: number,
-): { statement: (values: ValueForm) => string; parameters: Parameter[] } {
-  const after = last?.key ?? request.after;
+  { after, last, rows, examine, maxBytes }: WantedPage,
+): { statement: (values: ValueForm, json: JsonForm) => string; parameters: Parameter[] } {
   const parameters: Parameter[] = [];
   const bind = (value: Parameter) => `$${parameters.push(value)}`;
   const id = request.threadId === undefined ? newestId : `checkpoint_id collate "C"`;
   const conditions: string[] = [];
+  const filters: string[] = [];
   if (request.threadId !== undefined) conditions.push(`thread_id = ${bind(request.threadId)}`);
   if (request.checkpointNs !== undefined) {
-    conditions.push(`checkpoint_ns = ${bind(request.checkpointNs)}`);
+    const ofKey = request.threadId === undefined ? filters : conditions;
+    ofKey.push(`checkpoint_ns = ${bind(request.checkpointNs)}`);
   }
   if (request.checkpointId !== undefined) conditions.push(`${id} = ${bind(request.checkpointId)}`);
   if (request.beforeCheckpointId !== undefined) {
@@ -174,7 +244,7 @@ export function pageStatement(
     const filter = `${bind(request.metadataFilterJson)}::text::jsonb`;
     // The second condition is evaluated once and always: a filter that is not JSON must be
     // refused also where no row is compared with it.
-    conditions.push(`metadata @> ${filter}`, `${filter} is not null`);
+    filters.push(`metadata @> ${filter}`, `${filter} is not null`);
   }
   let order = `${id} desc`;
   if (request.threadId === undefined) {
@@ -195,15 +265,24 @@ export function pageStatement(
   } else if (after) {
     conditions.push(`${id} < ${bind(after.checkpointId)}`);
   }
-  const candidates = `
+  const inOrder = (from: string, where: readonly string[], most: number) => `
   select thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata
-  from ${schema}.checkpoints
-  ${conditions.length > 0 ? `where ${conditions.join(" and ")}` : ""}
+  from ${from}
+  ${where.length > 0 ? `where ${where.join(" and ")}` : ""}
   order by ${order}
-  limit ${bind(rows)}`;
+  limit ${bind(most)}`;
+  const examined = filters.length > 0 ? { order, rows: "" } : undefined;
+  if (examined) examined.rows = inOrder(`${schema}.checkpoints`, conditions, examine);
+  const candidates = examined
+    ? inOrder("examined", filters, rows)
+    : inOrder(`${schema}.checkpoints`, conditions, rows);
   const limitBytes = `where preceding_bytes < ${bind(maxBytes)}`;
   if (request.view === ListView.METADATA) {
-    return { statement: () => headersStatement(candidates, order, limitBytes), parameters };
+    return {
+      statement: (_, json) =>
+        headersStatement(examined, guard(candidates, json), order, limitBytes),
+      parameters,
+    };
   }
   const before = request.omitUnchanged
     ? {
@@ -212,10 +291,36 @@ export function pageStatement(
         checkpointJson: bind(last?.checkpointJson ?? null),
       }
     : undefined;
-  const statement = (values: ValueForm) =>
-    tuplesStatement(schema, candidates, order, limitBytes, before, values);
+  const statement = (values: ValueForm, json: JsonForm) =>
+    tuplesStatement(schema, examined, guard(candidates, json), order, limitBytes, before, values);
   return { statement, parameters };
 }
+
+/** Rows that a filter is applied to, in their order. */
+type Examined = { order: string; rows: string } | undefined;
+
+const withExamined = (examined: Examined) =>
+  examined ? `examined as materialized (${examined.rows}\n), ` : "";
+
+/** The last of them and their number, where there are any; else a row without a key and 0. */
+const endOf = (examined: Exclude<Examined, undefined>) => `(
+    select last.*, (select count(*) from examined) as candidates
+    from (select) as always
+    left join (
+      select thread_id, checkpoint_ns, checkpoint_id from examined
+      order by ${examined.order.replaceAll(" desc", "")}
+      limit 1
+    ) as last on true
+  )`;
+
+const guard = (candidates: string, json: JsonForm) =>
+  json === "all"
+    ? candidates
+    : `
+  select thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id,
+    ${printable("checkpoint", json)} as checkpoint, ${printable("metadata", json)} as metadata
+  from (${candidates}) as c
+  offset 0`;
 
 /**
  * Finds what belongs to all candidates, and reads it for those that fit: the sizes come from the
@@ -227,13 +332,14 @@ export function pageStatement(
  */
 const tuplesStatement = (
   schema: string,
+  examined: Examined,
   candidates: string,
   order: string,
   limitBytes: string,
   before: { threadId: string; checkpointNs: string; checkpointJson: string } | undefined,
   values: ValueForm,
 ) => `
-with candidate as materialized (
+with ${withExamined(examined)}candidate as materialized (
   select row_number() over stream as n, thread_id, checkpoint_ns, checkpoint_id,
     parent_checkpoint_id, checkpoint::text as checkpoint_json, metadata::text as metadata_json,
     channel_versions, ${beforeFormat4("checkpoint")} as before_format_4${
@@ -250,7 +356,7 @@ with candidate as materialized (
     select candidate.*, sum(own_bytes + coalesce(part_bytes, 0)) over (order by n)
       - own_bytes - coalesce(part_bytes, 0) as preceding_bytes
     from (
-      select *, octet_length(checkpoint_json) + octet_length(metadata_json) as own_bytes
+      select *, coalesce(octet_length(checkpoint_json) + octet_length(metadata_json), 0) as own_bytes
       from candidate
     ) as candidate
     left join (
@@ -265,6 +371,7 @@ ${tupleRows(
     select * from part where n <= (select count(*) from page)${before ? unchangedRows : ""}
   )`,
   "(select count(*) from candidate)",
+  examined && endOf(examined),
 )}`;
 
 const isUnchanged = "coalesce(versions_before ->> v.key = v.value, false)";
@@ -290,14 +397,19 @@ const versionsBefore = (before: {
       then ${channelVersions(`${before.checkpointJson}::text::jsonb`)}
   end`;
 
-const headersStatement = (candidates: string, order: string, limitBytes: string) => `
-with candidate as materialized (
+const headersStatement = (
+  examined: Examined,
+  candidates: string,
+  order: string,
+  limitBytes: string,
+) => `
+with ${withExamined(examined)}candidate as materialized (
   select row_number() over (order by ${order}) as n, thread_id, checkpoint_ns, checkpoint_id,
     parent_checkpoint_id, metadata::text as metadata_json
   from (${candidates}) as c
 ), page as (
-  select *, sum(octet_length(metadata_json)) over (order by n)
-    - octet_length(metadata_json) as preceding_bytes
+  select *, sum(coalesce(octet_length(metadata_json), 0)) over (order by n)
+    - coalesce(octet_length(metadata_json), 0) as preceding_bytes
   from candidate
 )
 select ${tupleRow.some({
@@ -306,9 +418,10 @@ select ${tupleRow.some({
   checkpoint_ns: "checkpoint_ns",
   checkpoint_id: "checkpoint_id",
   parent_checkpoint_id: "parent_checkpoint_id",
-  metadata_json: "metadata_json",
+  metadata_json: tellable("metadata_json"),
   candidates: "(select count(*) from candidate)",
 })}
 from page
 ${limitBytes}
+${examined ? `union all\nselect ${tupleRow.union(endColumns)} from ${endOf(examined)} as e` : ""}
 order by n`;

@@ -314,6 +314,15 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
       [index.latest],
     ],
     ["copyThread", (db) => copyThread(db, "walk", "walked"), [index.latest]],
+    [
+      "deleteRuns of many",
+      (db) =>
+        deleteRuns(
+          db,
+          Array.from({ length: 1_000 }, (_, i) => `unknown-${i}`),
+        ),
+      ["checkpointd_runs_idx", index.latest],
+    ],
     ["deleteRuns", (db) => deleteRuns(db, ["run-7"]), ["checkpointd_runs_idx", index.latest]],
     ...[true, false].map((dryRun): [string, (db: Db) => Promise<unknown>, string[]] => [
       `pruneThreads, ${dryRun ? "dry" : "real"}`,
@@ -443,6 +452,8 @@ async function recordStatement(
   };
   await use({
     schema: '"public"',
+    guard: { until: 0 },
+    leaveOut: () => {},
     load: () => ({ running: 0, waiting: 0 }),
     run,
     runLong: run,

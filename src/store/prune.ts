@@ -21,6 +21,7 @@ import {
   removeUnusedBlobs,
 } from "./remove.js";
 import { createColumns, text } from "./rows.js";
+import { isTooLarge, type JsonForm, jsonBytes, runGuarded } from "./undeliverable.js";
 
 /** What to remove. */
 export interface Prune {
@@ -61,7 +62,18 @@ export async function* pruneThreads(
   let reported = 0;
   for await (const threadId of threadIds(db, prune, cutoff, signal)) {
     examined++;
-    const removed = await (prune.dryRun ? countOne : pruneOne)(db, threadId, prune, cutoff, signal);
+    const removed = await (prune.dryRun ? countOne : pruneOne)(
+      db,
+      threadId,
+      prune,
+      cutoff,
+      signal,
+    ).catch((error) => {
+      if (!isTooLarge(error)) throw error;
+      // What the rule reads of it cannot be printed: the others' turn is not to end with it.
+      db.leaveOut({ threadId, checkpointNs: "", checkpointId: "" });
+      return create(ThreadCountsSchema);
+    });
     const isEmpty = removed.checkpoints + removed.blobs + removed.writes === 0n;
     if (isEmpty && examined - reported < progressEvery) continue;
     reported = examined;
@@ -97,6 +109,7 @@ async function* threadIds(
         filter: prune.filter,
         order: ThreadOrder.BY_ID,
         withCounts: false,
+        withoutMetadata: true,
         after,
         examine: 500,
         limit: 500,
@@ -164,7 +177,8 @@ async function countOne(
   signal: Signal | undefined,
 ): Promise<ThreadCounts> {
   const parameters = ruleParameters(threadId, prune, cutoff);
-  const [row] = await db.runLong(countStatement(db.schema), parameters, signal);
+  const statement = (json: JsonForm) => countStatement(db.schema, json);
+  const [row] = await runGuarded(db, db.runLong, statement, parameters, signal);
   return toCounts(row, countColumns.at);
 }
 
@@ -248,7 +262,7 @@ where not exists (select from kept where kept.ns = stored.ns and kept.id = store
 order by id collate "C", ns
 limit $4`;
 
-const countStatement = (schema: string) => `
+const countStatement = (schema: string, json: JsonForm) => `
 with recursive ${rule(schema)}, going as materialized (
   select ns, id from stored
   where not exists (select from kept where kept.ns = stored.ns and kept.id = stored.id)
@@ -265,7 +279,7 @@ with recursive ${rule(schema)}, going as materialized (
   select octet_length(w.blob) as bytes from ${schema}.checkpoint_writes w
   where w.thread_id = $1 and (w.checkpoint_ns, w.checkpoint_id) in (select ns, id from going)
 ), checkpoints as (
-  select octet_length(c.checkpoint::text) + octet_length(c.metadata::text) as bytes
+  select ${jsonBytes("c", json)} as bytes
   from ${schema}.checkpoints c
   where c.thread_id = $1 and (c.checkpoint_ns, c.checkpoint_id) in (select ns, id from going)
 )

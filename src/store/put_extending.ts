@@ -55,12 +55,13 @@ export function createPutExtending(
   db: Db,
 ): (request: PutExtending, signal?: Signal) => Promise<string> {
   const statement = batchStatement(db.schema);
+  const sizeOf = ({ put, prefixes }: PutExtending) =>
+    prefixes.reduce((bytes, { length }) => bytes + length, sizeOfPut(put));
   const statementOf = createPutOne(db.schema, `returning ${transactionIdNow}`);
   const batch = createBatch<PutExtending, string | undefined>(db, {
     maxItems: () => 32,
     maxBytes: 1024 * 1024,
-    sizeOf: ({ put, prefixes }) =>
-      prefixes.reduce((bytes, { length }) => bytes + length, sizeOfPut(put)),
+    sizeOf,
     // Two that bring the same version of a channel would share a transaction, and one of them lose.
     keyOf: ({ put }) => `${put.threadId}\0${put.checkpointNs}`,
     run: async (run, requests, signal) => {
@@ -73,11 +74,20 @@ export function createPutExtending(
     },
   });
   return async (request, signal) => {
-    const transactionId = await batch(request, signal);
+    const isLong = request.prefixes.length > 0 && sizeOf(request) > longBytes;
+    const [transactionId] = isLong
+      ? await putAll(statement, db.runLong, [request], signal)
+      : [await batch(request, signal)];
     if (transactionId === undefined) throw notStored();
     return transactionId;
   };
 }
+
+/**
+ * A put that writes more, of however few bytes that were sent, takes a turn among the long
+ * statements, which leave connections to everybody else: 544 bytes can be worth 33 MB.
+ */
+const longBytes = 8 * 1024 * 1024;
 
 /** A blob, the place of its put among those of the statement, and what its value begins with. */
 interface ExtendingBlob extends NewBlob {

@@ -1,22 +1,28 @@
 import type { CheckpointTuple } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { GetTupleRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import type { CheckpointdError } from "../errors.js";
 import { createBatch } from "./batch.js";
 import type { Db, Run, Signal } from "./db.js";
+import { text } from "./rows.js";
 import {
   beforeFormat4,
   bytesOfRow,
   channelVersions,
+  isLeftOut,
   partRows,
   readValues,
   toTuples,
+  tupleRow,
   tupleRows,
   type ValueForm,
 } from "./tuples.js";
+import { checkpointRows, guarded, type JsonForm, undeliverable } from "./undeliverable.js";
 
 /**
  * Returns getTuple: reads the named checkpoint, or the latest of the thread and namespace,
  * with its channel values and writes, in one statement. Undefined when there is none. Calls
- * that wait for a connection travel together.
+ * that wait for a connection travel together. Throws UNDELIVERABLE for one that is too large to be
+ * told.
  *
  * Relies on the primary keys; the latest is the end of the primary key's range, or of
  * checkpointd_checkpoints_latest_idx where LangGraph made the table with another collation.
@@ -26,19 +32,27 @@ export function createGetTuple(
 ): (request: GetTupleRequest, signal?: Signal) => Promise<CheckpointTuple | undefined> {
   const named = createBatch(
     db,
-    batchOptions((values) => namedStatement(db.schema, values), true),
+    batchOptions(db, (values, json) => namedStatement(db.schema, values, json), true),
   );
   const latest = createBatch(
     db,
-    batchOptions((values) => latestStatement(db.schema, values), false),
+    batchOptions(db, (values, json) => latestStatement(db.schema, values, json), false),
   );
-  return (request, signal) => (request.checkpointId ? named : latest)(request, signal);
+  return async (request, signal) => {
+    const found = await (request.checkpointId ? named : latest)(request, signal);
+    if (found instanceof Error) throw found;
+    return found;
+  };
 }
 
 /** What the answers of one statement should stay below; how large they get is only known after. */
 const answerBytes = 1024 * 1024;
 
-function batchOptions(statement: (values: ValueForm) => string, withId: boolean) {
+function batchOptions(
+  db: Db,
+  statement: (values: ValueForm, json: JsonForm) => string,
+  withId: boolean,
+) {
   let usualBytes = answerBytes / 32;
   return {
     maxItems: () => Math.max(1, Math.min(32, Math.floor(answerBytes / usualBytes))),
@@ -50,11 +64,17 @@ function batchOptions(statement: (values: ValueForm) => string, withId: boolean)
         requests.map((request) => request.checkpointNs),
       ];
       if (withId) parameters.push(requests.map((request) => request.checkpointId));
-      const rows = await readValues(run, statement, parameters, signal);
+      const rows = await guarded(db, (json) =>
+        readValues(run, (values) => statement(values, json), parameters, signal),
+      );
       let bytes = 0;
       for (const row of rows) bytes += bytesOfRow(row);
       usualBytes += (bytes / requests.length - usualBytes) / 8;
-      const tuples = toTuples(rows);
+      const tuples: Map<number, CheckpointTuple | CheckpointdError> = toTuples(rows);
+      for (const row of rows.filter((row) => isLeftOut(row))) {
+        const id = text(row[tupleRow.at.checkpoint_id]);
+        tuples.set(Number(text(row[tupleRow.at.n])), undeliverable(id));
+      }
       return requests.map((_, i) => tuples.get(i + 1));
     },
   };
@@ -64,13 +84,13 @@ const selectTuple = `thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_
     checkpoint::text as checkpoint_json, metadata::text as metadata_json,
     ${channelVersions("checkpoint")} as channel_versions, ${beforeFormat4("checkpoint")} as before_format_4`;
 
-const namedStatement = (schema: string, values: ValueForm) => `
+const namedStatement = (schema: string, values: ValueForm, json: JsonForm) => `
 with page as materialized (
   select n, c.*
   from unnest($1::text[], $2::text[], $3::text[])
     with ordinality as w (thread_id, checkpoint_ns, checkpoint_id, n)
   cross join lateral (
-    select ${selectTuple} from ${schema}.checkpoints c
+    select ${selectTuple} from ${checkpointRows(schema, json)} c
     where c.thread_id = w.thread_id and c.checkpoint_ns = w.checkpoint_ns
       and c.checkpoint_id = w.checkpoint_id
     limit 1
@@ -78,12 +98,12 @@ with page as materialized (
 )
 ${tupleRows(values, `(${partRows(schema, "page")})`)}`;
 
-const latestStatement = (schema: string, values: ValueForm) => `
+const latestStatement = (schema: string, values: ValueForm, json: JsonForm) => `
 with page as materialized (
   select n, c.*
   from unnest($1::text[], $2::text[]) with ordinality as w (thread_id, checkpoint_ns, n)
   cross join lateral (
-    select ${selectTuple} from ${schema}.checkpoints c
+    select ${selectTuple} from ${checkpointRows(schema, json)} c
     where c.thread_id = w.thread_id and c.checkpoint_ns = w.checkpoint_ns
     order by c.checkpoint_id collate "C" desc
     limit 1

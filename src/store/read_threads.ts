@@ -18,6 +18,14 @@ import type { Db, Parameter, Row, Signal } from "./db.js";
 import { explainJson } from "./json.js";
 import { createColumns, text } from "./rows.js";
 import { threadStatus } from "./thread_status.js";
+import {
+  checkpointRows,
+  type JsonForm,
+  jsonBytes,
+  runGuarded,
+  tellable,
+  undeliverable,
+} from "./undeliverable.js";
 
 /** Threads that one statement looks at: few at first, so that the first page is there soon. */
 const firstExamined = 100;
@@ -55,25 +63,41 @@ export async function* listThreads(
   }
 }
 
-/** Reads one thread; undefined when there is none. */
+/** Reads one thread; undefined when there is none. Throws UNDELIVERABLE where it is too large to be told. */
 export async function getThread(
   db: Db,
   request: Pick<GetThreadRequest, "threadId" | "withCounts">,
   signal?: Signal,
 ): Promise<Thread | undefined> {
-  const [thread] = await readNamedThreads(db, [request.threadId], request.withCounts, signal);
-  return thread;
+  const { threadId, withCounts } = request;
+  // To count reads the size of every row, which takes long for a long thread.
+  const run = withCounts ? db.runLong : db.run;
+  const statement = (json: JsonForm) => namedStatement(db.schema, withCounts, json);
+  const [row] = await runGuarded(db, run, statement, [[threadId]], signal);
+  if (row && !row[at.metadata]) throw undeliverable(text(row[at.checkpoint_id]));
+  return row && toThread(row);
 }
 
-/** Reads the threads of these names that exist, in no particular order. */
+/**
+ * Reads the threads of these names that exist, in no particular order; those too large to be told are
+ * left out and reported.
+ */
 export async function readNamedThreads(
   db: Db,
   threadIds: readonly string[],
-  withCounts: boolean,
   signal?: Signal,
 ): Promise<Thread[]> {
-  const rows = await db.run(namedStatement(db.schema, withCounts), [threadIds], signal);
-  return rows.map(toThread);
+  const statement = (json: JsonForm) => namedStatement(db.schema, false, json);
+  return toThreads(db, await runGuarded(db, db.runLong, statement, [threadIds], signal));
+}
+
+function toThreads(db: Db, rows: readonly Row[]): Thread[] {
+  return rows.flatMap((row) => {
+    if (row[at.metadata]) return [toThread(row)];
+    const [threadId, checkpointId] = [text(row[at.thread_id]), text(row[at.checkpoint_id])];
+    db.leaveOut({ threadId, checkpointNs: "", checkpointId });
+    return [];
+  });
 }
 
 /** What one page of threads asks for. */
@@ -86,6 +110,8 @@ export interface ThreadPage {
   examine: number;
   /** Threads returned at the most. */
   limit: number;
+  /** Whether to go without their metadata, so that none is too large to be told. */
+  withoutMetadata?: boolean;
   /** Whether to leave out threads under a lease. */
   unleased?: boolean;
   /** Threads to leave out. */
@@ -96,7 +122,7 @@ export interface ThreadPage {
 
 /**
  * Reads a page, how many threads were examined for it, and where the next one begins: undefined at
- * the end. Throws INVALID_ARGUMENT if the metadata filter is no JSON that Postgres takes.
+ * the end. Threads too large to be told are left out and reported. Throws INVALID_ARGUMENT if the metadata filter is no JSON that Postgres takes.
  */
 export async function readThreads(
   db: Db,
@@ -107,17 +133,17 @@ export async function readThreads(
   const rows = await explainJson(
     db.runLong,
     { "filter.metadata_filter_json": page.filter?.metadataFilterJson ?? "" },
-    db.runLong(statement, parameters, signal),
+    runGuarded(db, db.runLong, statement, parameters, signal),
   );
   // The last row says how far the statement came.
   const end = rows[rows.length - 1];
-  const threads = rows.slice(0, -1).map(toThread);
+  const found = rows.slice(0, -1);
+  const threads = toThreads(db, found);
   const examined = Number(text(end?.[at.examined]));
-  const last = threads[threads.length - 1];
-  const full = threads.length === page.limit;
+  const last = found[found.length - 1];
   let next: ThreadPosition | undefined;
-  if (full && last?.updateTime) {
-    next = position(last.threadId, last.updateTime);
+  if (last && found.length === page.limit) {
+    next = position(text(last[at.thread_id]), toTimestamp(text(last[at.updated_at])));
   } else if (examined === page.examine) {
     next = position(text(end?.[at.thread_id]), toTimestamp(text(end?.[at.updated_at])));
   }
@@ -150,12 +176,13 @@ export const updatedAt = (c: string) => `(case
 function pageStatement(
   schema: string,
   page: ThreadPage,
-): { statement: string; parameters: Parameter[] } {
+): { statement: (json: JsonForm) => string; parameters: Parameter[] } {
   const { filter, order } = page;
   const parameters: Parameter[] = [];
   const bind = (value: Parameter) => `$${parameters.push(value)}`;
   const byId = order === ThreadOrder.BY_ID;
   const examined = byId ? threadsById(schema, page, bind) : threadsByTime(schema, page, bind);
+  const metadata = page.withoutMetadata ? "'{}'" : undefined;
   const conditions: string[] = [];
   if (filter?.metadataFilterJson) {
     const json = `${bind(filter.metadataFilterJson)}::text::jsonb`;
@@ -187,8 +214,10 @@ function pageStatement(
   const [sort, reverse] = byId
     ? [`t.thread_id collate "C"`, `t.thread_id collate "C" desc`]
     : [`t.updated_at desc, t.thread_id collate "C" desc`, `t.updated_at, t.thread_id collate "C"`];
-  const statement = `
-with examined as materialized (${examined}
+  const statuses$ = statuses.length > 0 ? bind(statuses) : undefined;
+  const limit$ = bind(page.limit);
+  const statement = (json: JsonForm) => `
+with examined as materialized (${examined(json)}
 ), matching as materialized (
   select t.*, s.status, s.pending_nodes
   from (
@@ -197,12 +226,12 @@ with examined as materialized (${examined}
     order by ${sort}
   ) as t
   cross join lateral ${threadStatus(schema, "t")} as s
-  ${statuses.length > 0 ? `where s.status = any(${bind(statuses)}::text[])` : ""}
+  ${statuses$ ? `where s.status = any(${statuses$}::text[])` : ""}
   order by ${sort}
-  limit ${bind(page.limit)}
+  limit ${limit$}
 )
 select ${threadColumns.names} from (
-  select ${selectThread(schema, page.withCounts)}, row_number() over (order by ${sort}) as n
+  select ${selectThread(schema, page.withCounts, json, metadata)}, row_number() over (order by ${sort}) as n
   from matching t
   union all
   select ${threadColumns.union({
@@ -219,7 +248,14 @@ order by n`;
 
 type Bind = (value: Parameter) => string;
 
-function threadsByTime(schema: string, { filter, after, examine }: ThreadPage, bind: Bind): string {
+/** The SQL of the threads that a page looks at. */
+type ExaminedThreads = (json: JsonForm) => string;
+
+function threadsByTime(
+  schema: string,
+  { filter, after, examine }: ThreadPage,
+  bind: Bind,
+): ExaminedThreads {
   const time = updatedAt("c");
   const conditions = updatedWithin(time, filter, bind);
   if (after?.updateTime) {
@@ -227,9 +263,10 @@ function threadsByTime(schema: string, { filter, after, examine }: ThreadPage, b
       `(${time}, c.thread_id collate "C") < (${bindTime(after.updateTime, bind)}, ${bind(after.threadId)})`,
     );
   }
-  return `
+  const examine$ = bind(examine);
+  return (json) => `
   select c.thread_id, c.checkpoint_id, c.checkpoint, c.metadata, ${time} as updated_at
-  from ${schema}.checkpoints c
+  from ${checkpointRows(schema, json)} c
   where c.checkpoint_ns = ''
     and not exists (
       select from ${schema}.checkpoints newer
@@ -240,10 +277,14 @@ function threadsByTime(schema: string, { filter, after, examine }: ThreadPage, b
     )
     ${conditions.map((condition) => `and ${condition}`).join("\n    ")}
   order by ${time} desc, c.thread_id collate "C" desc
-  limit ${bind(examine)}`;
+  limit ${examine$}`;
 }
 
-function threadsById(schema: string, { filter, after, examine }: ThreadPage, bind: Bind): string {
+function threadsById(
+  schema: string,
+  { filter, after, examine }: ThreadPage,
+  bind: Bind,
+): ExaminedThreads {
   const prefix = filter?.threadIdPrefix ? bind(filter.threadIdPrefix) : undefined;
   const bounds: string[] = [];
   if (prefix) bounds.push(`c.thread_id collate "C" >= ${prefix}`);
@@ -256,11 +297,13 @@ function threadsById(schema: string, { filter, after, examine }: ThreadPage, bin
   // The end of a prefix is where the first id has another: looked at outside of the look-up,
   // which would go on searching.
   const within = (id: string) => (prefix ? `and starts_with(${id}, ${prefix})` : "");
-  return `
+  const examine$ = bind(examine);
+  const first = next(bounds);
+  return (json) => `
   select c.thread_id, c.checkpoint_id, c.checkpoint, c.metadata, ${updatedAt("c")} as updated_at
   from (
     with recursive step (thread_id, n) as (
-      select first.thread_id, 1 from (${next(bounds)}
+      select first.thread_id, 1 from (${first}
       ) as first
       where true ${within("first.thread_id")}
       union all
@@ -268,19 +311,19 @@ function threadsById(schema: string, { filter, after, examine }: ThreadPage, bin
       from step
       cross join lateral (${next([`c.thread_id collate "C" > step.thread_id`])}
       ) as following
-      where step.n < ${bind(examine)} ${within("following.thread_id")}
+      where step.n < ${examine$} ${within("following.thread_id")}
     )
     select thread_id from step
   ) as name
   cross join lateral (
     -- By way of jsonb, which takes the collation off: with it a key of another is of no use.
-    ${latest(schema, "(to_jsonb(name.thread_id) #>> '{}')")}
+    ${latest(schema, "(to_jsonb(name.thread_id) #>> '{}')", json)}
   ) as c`;
 }
 
 /** A thread's latest root checkpoint. */
-const latest = (schema: string, threadId: string) => `
-    select * from ${schema}.checkpoints c
+const latest = (schema: string, threadId: string, json: JsonForm) => `
+    select * from ${checkpointRows(schema, json)} c
     where c.thread_id = ${threadId} and c.checkpoint_ns = ''
     order by c.checkpoint_id collate "C" desc
     limit 1`;
@@ -292,14 +335,14 @@ function updatedWithin(time: string, filter: ThreadFilter | undefined, bind: Bin
   return conditions;
 }
 
-const namedStatement = (schema: string, withCounts: boolean) => `
-select ${selectThread(schema, withCounts)}
+const namedStatement = (schema: string, withCounts: boolean, json: JsonForm) => `
+select ${selectThread(schema, withCounts, json)}
 from (
   select t.*, s.status, s.pending_nodes
   from (
     select c.thread_id, c.checkpoint_id, c.checkpoint, c.metadata, ${updatedAt("c")} as updated_at
     from unnest($1::text[]) as name (thread_id)
-    cross join lateral (${latest(schema, "name.thread_id")}) as c
+    cross join lateral (${latest(schema, "name.thread_id", json)}) as c
   ) as t
   cross join lateral ${threadStatus(schema, "t")} as s
 ) as t`;
@@ -323,8 +366,17 @@ const threadColumns = createColumns(
 );
 const { at } = threadColumns;
 
-/** The columns of `toThread`, of a relation `t` of threads with their status. */
-const selectThread = (schema: string, withCounts: boolean) =>
+/**
+ * The columns of `toThread`, of a relation `t` of threads with their status. Metadata is null where it,
+ * or the checkpoint, is too large to be told.
+ */
+const selectThread = (
+  schema: string,
+  withCounts: boolean,
+  json: JsonForm,
+  metadata = `(select case when t.checkpoint is not null then ${tellable("printed")} end
+      from (select t.metadata::text as printed offset 0) as m)`,
+) =>
   threadColumns.all({
     thread_id: "t.thread_id",
     checkpoint_id: "t.checkpoint_id",
@@ -333,10 +385,10 @@ const selectThread = (schema: string, withCounts: boolean) =>
     source: "t.metadata ->> 'source'",
     status: "t.status",
     pending_nodes: "array_to_json(t.pending_nodes)::text",
-    metadata: "t.metadata::text",
+    metadata,
     lease: `(select json_build_array(l.owner, ${micros("l.expires_at")})::text
       from ${schema}.checkpointd_claims l where ${holds("t.thread_id")})`,
-    ...(withCounts ? counts(schema) : withoutCounts),
+    ...(withCounts ? counts(schema, json) : withoutCounts),
     examined: "null",
   });
 
@@ -350,12 +402,12 @@ const holds = (threadId: string) =>
 const withoutCounts = { checkpoints: "null", blobs: "null", writes: "null", stored_bytes: "null" };
 
 /** How much is stored of a thread. Sizes of values come from the rows and their TOAST pointers. */
-const counts = (schema: string) => ({
+const counts = (schema: string, json: JsonForm) => ({
   checkpoints: `(select count(*) from ${schema}.checkpoints c where c.thread_id = t.thread_id)`,
   blobs: `(select count(*) from ${schema}.checkpoint_blobs b where b.thread_id = t.thread_id)`,
   writes: `(select count(*) from ${schema}.checkpoint_writes w where w.thread_id = t.thread_id)`,
   stored_bytes: `(
-      (select sum(octet_length(checkpoint::text) + octet_length(metadata::text))
+      (select sum(${jsonBytes("c", json)})
         from ${schema}.checkpoints c where c.thread_id = t.thread_id)
       + coalesce((select sum(octet_length(blob))
         from ${schema}.checkpoint_blobs b where b.thread_id = t.thread_id), 0)

@@ -8,6 +8,7 @@ import { add, countColumns, toCounts } from "./counts.js";
 import type { Db, Row, Signal } from "./db.js";
 import { createColumns, text } from "./rows.js";
 import { beforeFormat4, channelVersions } from "./tuples.js";
+import { type JsonForm, jsonBytes, runGuarded } from "./undeliverable.js";
 
 /** Rows that one statement removes, and so locks, at the most. */
 export const batchRows = 500;
@@ -28,8 +29,10 @@ export async function removeCheckpoints(
   places: readonly Place[],
   signal: Signal | undefined,
 ): Promise<ThreadCounts> {
-  const [row] = await db.run(
-    checkpointsStatement(db.schema),
+  const [row] = await runGuarded(
+    db,
+    db.runLong,
+    (json) => checkpointsStatement(db.schema, json),
     [
       threadId,
       places.map((place) => place.checkpointNs),
@@ -57,7 +60,7 @@ export async function removeUnusedBlobs(
 ): Promise<ThreadCounts> {
   const removed = create(ThreadCountsSchema);
   for (;;) {
-    const unused = await db.run(unusedStatement(db.schema), [threadId, batchRows], signal);
+    const unused = await db.runLong(unusedStatement(db.schema), [threadId, batchRows], signal);
     if (unused.length === 0) return removed;
     const { at } = blobKey;
     const parameters = [
@@ -78,13 +81,13 @@ export async function removeUnusedBlobs(
 }
 
 /** Relies on the primary keys of checkpoints and checkpoint_writes. */
-const checkpointsStatement = (schema: string) => `
+const checkpointsStatement = (schema: string, json: JsonForm) => `
 with place as materialized (
   select checkpoint_ns, checkpoint_id from unnest($2::text[], $3::text[]) as p (checkpoint_ns, checkpoint_id)
 ), gone as (
   delete from ${schema}.checkpoints c
   where c.thread_id = $1 and (c.checkpoint_ns, c.checkpoint_id) in (select * from place)
-  returning octet_length(c.checkpoint::text) + octet_length(c.metadata::text) as bytes
+  returning ${jsonBytes("c", json)} as bytes
 ), needed_sends as materialized (
   select c.checkpoint_ns, c.parent_checkpoint_id from ${schema}.checkpoints c
   where c.thread_id = $1 and ${beforeFormat4("c.checkpoint")}

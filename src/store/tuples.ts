@@ -10,6 +10,7 @@ import {
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { Parameter, Row, Run, Signal } from "./db.js";
 import { bytes, type Cell, createColumns, text } from "./rows.js";
+import { tellable } from "./undeliverable.js";
 
 /**
  * The channel versions of a checkpoint as an object. A client that stored something else
@@ -89,9 +90,15 @@ export const partRow = createColumns(
  * ordered by n, then the tuple itself, its blobs by channel, its writes and its pending sends by
  * path, task and idx (in which order LangGraph applied them), its unchanged channels. `parts` has all
  * but the first, as `partRows` does. The SQL expression `candidates` is added to the rows of the
- * tuples themselves.
+ * tuples themselves. JSON is null where it is too large to be told. With `end`, a relation with a key
+ * and `candidates`, its row comes last, without an n.
  */
-export function tupleRows(values: ValueForm, parts: string, candidates = "null"): string {
+export function tupleRows(
+  values: ValueForm,
+  parts: string,
+  candidates = "null",
+  end?: string,
+): string {
   const [text, bytes] = valueColumns("part", values);
   const tuple = tupleRow.some({
     n: "n",
@@ -99,8 +106,8 @@ export function tupleRows(values: ValueForm, parts: string, candidates = "null")
     checkpoint_ns: "checkpoint_ns",
     checkpoint_id: "checkpoint_id",
     parent_checkpoint_id: "parent_checkpoint_id",
-    checkpoint_json: "checkpoint_json",
-    metadata_json: "metadata_json",
+    checkpoint_json: tellable("checkpoint_json"),
+    metadata_json: tellable("metadata_json"),
     candidates,
   });
   const part = partRow.union({
@@ -121,10 +128,24 @@ from (
   from page
   union all
   select ${part}, n, kind, sort_path, sort_key, idx
-  from ${parts} as part
+  from ${parts} as part${end === undefined ? "" : endRow(end)}
 ) as tuple_row
 order by tuple_n, kind, sort_path, sort_key, sort_idx`;
 }
+
+const endRow = (end: string) => `
+  union all
+  select ${tupleRow.union(endColumns)}, null, 0, null, null, null
+  from ${end} as e`;
+
+/** Of the row that tells how far a statement came. */
+export const endColumns = {
+  n: "null::bigint",
+  thread_id: "e.thread_id",
+  checkpoint_ns: "e.checkpoint_ns",
+  checkpoint_id: "e.checkpoint_id",
+  candidates: "e.candidates",
+};
 
 /** The columns of `partRows`; `kind` is there for the order of what belongs to a tuple. */
 export const partColumns = createColumns(
@@ -255,6 +276,13 @@ export function toTuples(rows: readonly Row[]): Map<number, CheckpointTuple> {
     }
   }
   return tuples;
+}
+
+/** Whether a row is of a tuple whose JSON, or of a header whose metadata, is too large to be told. */
+export function isLeftOut(row: Row, isHeader = false): boolean {
+  const { n, checkpoint_json, metadata_json } = tupleRow.at;
+  if (!row[n]) return false;
+  return row[metadata_json] === null || (!isHeader && row[checkpoint_json] === null);
 }
 
 /** About how many bytes a row of `tupleRows` has: those of its JSON or its value. */

@@ -266,12 +266,13 @@ export type ErrorDetail = Message<"checkpointd.v1.ErrorDetail"> & {
    * A stable, upper-case word for programs. A message above the size limit is refused before it is
    * read and has no detail; the error's text names the limit.
    *
-   * The request is wrong (INVALID_ARGUMENT, but for a TOO_LONG of put_extending): REQUIRED,
+   * The request is wrong (INVALID_ARGUMENT, but for a TOO_LONG of put_extending or copy_thread): REQUIRED,
    * TOO_LONG, TOO_MANY, OUT_OF_RANGE, NUL_CHARACTER, LONE_SURROGATE, INVALID_JSON,
    * NOT_A_JSON_OBJECT, DUPLICATE, RESERVED.
    *
    * The request does not fit what is stored (FAILED_PRECONDITION): LEASE_LOST, TARGET_NOT_EMPTY,
-   * STILL_NEEDED, NOT_STORED.
+   * STILL_NEEDED, NOT_STORED, UNDELIVERABLE (a checkpoint that a direct saver stored is too large
+   * to be told, once printed: delete its thread; lists leave it out).
    *
    * The service takes no more now:
    * - QUEUE_FULL (RESOURCE_EXHAUSTED): too many calls wait for a connection to the database.

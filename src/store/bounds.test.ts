@@ -1,0 +1,125 @@
+/** What a small request is worth: how much one statement looks at, and one call writes. */
+import { create } from "@bufbuild/protobuf";
+import pg from "pg";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { ListRequestSchema, ListView } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { GetChannelHistoryRequestSchema } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import { createDatabase, openPool, type TestDatabase } from "../testing/postgres.js";
+import { channelHistory } from "./channel_history.js";
+import { copyThread } from "./copy_thread.js";
+import type { Db } from "./db.js";
+import { list, listPage } from "./list_checkpoints.js";
+
+let database: TestDatabase;
+let sql: pg.Client;
+let db: Db;
+const stored = 6_000;
+beforeAll(async () => {
+  database = await createDatabase();
+  db = openPool(database.url);
+  sql = new pg.Client({ connectionString: database.url });
+  await sql.connect();
+  await sql.query(
+    `insert into checkpoints
+       (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
+     select 't' || i % 2, case when i % 1000 = 1 then 'rare' else '' end, lpad(i::text, 6, '0'),
+       lpad((i - 2)::text, 6, '0'), '{"v": 4, "channel_versions": {"messages": 1}}',
+       jsonb_build_object('n', i, 'half', i % 2, 'some', i % 7)
+     from generate_series(1, $1::int) as i`,
+    [stored],
+  );
+  await sql.query("analyze checkpoints");
+});
+afterAll(async () => {
+  await db?.close(1_000);
+  await sql?.end();
+  await database?.drop();
+});
+
+/** A pool that counts its long statements. */
+function counting() {
+  const counted = { statements: 0 };
+  const runLong: Db["runLong"] = (text, parameters, signal) => {
+    counted.statements++;
+    return db.runLong(text, parameters, signal);
+  };
+  return { counted, db: { ...db, runLong } };
+}
+
+async function numbers(db: Db, init: object): Promise<number[]> {
+  const found: number[] = [];
+  for await (const { metadataJson } of list(db, create(ListRequestSchema, init))) {
+    found.push(JSON.parse(metadataJson).n);
+  }
+  return found;
+}
+
+const expected = (isWanted: (i: number) => boolean) =>
+  Array.from({ length: stored }, (_, i) => stored - i).filter(isWanted);
+
+describe.each([ListView.FULL, ListView.METADATA])("a filtered list, view %d", (view) => {
+  it.each<[string, object, (i: number) => boolean]>([
+    ["nothing", { metadataFilterJson: '{"no": "such"}' }, () => false],
+    ["the oldest", { metadataFilterJson: '{"n": 1}' }, (i) => i === 1],
+    ["the newest", { metadataFilterJson: `{"n": ${stored}}` }, (i) => i === stored],
+    ["some", { metadataFilterJson: '{"some": 3}' }, (i) => i % 7 === 3],
+    ["nearly all", { checkpointNs: "" }, (i) => i % 1_000 !== 1],
+    ["few by namespace", { checkpointNs: "rare" }, (i) => i % 1_000 === 1],
+    [
+      "some of a thread",
+      { threadId: "t1", metadataFilterJson: '{"some": 3}' },
+      (i) => i % 2 === 1 && i % 7 === 3,
+    ],
+    ["all", { metadataFilterJson: "{}", omitUnchanged: true }, () => true],
+  ])("finds %s, whatever it has to pass over", async (_, init, isWanted) => {
+    expect(await numbers(db, { ...init, view })).toEqual(expected(isWanted));
+    const some = await numbers(db, { ...init, view, limit: 20 });
+    expect(some).toEqual(expected(isWanted).slice(0, 20));
+  });
+
+  it("looks at a bounded number of checkpoints in a statement", async () => {
+    const { counted, db } = counting();
+    expect(await numbers(db, { metadataFilterJson: '{"no": "such"}', view })).toEqual([]);
+    expect(counted.statements).toBeGreaterThanOrEqual(Math.ceil(stored / 2_048));
+  });
+});
+
+it("has a tuple on a page that is asked for by itself, unless nothing follows", async () => {
+  const request = create(ListRequestSchema, { metadataFilterJson: '{"n": 1}' });
+  const page = await listPage(db, request, 0, undefined);
+  expect(page.tuples.map(({ key }) => key?.checkpointId)).toEqual(["000001"]);
+  const nothing = create(ListRequestSchema, { metadataFilterJson: '{"n": -1}' });
+  expect(await listPage(db, nothing, 0, undefined)).toEqual({ tuples: [], nextMaxTuples: 0 });
+});
+
+it("walks fewer ancestors in a statement for more channels", async () => {
+  const channels = ["messages", ...Array.from({ length: 999 }, (_, i) => `unknown${i}`)];
+  await sql.query(
+    `insert into checkpoint_blobs (thread_id, channel, version, type, blob)
+     values ('t1', 'messages', '1', 'json', '1')`,
+  );
+  const { counted, db } = counting();
+  const request = create(GetChannelHistoryRequestSchema, { threadId: "t1", channels });
+  const found = [];
+  for await (const { seeds } of channelHistory(db, request)) found.push(...seeds);
+  expect(found.map(({ channel }) => channel)).toEqual(["messages"]);
+  // 3,000 ancestors, fewer where the other namespace cuts the chain.
+  expect(counted.statements).toBeGreaterThan(3);
+});
+
+it("copies no thread of more than 256 MiB", { timeout: 60_000 }, async () => {
+  const half = 130 * 1024 * 1024;
+  const insert = `insert into checkpoint_blobs (thread_id, channel, version, type, blob)
+    values ('big', 'c', $1, 'bytes', convert_to(repeat('x', $2::int), 'UTF8'))`;
+  await sql.query(insert, ["1", half]);
+  expect(await copyThread(db, "big", "small enough")).toMatchObject({ blobs: 1n });
+  await sql.query(insert, ["2", half]);
+  await expect(copyThread(db, "big", "too large")).rejects.toMatchObject({
+    code: "resource_exhausted",
+    detail: { reason: "TOO_LONG", field: "source_thread_id", limit: 256 * 1024 * 1024 },
+  });
+  const { rows } = await sql.query(
+    "select count(*)::int as n from checkpoint_blobs where thread_id = 'too large'",
+  );
+  expect(rows[0].n).toBe(0);
+});
