@@ -369,8 +369,8 @@ function endWhenAnswered1(
       clearTimeout(timer);
       parting.streams.delete(end);
     };
-    request.on("end", stop);
-    socket.on("close", stop);
+    // It comes when the request is whole, and when its connection is closed.
+    request.on("close", stop);
   });
 }
 
