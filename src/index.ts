@@ -20,6 +20,7 @@ export {
   type ConnectSaverUrlOptions,
 } from "./client/saver.js";
 export type {
+  CallOptions,
   ClaimOptions,
   Lease,
   ListThreadsOptions,

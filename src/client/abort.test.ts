@@ -163,11 +163,10 @@ describe("a run of LangGraph that is aborted", () => {
   });
 
   /** Two nodes at once: one pays, the other never ends until the run is aborted. */
-  function createGraph(saver: ConnectSaver, paid: string[], onPaid: () => void, hangs: boolean) {
+  function createGraph(saver: ConnectSaver, paid: string[], hangs: boolean) {
     return new StateGraph(State)
       .addNode("pay", () => {
         paid.push("once");
-        setTimeout(onPaid, 20);
         return { paid: ["pay"] };
       })
       .addNode("think", async (_, { signal }) => {
@@ -190,18 +189,26 @@ describe("a run of LangGraph that is aborted", () => {
     const thread_id = `${durability}-${session}`;
     const paid: string[] = [];
     const controller = new AbortController();
-    const run = createGraph(saver, paid, () => controller.abort(enough), true).invoke(
-      { paid: [] },
-      { configurable: { thread_id }, signal: controller.signal, durability },
-    );
-    await expect(run).rejects.toThrow();
+    const { signal } = controller;
+    const config = { configurable: { thread_id }, signal, durability };
+    const run = async () => {
+      const steps = await createGraph(saver, paid, true).stream(
+        { paid: [] },
+        { ...config, streamMode: "updates" },
+      );
+      // LangGraph tells of a node when it has what it wrote.
+      for await (const step of steps) if ("pay" in step) controller.abort(enough);
+    };
+    await expect(run()).rejects.toThrow();
     // LangGraph does not wait for what it stores last. With "exit" that is everything.
     const writes = async () => {
       const tuple = await saver.getTuple({ configurable: { thread_id } });
-      return tuple?.pendingWrites?.some(([, channel]) => channel === "paid") ?? false;
+      // The step before has the input's write to the channel.
+      if (tuple?.metadata?.step !== 0) return false;
+      return tuple.pendingWrites?.some(([, channel]) => channel === "paid") ?? false;
     };
     await expect.poll(writes).toBe(true);
-    const resumed = await createGraph(saver, paid, () => {}, false).invoke(null, {
+    const resumed = await createGraph(saver, paid, false).invoke(null, {
       configurable: { thread_id },
     });
     expect(resumed.paid).toEqual(["pay", "think"]);
@@ -212,7 +219,7 @@ describe("a run of LangGraph that is aborted", () => {
   it.each([true, false])("is not begun under an aborted signal, sessions: %s", async (session) => {
     const saver = ConnectSaver.fromUrl(server.url, { session });
     const paid: string[] = [];
-    const run = createGraph(saver, paid, () => {}, false).invoke(
+    const run = createGraph(saver, paid, false).invoke(
       { paid: [] },
       { configurable: { thread_id: "never" }, signal: AbortSignal.abort(enough) },
     );

@@ -58,24 +58,28 @@ const calls: [string, () => Promise<unknown>, string][] = [
   [
     "a BigInt in metadata",
     () => put({ thread_id: "t" }, { user: { id: 5n } }),
-    'metadata holds a BigInt under "user.id", which JSON cannot; give it as a number or as text: String(value)',
+    'metadata cannot be stored as JSON: there is a BigInt under "user.id"; give it as a number or as text, String(value)',
   ],
   [
     "metadata that is a text",
     () => saver.put(config, emptyCheckpoint(), "loop" as Anything, {}),
     "metadata must be an object that can be written as JSON",
   ],
-  ["a BigInt in a filter", () => list({ filter: { id: 5n } }), 'filter holds a BigInt under "id"'],
+  [
+    "a BigInt in a filter",
+    () => list({ filter: { id: 5n } }),
+    'filter cannot be written as JSON: there is a BigInt under "id"',
+  ],
   ["a circle in a filter", () => list({ filter: circle }), "filter cannot be written as JSON"],
   [
     "a BigInt in a filter of threads",
     () => threads.list({ metadata: { id: 5n } }).next(),
-    'metadata holds a BigInt under "id"',
+    'metadata cannot be written as JSON: there is a BigInt under "id"',
   ],
   [
     "a BigInt in a checkpoint",
     () => put({ thread_id: "t" }, {}, { channel_versions: { a: 5n } }),
-    'checkpoint holds a BigInt under "channel_versions.a"',
+    'checkpoint cannot be written as JSON: there is a BigInt under "channel_versions.a"',
   ],
   [
     "a UUID object as thread_id",

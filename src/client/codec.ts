@@ -204,9 +204,9 @@ export async function toMetadataJson(
     // LangGraph's serializer writes a text in place of what it cannot write.
     if (text.startsWith("{")) return storableJson(text);
   } catch (error) {
-    throw unwritable("metadata", metadata, error);
+    throw unwritable("metadata", metadata, error, "stored as JSON");
   }
-  throw unwritable("metadata", metadata, undefined);
+  throw unwritable("metadata", metadata, undefined, "stored as JSON");
 }
 
 /** The filter of a list as JSON, altered as metadata is, or "" when it asks for nothing. */

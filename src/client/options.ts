@@ -101,14 +101,22 @@ export function toJson(field: string, value: unknown): string {
   }
 }
 
-/** What to tell of a value that is no JSON, and of the key under which there is a BigInt. */
-export function unwritable(field: string, value: unknown, cause: unknown): TypeError {
+/**
+ * What to tell of a value that is no JSON and so cannot be what it is to be: of a BigInt in it, under
+ * which key.
+ */
+export function unwritable(
+  field: string,
+  value: unknown,
+  cause: unknown,
+  what = "written as JSON",
+): TypeError {
   const path = pathToBigInt(value);
   const why =
     path === undefined
-      ? ": it cannot be written as JSON"
+      ? ""
       : `: there is a BigInt${path && ` under "${path}"`}; give it as a number or as text, String(value)`;
-  return new TypeError(`${field} cannot be stored${why}`, { cause });
+  return new TypeError(`${field} cannot be ${what}${why}`, { cause });
 }
 
 /** Undefined if there is none, or none that can be found. */

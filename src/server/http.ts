@@ -87,7 +87,7 @@ interface Connection {
  * HTTP/2 makes it tell how far it is. And what the system holds for one that reads in silence, the
  * system delivers after the end of ours.
  */
-const quietMs = 400;
+const quietMs = 300;
 
 /** What every HTTP/2 connection begins with, as far as it tells it from HTTP/1.1. */
 const preface = Buffer.from("PRI * HTTP/2.0", "latin1");

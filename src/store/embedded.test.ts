@@ -261,6 +261,12 @@ test("a folder that cannot be used is said to be", async () => {
   const file = path.join(folder, "a-file");
   await writeFile(file, "");
   expect(await failureOf(file)).toContain(`cannot create the data folder ${file}: EEXIST`);
+  // Where Node's recursive mkdir never ends (Linux).
+  if (process.platform === "linux") {
+    expect(await failureOf("/proc/none/at/all")).toContain(
+      "cannot create the data folder /proc/none",
+    );
+  }
   const dataDir = freshDir();
   // What permissions do to others, root meets where a folder stands in a file's place.
   await mkdir(path.join(dataDir, "owner.lock"), { recursive: true });

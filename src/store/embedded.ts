@@ -48,7 +48,7 @@ export interface EmbeddedOptions {
  */
 export async function startEmbedded(options: EmbeddedOptions): Promise<Embedded> {
   const dataDir = path.resolve(options.dataDir);
-  await mkdir(dataDir, { recursive: true, mode: 0o711 }).catch((error: Error) => {
+  await makeFolder(dataDir).catch((error: Error) => {
     throw new Error(`cannot create the data folder ${dataDir}: ${error.message}`);
   });
   let release = async () => {};
@@ -156,4 +156,21 @@ function passwordLost(dataDir: string, { postgres }: PostgresBinaries, why: stri
   return new Error(
     `the password of the database in ${dataDir} is lost (${why}): put ${file} back, or write a new one into it and run, as the OS user who owns ${clusterDir} and in that folder: echo "ALTER ROLE postgres PASSWORD 'the new one'" | ${postgres} --single -D ${asPgdata(clusterDir)} postgres`,
   );
+}
+
+/**
+ * With the folders above it. Node's own way tries for ever, and keeps its process from ending, where
+ * the folder above is there and yet takes none, as /proc does.
+ */
+async function makeFolder(folder: string): Promise<void> {
+  const make = () => mkdir(folder, { mode: 0o711 });
+  try {
+    await make();
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === "EEXIST" && (await stat(folder)).isDirectory()) return;
+    if (code !== "ENOENT" || path.dirname(folder) === folder) throw error;
+    await makeFolder(path.dirname(folder));
+    await make();
+  }
 }
