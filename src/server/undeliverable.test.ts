@@ -78,7 +78,7 @@ describe.each([
         expect(await ids({ checkpointNs: "" })).toEqual(expected);
         expect(await ids({ metadataFilterJson: '{"step":1}' })).toEqual(good);
         expect(await ids({ threadId: "poison" })).toEqual(isTold ? ["poison"] : []);
-        expect((await ids({ limit: 2 })).length).toBe(2);
+        expect((await ids({ limit: 3 })).length).toBe(3);
       }
     }
     expect(leftOut().length).toBeGreaterThan(0);
@@ -147,7 +147,7 @@ describe.each([
     await edge.sql.query(
       `insert into checkpoints (thread_id, checkpoint_id, checkpoint, metadata)
        select 'mixed', n, case when n = '2' then $1::jsonb || ${column === "checkpoint" ? "json" : "'{}'"} else $1::jsonb end,
-         case when n = '2' then ${column === "checkpoint" ? "'{}'" : "json"} else '{}' end
+         case when n = '2' then ${column === "checkpoint" ? "'{}'" : "json"} else '{}'::jsonb end
        from unnest('{1,2,3}'::text[]) as n, (
          select jsonb_object_agg('k' || i, 1e131071) as json from generate_series(1, $2::int) as i
        ) as made`,

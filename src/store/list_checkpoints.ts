@@ -109,8 +109,8 @@ export interface Page {
 
 /**
  * Checkpoints that one statement of a filtered list looks at, whatever the filter lets through: few
- * at first, twice as many each time that nothing is found. So none runs long, however much is
- * stored, and lists that find nothing take turns with those of others.
+ * at first, four times as many while that does not fill the page. So none runs long, however much
+ * is stored, and lists that find nothing take turns with those of others.
  */
 const leastExamined = 128;
 const mostExamined = 2_048;
@@ -134,7 +134,7 @@ export async function listPage(
   const rows = Math.min(maxTuples || bounds.firstRows, bounds.maxRows, limit);
   const isHeader = request.view === ListView.METADATA;
   let after = last?.key ?? request.after;
-  for (let examine = leastExamined; ; examine = Math.min(examine * 2, mostExamined)) {
+  for (let examine = leastExamined; ; examine = Math.min(examine * 4, mostExamined)) {
     const page = { after, last, rows, examine, maxBytes: bounds.maxBytes };
     const { statement, parameters } = pageStatement(db.schema, request, page);
     const result: Row[] = await explainJson(
@@ -164,11 +164,15 @@ export async function listPage(
     }
     const tuples = [...read.values()];
     const isCut = candidates > found;
-    const isEnd = !isCut && found < rows && !hasMore(end, examine);
-    if (tuples.length === limit || isEnd) return { tuples, nextMaxTuples: 0 };
+    const isFull = isCut || found === rows;
+    if (tuples.length === limit || (!isFull && !hasMore(end, examine))) {
+      return { tuples, nextMaxTuples: 0 };
+    }
     if (tuples.length > 0) {
+      // Reads these again: that costs less than a page for each few.
+      if (!isFull && examine < mostExamined) continue;
       // A page that was cut for its bytes tells how many rows fit: ask for few more.
-      const more = isCut ? found + 1 + (found >> 3) : found * 2;
+      const more = isCut ? found + 1 + (found >> 3) : Math.max(found * 2, rows);
       return { tuples, nextMaxTuples: Math.min(bounds.maxRows, more) };
     }
     // Nothing to be told of them: go on after what was looked at.
