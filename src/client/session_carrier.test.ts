@@ -22,7 +22,7 @@ import { startTestServer } from "../testing/test_server.js";
 
 let edge: Awaited<ReturnType<typeof startEdge>>;
 beforeAll(async () => {
-  edge = await startEdge();
+  edge = await startEdge({ allowedHosts: ["checkpointd.test"] });
 });
 afterAll(() => edge?.stop());
 

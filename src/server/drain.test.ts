@@ -75,7 +75,7 @@ describe("a drain does not wait for a client", () => {
       });
       const socket = connectRaw(listener);
       // The headers of a GET, without the end of the request.
-      const headers = Buffer.from([0x82, 0x84, 0x86, 0x41, 1, 0x61]);
+      const headers = Buffer.from([0x82, 0x84, 0x86, 0x41, 9, ...Buffer.from("localhost")]);
       socket.write(Buffer.from([0, 0, headers.length, 1, 4, 0, 0, 0, 1, ...headers]));
       let bytes = "";
       socket.setEncoding("latin1").on("data", (part) => {
