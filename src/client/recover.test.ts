@@ -12,6 +12,7 @@ import {
   START,
   StateGraph,
 } from "@langchain/langgraph";
+import * as checkpoint from "@langchain/langgraph-checkpoint";
 import pg from "pg";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { Server } from "../server/server.js";
@@ -130,6 +131,9 @@ describe("recoverThreads", () => {
         // Run again only after a worker that was killed while it ran, or had just run, the node:
         // nothing of the thread that comes after it was begun in that turn.
         for (const { worker } of runs.slice(0, -1)) {
+          // LangGraph before checkpoint 1.2 begins the next node before the last one is stored, also
+          // with durability "sync".
+          if (!("compareWritesSortKeys" in checkpoint)) continue;
           const later = entries.filter(
             (each) => each.worker === worker && isAfter(each.node, node) && each.what === "begin",
           );
