@@ -15,7 +15,9 @@ import {
 /**
  * Copies everything of a thread under another name in one statement, so all or nothing, and
  * returns how much. Throws TARGET_NOT_EMPTY if anything is stored under that name, also when two
- * copies to it run at once, and TOO_LONG if it makes a key that Postgres cannot index. Relies on the primary keys.
+ * copies to it run at once, and TOO_LONG if it makes a key that Postgres cannot index.
+ *
+ * Relies on the primary keys.
  */
 export async function copyThread(
   db: Db,
