@@ -127,8 +127,7 @@ export class Reach {
     }
     const how = `it answers in HTTP/1.1, with status ${status}`;
     // It may be a server that has just begun to listen, or a proxy without one for the moment.
-    const isPassing = status >= 500 || status === 408 || status === 429;
-    if (isPassing || (status === 200 && cause?.code !== "ERR_HTTP2_ERROR")) return how;
+    if (isPassing(status) || (status === 200 && cause?.code !== "ERR_HTTP2_ERROR")) return how;
     return new NotTheService(
       `${address} is not a checkpointd service: ${how}, and speaks no HTTP/2; ` +
         "is it another server's port, or a proxy's that passes neither HTTP/2 nor upgrades?",
@@ -144,8 +143,7 @@ export class Reach {
   ): ConnectError {
     const { address } = this;
     const path = this.#url.pathname;
-    const isPassing = status >= 500 || status === 408 || status === 429;
-    if (isPassing) return unavailable(`HTTP ${status} from ${address}`, error, error.code);
+    if (isPassing(status)) return unavailable(`HTTP ${status} from ${address}`, error, error.code);
     if (status === 401 || status === 403 || status === 407) {
       const text = `HTTP ${status} from ${address}: are the headers right that it wants?`;
       return new NotTheService(text, error.code, undefined, undefined, error);
@@ -164,6 +162,9 @@ export class Reach {
     );
   }
 }
+
+/** Whether an HTTP status tells of trouble that another try may not meet. */
+const isPassing = (status: number) => status >= 500 || status === 408 || status === 429;
 
 interface NodeError extends Error {
   code: string;

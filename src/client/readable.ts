@@ -18,12 +18,17 @@ const mostReadable = 1_000;
 export function findClasses(json: Uint8Array): string[] {
   const bytes = Buffer.from(json.buffer, json.byteOffset, json.byteLength);
   const unknown = new Set<string>();
+  // Most are of the class of the one before, which is told by its bytes.
+  let last = bytes.subarray(0, 0);
   for (let at = bytes.indexOf(beginning); at >= 0; at = bytes.indexOf(beginning, at)) {
     const start = at + beginning.length;
-    const end = bytes.indexOf(endOfId, start);
-    const id = bytes.toString("latin1", start, end);
+    at = start + last.length;
+    if (last.length > 0 && last.compare(bytes, start, Math.min(at, bytes.length)) === 0) continue;
+    at = bytes.indexOf(endOfId, start) + 1;
+    if (at === 0) break;
+    last = bytes.subarray(start, at);
+    const id = last.toString("latin1", 0, last.length - 1);
     if (!readable.has(id)) unknown.add(id);
-    at = end;
   }
   return [...unknown];
 }

@@ -39,32 +39,29 @@ export function createUnaryCarrier(transport: Transport, headers: Headers | unde
   };
   const streams: Streams = {
     list: (request, context) =>
-      untilLeft(context, (signal) => checkpoints.list(request, options({ ...context, signal }))),
+      untilLeft(context, (own) => checkpoints.list(request, options(own))),
     listThreads: (request, context) =>
-      untilLeft(context, (signal) => threads.listThreads(request, options({ ...context, signal }))),
+      untilLeft(context, (own) => threads.listThreads(request, options(own))),
     getChannelHistory: (request, context) =>
-      untilLeft(context, (signal) =>
-        threads.getChannelHistory(request, options({ ...context, signal })),
-      ),
+      untilLeft(context, (own) => threads.getChannelHistory(request, options(own))),
     pruneThreads: (request, context) =>
-      untilLeft(context, (signal) =>
-        threads.pruneThreads(request, options({ ...context, signal })),
-      ),
+      untilLeft(context, (own) => threads.pruneThreads(request, options(own))),
   };
   return { ...carrier, ...streams };
 }
 
 /** Ends the stream when its reader leaves it, of which connect's own iterables hear nothing. */
 async function* untilLeft<Message>(
-  { signal }: Partial<TryContext>,
-  open: (signal: AbortSignal) => AsyncIterable<Message>,
+  context: Partial<TryContext>,
+  open: (own: Partial<TryContext>) => AsyncIterable<Message>,
 ): AsyncGenerator<Message, void, undefined> {
+  const { signal } = context;
   const controller = new AbortController();
   const onAbort = () => controller.abort(signal?.reason);
   if (signal?.aborted) onAbort();
   else signal?.addEventListener("abort", onAbort);
   try {
-    yield* open(controller.signal);
+    yield* open({ ...context, signal: controller.signal });
   } finally {
     signal?.removeEventListener("abort", onAbort);
     controller.abort();

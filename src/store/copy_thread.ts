@@ -19,9 +19,12 @@ const bytesOfRow = 256;
 
 /**
  * Copies everything of a thread under another name in one statement, so all or nothing, and
- * returns how much. Throws TOO_LONG, before anything is written, for a thread of more than 256 MiB: a
- * request of 60 bytes must not be worth any amount of writing. Throws TARGET_NOT_EMPTY if anything is stored under that name, also when two
- * copies to it run at once, and TOO_LONG if it makes a key that Postgres cannot index. Relies on the primary keys.
+ * returns how much. Throws TARGET_NOT_EMPTY if anything is stored under that name, also when two
+ * copies to it run at once, and TOO_LONG if it makes a key that Postgres cannot index. Throws
+ * TOO_LONG, before anything is written, for a thread of more than 256 MiB: a request of 60 bytes
+ * must not be worth any amount of writing.
+ *
+ * Relies on the primary keys.
  */
 export async function copyThread(
   db: Db,
