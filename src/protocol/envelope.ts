@@ -2,6 +2,7 @@
  * Messages on a stream as the Connect protocol has them: a byte of flags, the length in four
  * bytes, the message. Used by both ends of a session.
  */
+import { Pieces } from "./pieces.js";
 
 /** The flag of the last message of a stream, which is JSON and may hold an error. */
 export const endOfStream = 0b10;
@@ -40,22 +41,24 @@ export function joinSmall(chunks: readonly Uint8Array[]): Uint8Array[] {
 /**
  * Returns a function that takes the stream's chunks and calls `onMessage` for each complete
  * message, whose bytes are a view of the chunk. It throws what `tooLarge` returns at the
- * header of a message above `maxBytes`, and returns how many bytes it holds of a message that is
- * not complete.
+ * header of a message above `maxBytes`, and returns how many bytes it holds of what it has not
+ * handed on. `onMessage` may return false to be given no more for now; the next chunk, an empty one
+ * too, goes on.
  */
 export function createEnvelopeReader(
   maxBytes: number,
   tooLarge: (length: number) => Error,
-  onMessage: (flags: number, message: Uint8Array) => void,
+  onMessage: (flags: number, message: Uint8Array) => unknown,
 ): (chunk: Buffer) => number {
-  let held: Buffer[] = [];
-  let size = 0;
+  const held = new Pieces();
   let needed = 5;
   return (chunk) => {
-    held.push(chunk);
-    size += chunk.length;
-    if (size < needed) return size;
-    let rest = held.length === 1 ? chunk : Buffer.concat(held, size);
+    let rest = chunk;
+    if (held.size > 0) {
+      if (chunk.length > 0) held.add(chunk);
+      if (held.size < needed) return held.size;
+      rest = held.take();
+    }
     needed = 5;
     while (rest.length >= 5) {
       const length = rest.readUInt32BE(1);
@@ -64,11 +67,12 @@ export function createEnvelopeReader(
         needed = 5 + length;
         break;
       }
-      onMessage(rest[0] as number, rest.subarray(5, 5 + length));
+      const message = rest.subarray(5, 5 + length);
+      const flags = rest[0] as number;
       rest = rest.subarray(5 + length);
+      if (onMessage(flags, message) === false) break;
     }
-    held = rest.length > 0 ? [rest] : [];
-    size = rest.length;
-    return size;
+    if (rest.length > 0) held.add(rest);
+    return held.size;
   };
 }

@@ -3,6 +3,7 @@ import * as http2 from "node:http2";
 import * as net from "node:net";
 import type { Log } from "../log.js";
 import { partingMs } from "../protocol/wire.js";
+import { createBacklog, type Sender } from "./backlog.js";
 import { createCors } from "./cors.js";
 import { defaultLimits, type Limits, longestMs } from "./limits.js";
 import { mostConnections } from "./open_files.js";
@@ -50,7 +51,7 @@ export interface Listener {
   drain(timeoutMs: number): Promise<void>;
 }
 
-interface Connection extends Writer {
+interface Connection extends Writer, Sender {
   readonly socket: net.Socket;
   /** Set as soon as the connection turns out to speak HTTP/2. */
   session?: http2.ServerHttp2Session;
@@ -183,6 +184,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     void answer(request, response);
   });
 
+  const trackBacklog = createBacklog(limits, log);
   const server = net.createServer({
     noDelay: true,
     keepAlive: true,
@@ -201,6 +203,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
       responses: new Set(),
       answers: new Map(),
       looksAbove: 0,
+      backlog: 0,
       upgraded: false,
       retiring: false,
     };
@@ -226,7 +229,10 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
       http2Server.once("session", (session) => {
         connection.session = session;
         // Before who answers.
-        session.prependListener("stream", (stream) => trackAnswer(connection, stream));
+        session.prependListener("stream", (stream) => {
+          trackAnswer(connection, stream);
+          trackBacklog(connection, stream);
+        });
         session.setLocalWindowSize(limits.connectionWindowBytes);
       });
       http2Server.emit("connection", socket);

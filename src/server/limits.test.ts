@@ -105,6 +105,14 @@ function operation(id: number, bytes: number): Buffer {
   return Buffer.concat([envelope(0, message.length), message]);
 }
 
+function ping(id: number): Buffer {
+  const message = toBinary(
+    OpenSessionRequestSchema,
+    create(OpenSessionRequestSchema, { id, operation: { case: "ping", value: {} } }),
+  );
+  return Buffer.concat([envelope(0, message.length), message]);
+}
+
 const opened = { "an HTTP/2 stream": openOnHttp2, "an upgraded connection": openUpgraded };
 const wires = ["an HTTP/2 stream", "an upgraded connection"] as const;
 const protocols = ["connect", "connect over HTTP/1.1", "gRPC"] as const;
@@ -198,6 +206,45 @@ describe("the bytes of requests", () => {
     await expect.poll(() => session.answers.length).toBe(4);
     session.write(operation(4, 1_000));
     await expect.poll(() => session.answers.at(-1)).toMatchObject({ id: 4 });
+  });
+});
+
+describe("what is sent and not read", () => {
+  it("cuts its connection, as the memory that its frames take counts", async () => {
+    const backlogBytes = 200_000;
+    const { url, lines } = await start({ backlogBytes }, () => new Promise(() => {}));
+    const session = speak(openOnHttp2(url));
+    session.read();
+    // Of a session with so many under way no more is read.
+    session.write(Buffer.concat(Array.from({ length: 300 }, (_, i) => operation(i + 1, 10))));
+    let frames = 0;
+    while (!session.stream.destroyed && frames < 100_000) {
+      session.write(Buffer.from([0]));
+      frames++;
+      await new Promise(setImmediate);
+    }
+    await session.closed;
+    const msg = "cut a connection that sends more than is read";
+    expect(lines({ msg })).toMatchObject([{ level: 40, limit: backlogBytes }]);
+    expect(frames).toBeLessThan(20_000);
+  });
+
+  it("waits, of one session, while others have their turn", async () => {
+    const { url } = await start({});
+    const flood = speak(openUpgraded(url));
+    const other = speak(openUpgraded(url));
+    flood.read();
+    other.read();
+    await expect.poll(() => [flood, other].map(({ answers }) => answers.length)).toEqual([1, 1]);
+    const ids = Array.from({ length: 50_000 }, (_, i) => ping(i + 1));
+    flood.write(Buffer.concat(ids));
+    let turns = 0;
+    while (flood.answers.length <= 50_000) {
+      turns++;
+      await new Promise(setImmediate);
+    }
+    // In one of ours it takes 256.
+    expect(turns).toBeGreaterThan(50_000 / 256 / 2);
   });
 });
 

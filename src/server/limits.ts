@@ -31,6 +31,13 @@ export const defaultLimits = {
   arrivalBytesPerMs: 10,
   /** Requests that are being received or worked on, in all and as they are when inflated. */
   requestBytes: 512 * mebibyte,
+  /**
+   * What of one connection over HTTP/2 may wait to be read, as it takes memory: its windows in frames
+   * of a KB or more, or a quarter of a million frames. What has more is cut.
+   */
+  backlogBytes: 2 * connectionWindowBytes,
+  /** The same of all connections together; one that sends when there is so much is cut. */
+  backlogBytesInAll: 512 * mebibyte,
   /** How long an answer may wait for its reader without that one taking a byte. */
   unreadMs: 60_000,
   /** Answers waiting for the reader of one connection; what has more for a second is cut. */

@@ -8,6 +8,7 @@ import { Code, ConnectError } from "@connectrpc/connect";
 import type { Compression, UniversalServerRequest } from "@connectrpc/connect/protocol";
 import { compressionGzip } from "@connectrpc/connect-node";
 import { envelope } from "../protocol/envelope.js";
+import { Pieces } from "../protocol/pieces.js";
 import type { Call } from "./call.js";
 import type { Arrival } from "./intake.js";
 import { checkBinarySize, checkJsonSize } from "./message_size.js";
@@ -88,14 +89,12 @@ async function* whole(
   checkLength: (length: number) => void,
   take: (sent: Uint8Array) => Promise<Uint8Array>,
 ) {
-  const chunks: Uint8Array[] = [];
-  let size = 0;
+  const pieces = new Pieces();
   for await (const chunk of body) {
-    size += chunk.length;
-    checkLength(size);
-    chunks.push(chunk);
+    checkLength(pieces.size + chunk.length);
+    pieces.add(chunk);
   }
-  yield await take(chunks.length === 1 ? (chunks[0] as Uint8Array) : Buffer.concat(chunks, size));
+  yield await take(pieces.take());
 }
 
 /** A body of messages in envelopes, of which each is handed on when all of it is there. */
@@ -105,33 +104,32 @@ async function* inEnvelopes(
   hold: (held: number, received: number) => void,
   take: Take,
 ) {
-  let held: Buffer[] = [];
-  let size = 0;
+  const held = new Pieces();
   let needed = 5;
   for await (const chunk of body) {
-    held.push(Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength));
-    size += chunk.length;
-    while (size >= needed) {
-      const rest = held.length === 1 ? (held[0] as Buffer) : Buffer.concat(held, size);
+    held.add(chunk);
+    while (held.size >= needed) {
+      const rest = held.take();
       const length = rest.readUInt32BE(1);
       checkLength(length);
-      held = [rest];
       needed = 5 + length;
-      if (size < needed) break;
+      if (rest.length < needed) {
+        held.add(rest);
+        break;
+      }
       // Nor while its reader rests: nothing has to come then.
       hold(0, 0);
       const flags = rest[0] as number;
       const message = await take(rest.subarray(5, needed), (flags & compressed) !== 0);
       yield envelope(flags & ~compressed, message.length);
       if (message.length > 0) yield message;
-      held = [rest.subarray(needed)];
-      size -= needed;
+      if (rest.length > needed) held.add(rest.subarray(needed));
       needed = 5;
     }
-    hold(size, chunk.length);
+    hold(held.size, chunk.length);
   }
   // What is cut off its reader finds.
-  if (size > 0) yield* held;
+  if (held.size > 0) yield held.take();
 }
 
 /** gzip for a router, which inflates within the same bounds what no body brings: a GET's message. */

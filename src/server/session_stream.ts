@@ -34,6 +34,14 @@ import { toRequestId } from "./interceptors.js";
 import { checkBinarySize } from "./message_size.js";
 import type { Session, Sessions } from "./session.js";
 
+/**
+ * How many messages of one session are taken before the others are looked at. Node reads up to 2 MiB
+ * of a connection at once, and that can be 200,000 pings.
+ */
+const messagesPerTurn = 256;
+
+const nothing = Buffer.alloc(0);
+
 type Response = MessageInitShape<typeof OpenSessionResponseSchema>;
 
 /** SessionService for a Connect router. */
@@ -174,8 +182,12 @@ function carry(
   let over = false;
   let parting: NodeJS.Timeout | undefined;
   let paused = false;
+  // Others are to have their turn before more of it is read.
+  let resting = false;
   // The client does not read its answers; nothing more is read of it either.
   let blocked = false;
+  // Of the chunk that is read.
+  let messages = 0;
   // Unset while the greeting is sent.
   let session: Session | undefined;
 
@@ -211,18 +223,48 @@ function carry(
   };
   /** Reads on when there is room again, and ends when all is answered. */
   const goOn = () => {
-    if (ended && session?.inFlight() === 0) {
+    // Paused, it may have ended with messages that are not taken yet.
+    if (ended && !paused && session?.inFlight() === 0) {
       process.nextTick(finish);
-    } else if (paused && !blocked && begun.inFlight() <= sessions.options.maxInFlight) {
+    } else if (paused && !blocked && !resting && hasRoom()) {
       paused = false;
       arrival.goOn();
+      if (!receive(nothing) || paused) return;
       stream.resume();
+      if (ended) goOn();
     }
   };
   const pause = () => {
     paused = true;
     arrival.end();
     stream.pause();
+  };
+
+  const hasRoom = () => begun.inFlight() <= sessions.options.maxInFlight;
+  /** Returns false once the session is over. */
+  const receive = (chunk: Buffer): boolean => {
+    if (over) return false;
+    messages = 0;
+    try {
+      arrival.unfinished(read(chunk), chunk.length);
+    } catch (error) {
+      finish(
+        error instanceof CheckpointdError
+          ? toConnectError(error)
+          : ConnectError.from(error, Code.InvalidArgument),
+      );
+      return false;
+    }
+    if (messages >= messagesPerTurn) {
+      resting = true;
+      setImmediate(() => {
+        resting = false;
+        goOn();
+      });
+    }
+    // A client that keeps to the limit is always read: its pings and cancellations come through.
+    if (resting || !hasRoom()) pause();
+    return true;
   };
 
   const arrival = new Arrival(sessions.options.calls.intake, (error) => finish(error));
@@ -241,23 +283,11 @@ function carry(
       checkBinarySize(OpenSessionRequestSchema, message);
       const request = fromBinary(OpenSessionRequestSchema, message, { readUnknownFields: false });
       begun.receive(request, message.length);
+      messages++;
+      return messages < messagesPerTurn && hasRoom();
     },
   );
-  stream.on("data", (chunk: Buffer) => {
-    if (over) return;
-    try {
-      arrival.unfinished(read(chunk), chunk.length);
-    } catch (error) {
-      finish(
-        error instanceof CheckpointdError
-          ? toConnectError(error)
-          : ConnectError.from(error, Code.InvalidArgument),
-      );
-      return;
-    }
-    // A client that keeps to the limit is always read: its pings and cancellations come through.
-    if (begun.inFlight() > sessions.options.maxInFlight) pause();
-  });
+  stream.on("data", receive);
   stream.on("end", () => {
     ended = true;
     goOn();
