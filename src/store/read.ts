@@ -16,7 +16,13 @@ import {
   tupleRows,
   type ValueForm,
 } from "./tuples.js";
-import { checkpointRows, guarded, type JsonForm, undeliverable } from "./undeliverable.js";
+import {
+  checkpointRows,
+  guarded,
+  guardFromNow,
+  type JsonForm,
+  undeliverable,
+} from "./undeliverable.js";
 
 /**
  * Returns getTuple: reads the named checkpoint, or the latest of the thread and namespace,
@@ -77,6 +83,7 @@ function batchOptions(db: Db, statement: Statement, withId: boolean) {
       usualBytes += (bytes / requests.length - usualBytes) / 8;
       const tuples: Map<number, CheckpointTuple | CheckpointdError> = toTuples(rows);
       for (const row of rows.filter((row) => isLeftOut(row))) {
+        guardFromNow(db.guard);
         const id = text(row[tupleRow.at.checkpoint_id]);
         tuples.set(Number(text(row[tupleRow.at.n])), undeliverable(id));
       }

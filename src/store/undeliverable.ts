@@ -52,9 +52,14 @@ export async function guarded<T>(
   } catch (error) {
     if (!isTooLarge(error)) throw error;
     const answer = await use("guarded");
-    guard.until = performance.now() + guardedMs;
+    guardFromNow(guard);
     return answer;
   }
+}
+
+/** To be called when something was left out: to print it before that is seen costs seconds too. */
+export function guardFromNow(guard: Db["guard"]): void {
+  guard.until = performance.now() + guardedMs;
 }
 
 /**
