@@ -5,6 +5,8 @@ const others = {
   pgbouncer: ["src/server/pgbouncer.test.ts"],
   // The README's commands are among them, which `npm test` gives to buf curl.
   grpcurl: ["src/server/grpcurl.test.ts", "src/cli/readme.test.ts"],
+  // Go builds them: .ci/judges/go.mod.
+  conformance: ["src/server/conformance.test.ts"],
   // Brings Jest, Next.js, Bun and more from the registry: minutes.
   clients: ["src/client/packed.test.ts"],
 };
@@ -28,6 +30,7 @@ export default defineConfig({
           exclude: [
             "src/server/pgbouncer.test.ts",
             "src/server/grpcurl.test.ts",
+            "src/server/conformance.test.ts",
             "src/client/packed.test.ts",
           ],
         },

@@ -9,6 +9,7 @@ import {
   CheckpointService,
   type GetTupleRequest,
   GetTupleRequestSchema,
+  ListRequestSchema,
 } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { OpenSessionRequestSchema } from "../../gen/checkpointd/v1/session_service_pb.js";
 import {
@@ -317,6 +318,30 @@ describe("wrong envelopes and headers", () => {
       const answer = await post(edge.server.url, rpc, body, headers);
       expect(answer.status).toBe(status);
       expect(answer.error?.code).toBe(code);
+    });
+  }
+
+  for (const carrier of ["connect", "grpc-web"]) {
+    // Connect's conformance suite has it refused, and be INTERNAL: conformance.test.ts.
+    test(`a message that is compressed where none is announced, over ${carrier}`, async () => {
+      const framed = envelope(
+        gzipSync(
+          toBinary(ListRequestSchema, create(ListRequestSchema, { threadId: `${secret}-seed` })),
+        ),
+      );
+      framed[0] = 1;
+      const requestId = `compressed-${carrier}`;
+      const answer = await post(edge.server.url, "List", framed, {
+        ...type(`application/${carrier === "connect" ? "connect" : "grpc-web"}+proto`),
+        "x-request-id": requestId,
+      });
+      const told = `${answer.error?.code} ${answer.headers.get("grpc-status")} ${answer.body}`;
+      expect(told).toMatch(/^internal|grpc-status: 13|^undefined 13/);
+      expect(told).toMatch(/does( |%20)not( |%20)say( |%20)that( |%20)it( |%20)is( |%20)with/);
+      // The client's fault, all the same.
+      await expect
+        .poll(() => edge.captured.lines({ requestId }))
+        .toMatchObject([{ level: 30, msg: "call refused", code: "Internal" }]);
     });
   }
 

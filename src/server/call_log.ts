@@ -1,5 +1,6 @@
-import { Code } from "@connectrpc/connect";
+import { Code, type ConnectError } from "@connectrpc/connect";
 import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import { CheckpointdError } from "../errors.js";
 import type { Log } from "../log.js";
 import type { Db } from "../store/db.js";
 import type { FinishedCall } from "./call.js";
@@ -23,7 +24,7 @@ export function createCallLog(log: Log, slowMs: number): (call: FinishedCall) =>
       ms: toTenths(totalMs),
       ...(isSlow ? { waitMs: toTenths(waitMs), queueMs: toTenths(queueMs) } : {}),
     };
-    if (answer && isOurFault(answer.code)) {
+    if (answer && isOurFault(answer)) {
       const slow = isSlow ? { slow: true } : {};
       log.error({ ...line, ...slow, error: describeCause(error) }, "call failed");
     } else if (isSlow) {
@@ -40,7 +41,9 @@ function toTenths(ms: number): number {
   return Math.round(ms * 10) / 10;
 }
 
-function isOurFault(code: Code): boolean {
+function isOurFault({ code, cause }: ConnectError): boolean {
+  // The protocols call it INTERNAL; it is what a client sent.
+  if (cause instanceof CheckpointdError) return false;
   return (
     code === Code.Internal ||
     code === Code.Unknown ||

@@ -7,6 +7,7 @@ import type { DescMessage } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import type { Compression, UniversalServerRequest } from "@connectrpc/connect/protocol";
 import { compressionGzip } from "@connectrpc/connect-node";
+import { CheckpointdError } from "../errors.js";
 import { envelope } from "../protocol/envelope.js";
 import { Pieces } from "../protocol/pieces.js";
 import type { Call } from "./call.js";
@@ -70,7 +71,14 @@ export function checkedBody(
         throw refuse(error);
       }
     };
-    return inEnvelopes(body, checkLength, hold, take);
+    const encoding = request.header.get(
+      type.startsWith("application/grpc") ? "grpc-encoding" : "connect-content-encoding",
+    );
+    const takeEnveloped: Take = async (sent, isCompressed) => {
+      if (isCompressed && encoding !== "gzip") throw refuse(unknownCompression());
+      return take(sent, isCompressed);
+    };
+    return inEnvelopes(body, checkLength, hold, takeEnveloped);
   }
   const isCompressed = request.header.get("content-encoding") === "gzip";
   if (isCompressed) {
@@ -169,6 +177,13 @@ function inflatesTooMuch(): ConnectError {
     `the message is more than ${mostInflation} times as large as it came: send it uncompressed`,
     Code.ResourceExhausted,
   );
+}
+
+/** gRPC and Connect have it be INTERNAL, as it is whenever two that speak them misunderstand each other. */
+function unknownCompression(): ConnectError {
+  const message = "a message is compressed, but the request does not say that it is with gzip";
+  const cause = new CheckpointdError("invalid_argument", message);
+  return new ConnectError(message, Code.Internal, undefined, undefined, cause);
 }
 
 function tooLarge(maxBytes: number): ConnectError {

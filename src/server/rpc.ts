@@ -1,7 +1,7 @@
 import { setMaxListeners } from "node:events";
 import type { IncomingMessage } from "node:http";
 import type { Socket } from "node:net";
-import type { ConnectError, ServiceImpl } from "@connectrpc/connect";
+import type { ConnectError, ConnectRouter, ServiceImpl } from "@connectrpc/connect";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { SessionService } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
@@ -26,6 +26,8 @@ export interface RpcOptions {
   streams: Streams;
   calls: Calls;
   health: ServiceImpl<typeof Health>;
+  /** Services that are no part of ours, served just as they are: the tests bring their judge's. */
+  others?: (router: ConnectRouter) => void;
   /** While it is false, calls that need the database are refused. */
   isReady: () => boolean;
   /** Answers what is no RPC. */
@@ -73,6 +75,7 @@ export function createRpc(options: RpcOptions): Rpc {
       router.service(SessionService, createSessionService(sessions));
       router.service(Health, options.health);
       createReflection([CheckpointService, ThreadService, SessionService, Health])(router);
+      options.others?.(router);
     },
     {
       interceptors: [createInterceptor(isReady)],

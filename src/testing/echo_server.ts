@@ -9,7 +9,7 @@ import { startListener } from "../server/http.js";
 import { Intake } from "../server/intake.js";
 import { defaultLimits, type Limits } from "../server/limits.js";
 import type { Operations } from "../server/operation_handlers.js";
-import { createRpc } from "../server/rpc.js";
+import { createRpc, type RpcOptions } from "../server/rpc.js";
 import type { Streams } from "../server/stream_handlers.js";
 
 /** A server that listens. */
@@ -22,12 +22,14 @@ export interface EchoServer {
 
 /**
  * Starts one: `answer` is called with what was asked and returns the answer, of a stream its
- * messages. `limits` are in place of the default ones; their age is the sessions' too.
+ * messages. `limits` are in place of the default ones; their age is the sessions' too. `options` are
+ * in place of what it serves with otherwise.
  */
 export async function startEchoServer(
   answer: (name: CallName, request: unknown) => unknown,
   ownLimits: Partial<Limits> = {},
   log: Log = createLog("silent"),
+  options: Partial<RpcOptions> = {},
 ): Promise<EchoServer> {
   const finished: FinishedCall[] = [];
   const limits = { ...defaultLimits, ...ownLimits };
@@ -56,6 +58,7 @@ export async function startEchoServer(
     callTimeoutMs: 60_000,
     sessionAgeMs: limits.ageMs || 3_600_000,
     log,
+    ...options,
   });
   const { handler, upgrade } = rpc;
   const listener = await startListener({

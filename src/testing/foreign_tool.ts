@@ -12,10 +12,10 @@ export interface Output {
   err: string;
 }
 
-/** Runs a tool to its end; 20 s are too long. */
-export function run(file: string, args: string[]): Promise<Output> {
+/** Runs a tool to its end; `limitMs` are too long. */
+export function run(file: string, args: string[], limitMs = 20_000): Promise<Output> {
   return new Promise((resolve) => {
-    execFile(file, args, { timeout: 20_000 }, (error, out, err) =>
+    execFile(file, args, { timeout: limitMs, maxBuffer: 2 ** 24 }, (error, out, err) =>
       resolve({ code: error ? Number(error.code ?? -1) : 0, out, err }),
     );
   });
