@@ -204,6 +204,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
       answers: new Map(),
       looksAbove: 0,
       backlog: 0,
+      small: { frames: 0, since: performance.now() },
       upgraded: false,
       retiring: false,
     };

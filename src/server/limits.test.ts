@@ -229,6 +229,48 @@ describe("what is sent and not read", () => {
     expect(frames).toBeLessThan(20_000);
   });
 
+  it("cuts its connection when it comes in a flood of small frames", async () => {
+    const { url, lines } = await start({});
+    const socket = net.connect(Number(new URL(url).port), "127.0.0.1");
+    socket.on("error", () => {}).resume();
+    const closed = new Promise((resolve) => socket.on("close", resolve));
+    const frame = (type: number, flags: number, id: number, payload: Uint8Array) => {
+      const head = Buffer.alloc(9);
+      head.writeUIntBE(payload.length, 0, 3);
+      head[3] = type;
+      head[4] = flags;
+      head.writeUInt32BE(id, 5);
+      return Buffer.concat([head, payload]);
+    };
+    const literal = (name: string, value: string) =>
+      Buffer.concat([
+        Buffer.from([0, name.length]),
+        Buffer.from(name),
+        Buffer.from([value.length]),
+        Buffer.from(value),
+      ]);
+    const headers = Buffer.concat([
+      literal(":method", "POST"),
+      literal(":scheme", "http"),
+      literal(":path", sessionPath),
+      literal(":authority", "127.0.0.1"),
+      literal("content-type", "application/connect+proto"),
+    ]);
+    socket.write("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    socket.write(Buffer.concat([frame(4, 0, 0, Buffer.alloc(0)), frame(1, 4, 1, headers)]));
+    // One large message, a byte at a time.
+    socket.write(frame(0, 0, 1, Buffer.from([0, 3, 0, 0, 0])));
+    const many = Buffer.concat(
+      Array.from({ length: 1_000 }, () => frame(0, 0, 1, Buffer.from("a"))),
+    );
+    for (let i = 0; i < 200 && !socket.destroyed; i++) {
+      await new Promise((resolve) => socket.write(many, resolve));
+    }
+    await closed;
+    const msg = "cut a connection that floods the server with small frames";
+    expect(lines({ msg })).toMatchObject([{ level: 40, limit: 20_000 }]);
+  });
+
   it("waits, of one session, while others have their turn", async () => {
     const { url } = await start({});
     const flood = speak(openUpgraded(url));
