@@ -6,7 +6,7 @@ import { type ConnectError, createContextKey } from "@connectrpc/connect";
 import { sweepMs } from "../protocol/wire.js";
 import type { Signal } from "../store/db.js";
 import { limitPassed, toConnectError } from "./connect_error.js";
-import { Intake } from "./intake.js";
+import { type Arrival, Intake } from "./intake.js";
 
 /** What carries a call. */
 export type CallCarrier = "connect" | "grpc" | "grpc-web" | "session";
@@ -87,9 +87,9 @@ export class Call implements Signal, FinishedCall {
   }
 
   /** Holds bytes of its request until it ends, or fewer again. Throws OVERLOADED. */
-  take(bytes: number): void {
+  take(bytes: number, arrival?: Arrival): void {
     if (this.isOver) return;
-    this.#calls.intake.take(bytes);
+    this.#calls.intake.take(bytes, arrival);
     this.#heldBytes += bytes;
   }
 

@@ -130,7 +130,8 @@ async function* receive(
       call.requestBytes += next.value.length;
       if (!call.messageBytes) {
         arrival.bytes += next.value.length;
-        takeOr(refuse, call, next.value.length);
+        arrival.held += next.value.length;
+        takeOr(refuse, call, next.value.length, arrival);
       }
       yield next.value;
     }
@@ -140,9 +141,14 @@ async function* receive(
   }
 }
 
-function takeOr(refuse: (error: unknown) => unknown, call: Call, bytes: number): void {
+function takeOr(
+  refuse: (error: unknown) => unknown,
+  call: Call,
+  bytes: number,
+  arrival: Arrival,
+): void {
   try {
-    call.take(bytes);
+    call.take(bytes, arrival);
   } catch (error) {
     throw refuse(error);
   }

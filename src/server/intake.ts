@@ -4,6 +4,7 @@
  */
 import { Code, ConnectError } from "@connectrpc/connect";
 import { CheckpointdError } from "../errors.js";
+import { toConnectError } from "./connect_error.js";
 import { defaultLimits, type Limits } from "./limits.js";
 
 type IntakeLimits = Pick<Limits, "requestBytes" | "arrivalPatienceMs" | "arrivalBytesPerMs">;
@@ -20,10 +21,15 @@ export class Intake {
 
   constructor(readonly limits: IntakeLimits = defaultLimits) {}
 
-  /** Counts bytes that are now held. Throws OVERLOADED, and does not count them, if it is too much. */
-  take(bytes: number): void {
+  /**
+   * Counts bytes that are now held. Throws OVERLOADED, and does not count them, if it is too much. The
+   * largest that is still on its way has to go for one that is smaller: else a client that sends large
+   * requests and never ends them would keep all others out.
+   */
+  take(bytes: number, by?: Arrival): void {
     const { requestBytes } = this.limits;
-    if (this.#held + bytes > requestBytes) {
+    // What a call holds that is given up is free a moment later, and more than this.
+    if (this.#held + bytes > requestBytes && !this.#giveUpLarger(bytes, by)) {
       throw overloaded(
         `the server holds as many bytes of requests as it may, ${requestBytes}; try again`,
         requestBytes,
@@ -35,6 +41,27 @@ export class Intake {
   /** Counts bytes that are no longer held. */
   give(bytes: number): void {
     this.#held -= bytes;
+  }
+
+  /** Returns whether there was one. */
+  #giveUpLarger(bytes: number, by: Arrival | undefined): boolean {
+    let largest: Arrival | undefined;
+    const own = bytes + (by?.held ?? 0);
+    for (const arrival of this.#arrivals) {
+      if (arrival.held > (largest?.held ?? own)) largest = arrival;
+    }
+    if (!largest) return false;
+    const { requestBytes } = this.limits;
+    largest.close();
+    largest.giveUp(
+      toConnectError(
+        overloaded(
+          "the server has no room for a request so long on its way; try again",
+          requestBytes,
+        ),
+      ),
+    );
+    return true;
   }
 
   watch(arrival: Arrival): void {
@@ -53,8 +80,12 @@ export class Intake {
     const { arrivalPatienceMs, arrivalBytesPerMs } = this.limits;
     const now = performance.now();
     for (const arrival of this.#arrivals) {
-      const due = arrival.since + arrivalPatienceMs + arrival.bytes / arrivalBytesPerMs;
-      if (now <= due) continue;
+      const ms = now - arrival.since;
+      if (ms < arrivalPatienceMs) continue;
+      if (arrival.bytes >= ms * arrivalBytesPerMs) {
+        arrival.begin();
+        continue;
+      }
       arrival.end();
       arrival.giveUp(new ConnectError("the request came too slowly", Code.DeadlineExceeded));
     }
@@ -69,8 +100,10 @@ export class Arrival {
   since = 0;
   /** What of it has come since then. */
   bytes = 0;
-  /** What of a session's unfinished message is held. */
-  #held = 0;
+  /** What of it is held. */
+  held = 0;
+  /** What of that is counted here, and not by a call. */
+  #counted = 0;
   #closed = false;
 
   constructor(
@@ -79,7 +112,7 @@ export class Arrival {
     public giveUp: (error: ConnectError) => void = () => {},
   ) {}
 
-  /** From now on it has to come. */
+  /** From now on it has to come, and so fast as it must in every time of patience. */
   begin(): void {
     this.since = performance.now();
     this.bytes = 0;
@@ -94,7 +127,7 @@ export class Arrival {
   /** Of a session: after `received` bytes more so many are held that are no whole message yet. */
   unfinished(held: number, received: number): void {
     if (this.#closed) return;
-    const before = this.#held;
+    const before = this.held;
     this.#hold(held);
     if (held === 0) this.end();
     else if (before === 0 || held !== before + received) this.begin();
@@ -115,12 +148,13 @@ export class Arrival {
 
   /** Of a session: it is read again after a rest. */
   goOn(): void {
-    if (this.#held > 0) this.begin();
+    if (this.held > 0) this.begin();
   }
 
   #hold(bytes: number): void {
-    this.intake.take(bytes - this.#held);
-    this.#held = bytes;
+    this.intake.take(bytes - this.#counted, this);
+    this.#counted = bytes;
+    this.held = bytes;
   }
 }
 

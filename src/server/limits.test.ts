@@ -188,6 +188,26 @@ describe("the bytes of requests", () => {
     expect(trailers.sort()).toEqual([`${Code.DeadlineExceeded}`, `${Code.ResourceExhausted}`]);
   });
 
+  it.each(wires)("are taken from the largest that is on its way, on %s", async (wire) => {
+    const { url } = await start({ requestBytes });
+    const session = speak(opened[wire](url));
+    session.read();
+    session.write(operation(1, 950_000).subarray(0, 900_000));
+    await expect.poll(() => session.answers.length).toBe(1);
+    const client = clientOf(url, "connect");
+    await expect
+      .poll(() =>
+        client.put(putOf(500_000)).then(
+          () => session.end.length,
+          () => -1,
+        ),
+      )
+      .toBe(1);
+    expect(session.end).toMatchObject([{ error: { code: "resource_exhausted" } }]);
+    // All of it is free again.
+    await client.put(putOf(900_000));
+  });
+
   it.each(wires)("are those of a session's operations in work, on %s", async (wire) => {
     const { open, opened: answered } = gate();
     const { url } = await start({ requestBytes: 2_500 }, () => answered.then(() => ({})));
@@ -343,6 +363,18 @@ describe("what comes too slowly", () => {
     await expect.poll(() => session.end, { timeout: 10_000 }).toHaveLength(1);
     expect(session.end).toMatchObject([{ error: { code: "deadline_exceeded", message } }]);
   });
+
+  it.each(wires)(
+    "is given up once no more comes, however much came before, on %s",
+    async (wire) => {
+      const { url } = await start({ ...limits, arrivalBytesPerMs: 0.1 });
+      const session = speak(opened[wire](url));
+      session.read();
+      session.write(operation(1, 200_000).subarray(0, 100_000));
+      await expect.poll(() => session.end, { timeout: 20_000 }).toHaveLength(1);
+      expect(session.end).toMatchObject([{ error: { code: "deadline_exceeded", message } }]);
+    },
+  );
 
   it("is not what comes slowly and steadily", async () => {
     const { url } = await start({ ...limits, arrivalBytesPerMs: 0.1 });

@@ -25,9 +25,9 @@ export const defaultLimits = {
   streamWindowBytes,
   /** The same for all streams of a connection together. */
   connectionWindowBytes,
-  /** How long a request's body, or a session's message, may come slower than it must. */
+  /** Over so long a request's body, or a session's message, may come slower than it must. */
   arrivalPatienceMs: 15_000,
-  /** How fast it must come on average after that, in bytes a millisecond. */
+  /** How fast it must come on average over any such time, in bytes a millisecond. */
   arrivalBytesPerMs: 10,
   /** Requests that are being received or worked on, in all and as they are when inflated. */
   requestBytes: 512 * mebibyte,
