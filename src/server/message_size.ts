@@ -79,7 +79,7 @@ class Scan {
   message({ schema, fields }: Shape, end: number, depth: number): void {
     if (depth > mostNested) throw malformed("messages are nested too deeply");
     while (this.#at < end) {
-      const tag = this.#number(end);
+      const tag = this.#number(end, 5);
       const number = Math.floor(tag / 8);
       const wire = tag % 8;
       if (number === 0) throw malformed("a field has the number 0");
@@ -102,10 +102,10 @@ class Scan {
           this.#skip(4, end);
           break;
         case 2: {
-          const length = this.#number(end);
+          const length = this.#number(end, 5);
           const from = this.#at;
           this.#skip(length, end);
-          if (content === "numbers") this.#count(length);
+          if (content === "numbers") this.#numbers(from, field?.wire as number);
           else if (content === "text") this.#checkText(from);
           else if (typeof content === "object") {
             this.#at = from;
@@ -144,16 +144,29 @@ class Scan {
     if (this.#at > end) throw malformed("it is cut off");
   }
 
-  /** A varint; one above 2^53 is not exact, which no tag or length may be. */
-  #number(end: number): number {
+  /** Many in one field. A decoder that comes to the end within one reads on behind it. */
+  #numbers(from: number, wire: number): void {
+    const end = this.#at;
+    this.#at = from;
+    while (this.#at < end) {
+      if (wire === 0) this.#number(end);
+      else this.#skip(wire === 1 ? 8 : 4, end);
+      this.#count(1);
+    }
+  }
+
+  /** A varint; one above 2^53 is not exact. A tag or a length is one of 32 bits. */
+  #number(end: number, mostBytes = 10): number {
     let value = 0;
     let factor = 1;
-    for (let i = 0; i < 10; i++) {
+    for (let i = 0; i < mostBytes; i++) {
       if (this.#at >= end) throw malformed("it is cut off");
       const byte = this.bytes[this.#at++] as number;
       value += (byte & 0x7f) * factor;
-      if (byte < 0x80) return value;
       factor *= 128;
+      if (byte >= 0x80) continue;
+      if (mostBytes === 5 && value >= 2 ** 32) break;
+      return value;
     }
     throw malformed("a number is too long");
   }
