@@ -469,7 +469,7 @@ describe("what is refused, since it could not be read", () => {
       "OUT_OF_RANGE",
       1024 * 1024,
     ],
-    ["a run that is a number of 5,000 digits", `{"run_id":${digits}}`, "TOO_LONG", 2_692],
+    ["a run that is a number of 9,000 digits", `{"run_id":${digits}}`, "TOO_LONG", 2_692],
   ])("%s", async (_, metadataJson, reason, limit) => {
     const refusal = { code: Code.InvalidArgument, reason, field: "metadata_json", limit };
     const call: Call = { rpc: "put", request: { ...key, checkpointJson: "{}", metadataJson } };

@@ -219,8 +219,9 @@ const newestId = `(checkpoint_id || '') collate "C"`;
  * The statement of one page. Its access path by the conditions given:
  * - thread and namespace: the primary key backwards (or checkpointd_checkpoints_latest_idx,
  *   see getTuple), a range that starts at the cursor;
- * - thread alone: the primary key's range of the thread, sorted (the key is ordered by
- *   namespace first);
+ * - thread alone: the primary key's range of the thread, without its rows, sorted (the key is ordered
+ *   by namespace first), and then the rows of the first. From the rows themselves the planner would
+ *   sort everybody's: 84 ms instead of 7 for a thread of 20,000 beside 200,000;
  * - neither: checkpointd_checkpoints_newest_idx backwards.
  * A metadata filter, and a namespace without a thread, are applied to the first so many rows that
  * these deliver, and the last row tells how far that was.
@@ -269,17 +270,32 @@ export function pageStatement(
   } else if (after) {
     conditions.push(`${id} < ${bind(after.checkpointId)}`);
   }
-  const inOrder = (from: string, where: readonly string[], most: number) => `
-  select thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata
+  const inOrder = (columns: string, from: string, where: readonly string[], most: number) => `
+  select ${columns}
   from ${from}
   ${where.length > 0 ? `where ${where.join(" and ")}` : ""}
   order by ${order}
   limit ${bind(most)}`;
-  const examined = filters.length > 0 ? { order, rows: "" } : undefined;
-  if (examined) examined.rows = inOrder(`${schema}.checkpoints`, conditions, examine);
-  const candidates = examined
-    ? inOrder("examined", filters, rows)
-    : inOrder(`${schema}.checkpoints`, conditions, rows);
+  const columns =
+    "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata";
+  const isOfThread = request.threadId !== undefined && request.checkpointNs === undefined;
+  const ofTable = (most: number) => {
+    const table = `${schema}.checkpoints`;
+    if (!isOfThread) return inOrder(columns, table, conditions, most);
+    const keys = inOrder("thread_id, checkpoint_ns, checkpoint_id", table, conditions, most);
+    return `
+  select ${columns}
+  from (${keys}
+  ) as key
+  cross join lateral (
+    select parent_checkpoint_id, checkpoint, metadata from ${table} c
+    where c.thread_id = key.thread_id and c.checkpoint_ns = key.checkpoint_ns
+      and c.checkpoint_id = key.checkpoint_id
+    limit 1
+  ) as c`;
+  };
+  const examined = filters.length > 0 ? { order, rows: ofTable(examine) } : undefined;
+  const candidates = examined ? inOrder(columns, "examined", filters, rows) : ofTable(rows);
   const limitBytes = `where preceding_bytes < ${bind(maxBytes)}`;
   if (request.view === ListView.METADATA) {
     return {
