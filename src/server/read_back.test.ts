@@ -47,7 +47,7 @@ import {
 } from "../testing/stored_threads.js";
 
 const seed = Number(process.env.READ_BACK_SEED ?? 14);
-const rounds = Number(process.env.READ_BACK_ROUNDS ?? 12);
+const rounds = Number(process.env.READ_BACK_ROUNDS ?? 6);
 const writesOfRound = 8;
 const carriers: readonly Way[] = ["connect", "connect-json", "grpc", "session", "session-grpc"];
 
@@ -148,17 +148,22 @@ async function round(number: number, poison: readonly string[]): Promise<void> {
       .map(({ tuple }) => tuple as CheckpointTuple)
       .filter(({ key }) => !poison.includes(key?.threadId ?? ""));
 
+  /** Three of them, another three each time; a List has them all. */
+  const some = (from: StoredCheckpoint[]) => {
+    const at = random(Math.max(1, from.length - 2));
+    return from.slice(at, at + 3);
+  };
   /** Every way to read that leaves what is stored as it is. */
   const reads: Record<string, () => Promise<void>> = {
     async GetTuple() {
-      for (const each of stored.list()) {
+      for (const each of some(stored.list())) {
         const { threadId, checkpointNs, checkpointId } = each;
         const { tuple } = await checkpoints().getTuple({ threadId, checkpointNs, checkpointId });
         await expectTuples(tuple ? [tuple] : [], [each]);
       }
     },
     async "GetTuple of the latest"() {
-      for (const { threadId, checkpointNs } of stored.list()) {
+      for (const { threadId, checkpointNs } of some(stored.list())) {
         const [latest] = stored.list(threadId).filter((each) => each.checkpointNs === checkpointNs);
         const { tuple } = await checkpoints().getTuple({ threadId, checkpointNs });
         await expectTuples(tuple ? [tuple] : [], latest ? [latest] : []);

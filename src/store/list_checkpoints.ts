@@ -114,6 +114,8 @@ export interface Page {
  */
 const leastExamined = 128;
 const mostExamined = 2_048;
+/** The same of one thread in all namespaces, whose keys each statement sorts. */
+const mostExaminedOfThread = 8_192;
 
 /**
  * Reads the checkpoints that match the request and come after `last` (or `request.after`), in the
@@ -134,7 +136,8 @@ export async function listPage(
   const rows = Math.min(maxTuples || bounds.firstRows, bounds.maxRows, limit);
   const isHeader = request.view === ListView.METADATA;
   let after = last?.key ?? request.after;
-  for (let examine = leastExamined; ; examine = Math.min(examine * 4, mostExamined)) {
+  const mostToExamine = isOfThread(request) ? mostExaminedOfThread : mostExamined;
+  for (let examine = leastExamined; ; examine = Math.min(examine * 4, mostToExamine)) {
     const page = { after, last, rows, examine, maxBytes: bounds.maxBytes };
     const { statement, parameters } = pageStatement(db.schema, request, page);
     const result: Row[] = await explainJson(
@@ -170,7 +173,7 @@ export async function listPage(
     }
     if (tuples.length > 0) {
       // Reads these again: that costs less than a page for each few.
-      if (!isFull && examine < mostExamined) continue;
+      if (!isFull && examine < mostToExamine) continue;
       // A page that was cut for its bytes tells how many rows fit: ask for few more.
       const more = isCut ? found + 1 + (found >> 3) : Math.max(found * 2, rows);
       return { tuples, nextMaxTuples: Math.min(bounds.maxRows, more) };
@@ -183,6 +186,10 @@ export async function listPage(
 /** Whether rows that the conditions of the keys deliver are looked at and may not be returned. */
 const isFiltered = ({ metadataFilterJson, threadId, checkpointNs }: ListRequest) =>
   metadataFilterJson !== "" || (threadId === undefined && checkpointNs !== undefined);
+
+/** Whether a list is of one thread in all its namespaces. */
+const isOfThread = ({ threadId, checkpointNs }: ListRequest) =>
+  threadId !== undefined && checkpointNs === undefined;
 
 /** Whether a statement looked at all that it was to, so that more may follow. */
 const hasMore = (end: Row | undefined, examine: number) =>
@@ -278,10 +285,9 @@ export function pageStatement(
   limit ${bind(most)}`;
   const columns =
     "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata";
-  const isOfThread = request.threadId !== undefined && request.checkpointNs === undefined;
   const ofTable = (most: number) => {
     const table = `${schema}.checkpoints`;
-    if (!isOfThread) return inOrder(columns, table, conditions, most);
+    if (!isOfThread(request)) return inOrder(columns, table, conditions, most);
     const keys = inOrder("thread_id, checkpoint_ns, checkpoint_id", table, conditions, most);
     return `
   select ${columns}

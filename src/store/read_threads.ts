@@ -37,7 +37,7 @@ const mostCounted = 50;
  * Root checkpoints that a statement by time walks past at the most, of the threads that it looks at:
  * one long thread, at work, has more than all others.
  */
-const walkedFor = (examine: number) => Math.max(1_000, 4 * examine);
+const walkedFor = (examine: number) => 4 * examine;
 
 /**
  * Yields the threads that match, in the order asked for. Each statement looks at so many threads
@@ -177,7 +177,7 @@ export const updatedAt = (c: string) => `(case
 
 /**
  * The statement of one page. It walks checkpointd_threads_updated_idx backwards past what is not of
- * the time of its thread's latest checkpoint (a look-up in the primary key each, or in
+ * the time of its thread's latest checkpoint (a look-up in the primary key for each thread, or in
  * checkpointd_checkpoints_latest_idx), or, by id, steps from thread to thread through the primary
  * key (or checkpointd_threads_id_idx). Its last row tells how far it came.
  */
@@ -288,7 +288,6 @@ function threadsByTime(
       `(${time}, c.thread_id collate "C") < (${bindTime(after.updateTime, bind)}, ${bind(after.threadId)})`,
     );
   }
-  const sort = `updated_at desc, thread_id collate "C" desc`;
   return {
     walked: `walked as materialized (
   select c.thread_id, ${time} as updated_at
@@ -297,18 +296,17 @@ function threadsByTime(
   order by ${time} desc, c.thread_id collate "C" desc
   limit ${bind(walkedFor(examine))}
 )`,
-    // By the time and not by the id, so that the next page may begin after a time and a thread: of
-    // two checkpoints of one time either stands for the thread.
+    // One look-up for each thread, however many of its checkpoints were walked past. By the time and
+    // not by the id, so that the next page may begin after a time and a thread: of two checkpoints of
+    // one time either stands for the thread.
     threads: (json) => `
-  select c.thread_id, c.checkpoint_id, c.checkpoint, c.metadata, t.updated_at
+  select c.thread_id, c.checkpoint_id, c.checkpoint, c.metadata, ${time} as updated_at
   from (
-    select distinct on (updated_at, thread_id collate "C") thread_id, updated_at
-    from walked
-    order by ${sort}
+    select thread_id, array_agg(updated_at) as times from walked group by thread_id
   ) as t
   cross join lateral (${latest(schema, "t.thread_id", json)}) as c
-  where ${time} = t.updated_at
-  order by t.updated_at desc, t.thread_id collate "C" desc
+  where ${time} = any(t.times)
+  order by updated_at desc, c.thread_id collate "C" desc
   limit ${bind(examine)}`,
   };
 }

@@ -125,7 +125,8 @@ export function createHostileWrites(random: Random, threads: readonly string[]) 
     const size = pick([0, 1, 2, 30, 300, 300, 5_000, often(10) ? 3_000_000 : 70_000]);
     const filled = pick([0, 0x5b, 0xff, 0x61, -1]);
     if (filled >= 0) return new Uint8Array(size).fill(filled);
-    return Uint8Array.from({ length: size }, () => random(256));
+    const block = Uint8Array.from({ length: Math.min(size, 5_000) }, () => random(256));
+    return Uint8Array.from({ length: size }, (_, i) => block[i % block.length] as number);
   };
   const value = () => {
     if (often(30)) return { type: "json", data: Buffer.from(json(3)) };
