@@ -112,6 +112,7 @@ export async function runImport(command: ThreadsCommand<typeof importFlags>): Pr
   let stored = 0;
   let end: number | undefined;
   let isBegun = false;
+  const sends = createSends();
   try {
     const each = lines[Symbol.asyncIterator]();
     for (let n = 1; ; n++) {
@@ -131,7 +132,9 @@ export async function runImport(command: ThreadsCommand<typeof importFlags>): Pr
         end = Number(line.checkpoints);
         break;
       } else {
-        await storeTuple(calls, temporary, toTuple(line, n));
+        const tuple = toTuple(line, n);
+        sends.note(tuple);
+        await storeTuple(calls, temporary, tuple);
         stored++;
         progress.say(`${toCount(stored, "checkpoint")}`);
       }
@@ -144,6 +147,9 @@ export async function runImport(command: ThreadsCommand<typeof importFlags>): Pr
       throw new Error(
         `the file is incomplete: it has ${toCount(stored, "checkpoint")}, ${expected}`,
       );
+    }
+    for (const put of sends.missing(temporary)) {
+      await calls.call((service, context) => service.putWrites(put, context));
     }
     await threads.copy(temporary, target);
   } finally {
@@ -158,14 +164,19 @@ export async function runImport(command: ThreadsCommand<typeof importFlags>): Pr
 async function storeTuple(calls: Calls, threadId: string, tuple: CheckpointTuple): Promise<void> {
   const { checkpointNs = "", checkpointId = "" } = tuple.key ?? {};
   const name = { threadId, checkpointNs, checkpointId };
-  for (const blobs of inRequests(tuple.blobs)) {
-    const put = {
-      ...name,
-      parentCheckpointId: tuple.parentCheckpointId ?? "",
-      checkpointJson: tuple.checkpointJson,
-      metadataJson: tuple.metadataJson,
-      blobs,
-    };
+  const parentCheckpointId = tuple.parentCheckpointId ?? "";
+  const { checkpointJson, metadataJson } = tuple;
+  const parts = inRequests(tuple.blobs);
+  // Nobody reads it yet, so where there is much the JSON, which may be as large, travels by itself.
+  const together = parts.length === 1 && checkpointJson.length + metadataJson.length < requestBytes;
+  const puts = together
+    ? [{ checkpointJson, metadataJson, blobs: tuple.blobs }]
+    : [
+        ...parts.map((blobs) => ({ checkpointJson: "{}", metadataJson: "", blobs })),
+        { checkpointJson, metadataJson, blobs: [] },
+      ];
+  for (const each of puts) {
+    const put = { ...name, parentCheckpointId, ...each };
     await calls.call((service, context) => service.put(put, context));
   }
   const tasks = new Map<string, CheckpointTuple["pendingWrites"]>();
@@ -189,6 +200,46 @@ async function storeTuple(calls: Calls, threadId: string, tuple: CheckpointTuple
       await calls.call((service, context) => service.putWrites(putWrites, context));
     }
   }
+}
+
+/**
+ * What checkpoints of a format before 4 were sent by a parent that is not in the file: a prune leaves
+ * of it these writes alone.
+ */
+function createSends() {
+  const seen = new Set<string>();
+  const awaited = new Map<string, CheckpointTuple>();
+  const placeOf = (checkpointNs: string, id: string) => JSON.stringify([checkpointNs, id]);
+  return {
+    note(tuple: CheckpointTuple): void {
+      const { checkpointNs = "", checkpointId = "" } = tuple.key ?? {};
+      const place = placeOf(checkpointNs, checkpointId);
+      seen.add(place);
+      awaited.delete(place);
+      const parent = placeOf(checkpointNs, tuple.parentCheckpointId ?? "");
+      if (tuple.pendingSends.length > 0 && !seen.has(parent)) awaited.set(parent, tuple);
+    },
+    /** The writes that bring them. */
+    *missing(threadId: string) {
+      for (const { key, parentCheckpointId = "", pendingSends } of awaited.values()) {
+        for (const [i, writes] of inRequests(pendingSends.map((value) => ({ value }))).entries()) {
+          yield {
+            threadId,
+            checkpointNs: key?.checkpointNs ?? "",
+            checkpointId: parentCheckpointId,
+            taskId: "00000000-0000-0000-0000-000000000000",
+            // In the order of their paths.
+            taskPath: String(i).padStart(6, "0"),
+            writes: writes.map(({ value }, idx) => ({
+              idx: i * 1_000_000 + idx,
+              channel: "__pregel_tasks",
+              value,
+            })),
+          };
+        }
+      }
+    },
+  };
 }
 
 /** Divides them so that each part fits a request; one empty part if there is nothing. */

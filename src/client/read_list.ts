@@ -51,6 +51,9 @@ async function* readTuples(
   }
 }
 
+/** Of a checkpoint's JSON, in characters, what is sent back for the sake of the values it names. */
+const mostSentBack = 4 * 1024 * 1024;
+
 /** The tuples as they come. `list` is kept where it goes on. */
 async function* readPages(
   calls: Calls,
@@ -68,7 +71,8 @@ async function* readPages(
     const request = {
       list: { ...list },
       maxTuples: nextMaxTuples,
-      afterCheckpointJson: checkpointJson,
+      // With it the service tells less again of what the client has, and it may be no small message.
+      afterCheckpointJson: checkpointJson.length < mostSentBack ? checkpointJson : "",
     };
     // From the second page on the next is read while one is consumed. What fails before its
     // turn comes is read anew then: the tries of who waits for it have not begun.

@@ -58,10 +58,13 @@ export function createOperations(db: Db, maxMessageSize: number, log: Log): Oper
       const tuple = await getTuple(request, signal);
       return tuple ? { tuple } : {};
     }),
-    put: checked(checkPut, async (request, signal) => {
-      await put(request, signal);
-      return {};
-    }),
+    put: checked(
+      (request: Request<"put">) => checkPut(request, maxMessageSize),
+      async (request, signal) => {
+        await put(request, signal);
+        return {};
+      },
+    ),
     putExtending: checked(
       (request: Request<"putExtending">) => checkPutExtending(request, maxMessageSize),
       async ({ put, prefixes }, signal) => {

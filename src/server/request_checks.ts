@@ -17,6 +17,7 @@ import type {
   PutExtendingRequest,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { CheckpointdError, invalidArgument } from "../errors.js";
+import { mostJsonBytes, mostJsonLevels } from "../store/undeliverable.js";
 
 /** Limits of texts in bytes of UTF-8, and of lists in elements. */
 export const limits = {
@@ -40,7 +41,11 @@ export function checkGetTuple(request: GetTupleRequest): void {
   checkText("checkpoint_id", request.checkpointId);
 }
 
-export function checkPut(request: PutRequest): void {
+/**
+ * What is stored can be sent, and sent back: to whoever reads it, and by an import. So its JSON as it
+ * is printed fits a message too.
+ */
+export function checkPut(request: PutRequest, maxMessageSize: number): void {
   checkName("thread_id", request.threadId);
   checkText("checkpoint_ns", request.checkpointNs);
   checkName("checkpoint_id", request.checkpointId);
@@ -48,8 +53,10 @@ export function checkPut(request: PutRequest): void {
   if (request.checkpointJson === "") {
     throw invalidArgument("checkpoint_json", "REQUIRED", "must not be empty");
   }
-  checkJsonObject("checkpoint_json", request.checkpointJson);
-  if (request.metadataJson !== "") checkJsonObject("metadata_json", request.metadataJson);
+  let printed = checkJsonObject("checkpoint_json", request.checkpointJson);
+  if (request.metadataJson !== "")
+    printed += checkJsonObject("metadata_json", request.metadataJson);
+  checkPrinted(request, printed, Math.min(maxMessageSize, mostJsonBytes));
   checkText("lease_token", request.leaseToken, limits.leaseToken);
   checkCount("blobs", request.blobs.length);
   const channels = new Set<string>();
@@ -63,13 +70,29 @@ export function checkPut(request: PutRequest): void {
   }
 }
 
+function checkPrinted(put: PutRequest, printed: number, most: number): void {
+  if (printed < most / 2) return;
+  const { threadId, checkpointNs, checkpointId, parentCheckpointId } = put;
+  const bytes =
+    printed + Buffer.byteLength(threadId + checkpointNs + checkpointId + parentCheckpointId);
+  if (bytes <= most) return;
+  const isMetadata = put.metadataJson.length > put.checkpointJson.length;
+  const message = `the checkpoint's JSON, with its metadata and names, is ${bytes} bytes when Postgres prints it, of at most ${most}`;
+  throw invalidArgument(
+    isMetadata ? "metadata_json" : "checkpoint_json",
+    "TOO_LONG",
+    message,
+    most,
+  );
+}
+
 /** Returns what is put, whose values may lack their beginnings. */
 export function checkPutExtending(
   { put, prefixes }: PutExtendingRequest,
   maxMessageSize: number,
 ): PutRequest {
   if (!put) throw invalidArgument("put", "REQUIRED", "must be set");
-  checkPut(put);
+  checkPut(put, maxMessageSize);
   if (put.leaseToken !== "") {
     throw invalidArgument("lease_token", "OUT_OF_RANGE", "must be empty: use put");
   }
@@ -202,32 +225,91 @@ export function checkCharacters(field: string, text: string): void {
   }
 }
 
-/** Only what costs nothing to see; Postgres parses the rest (see store/json.ts). */
-export function checkJsonObject(field: string, text: string): void {
+/**
+ * Only what costs little to see; Postgres parses the rest (see store/json.ts). Returns how many bytes
+ * are printed of it at the most.
+ */
+export function checkJsonObject(field: string, text: string): number {
   checkCharacters(field, text);
   if (!/^\s*\{/.test(text)) {
     throw invalidArgument(field, "NOT_A_JSON_OBJECT", "must be a JSON object");
   }
-  if (exponent.test(text)) checkExponents(field, text);
+  return printedBytes(field, text);
 }
 
-/** How much longer a text of JSON may be when it is read than it came, at the most as long again. */
+/** Digits that the exponents of a text of JSON may stand for in all. */
 const mostDigits = 1024 * 1024;
-/** A number told by an exponent of two digits or more, or what looks like one in a string. */
-const exponent = /[:[,\s]-?\d+(?:\.\d+)?[eE][+-]?\d\d/;
+/** Elements and members of a text of JSON. Postgres takes 32 bytes for each while it reads them. */
+const mostParts = 4 * 1024 * 1024;
 
 /**
- * jsonb keeps 1e131071 in a few bytes and writes all its digits: 10,000 of them, in 169 KB, were 1.3 GB
- * for whoever listed them.
+ * Returns how many bytes Postgres prints of a text of JSON at the most, which is what everybody who
+ * reads it is sent. Throws where it is more than a little longer than the text, or deeper than what
+ * walks through it can go: jsonb keeps 1e131071 in a few bytes and writes all its digits (10,000 of
+ * them, in 169 KB, were 1.3 GB for whoever listed them), and takes 16,000 levels of which its own
+ * operators take half.
  */
-function checkExponents(field: string, text: string): void {
+function printedBytes(field: string, text: string): number {
+  let level = 0;
+  let parts = 0;
+  let spaces = 0;
   let digits = 0;
-  for (const [, power] of text.matchAll(/"(?:[^"\\]|\\.)*"|\d[eE][+-]?(\d+)/g)) {
-    digits += Number(power ?? 0);
-    if (digits <= mostDigits + text.length) continue;
+  for (let i = 0; i < text.length; i++) {
+    switch (text.charCodeAt(i)) {
+      case 0x22: // "
+        i = endOfString(text, i + 1);
+        break;
+      case 0x5b: // [
+      case 0x7b: // {
+        if (++level > mostJsonLevels) {
+          const message = `must not be nested more than ${mostJsonLevels} levels deep`;
+          throw invalidArgument(field, "INVALID_JSON", message, mostJsonLevels);
+        }
+        break;
+      case 0x5d: // ]
+      case 0x7d: // }
+        level--;
+        break;
+      case 0x2c: // ,
+      case 0x3a: // :
+        parts++;
+        // Postgres prints a space after each; what it printed has them.
+        if (text.charCodeAt(i + 1) !== 0x20) spaces++;
+        break;
+      case 0x45: // E
+      case 0x65: // e
+        digits += powerAt(text, i + 1);
+        break;
+    }
+  }
+  if (parts > mostParts) {
+    const message = `must not have more than ${mostParts} elements and keys in all`;
+    throw invalidArgument(field, "TOO_MANY", message, mostParts);
+  }
+  if (digits > mostDigits) {
     const message = `numbers with exponents must not have more than ${mostDigits} digits in all when written out`;
     throw invalidArgument(field, "OUT_OF_RANGE", message, mostDigits);
   }
+  return Buffer.byteLength(text) + spaces + digits;
+}
+
+/** Where the string ends that begins before `at`: the place of its second quote. */
+function endOfString(text: string, at: number): number {
+  for (let end = text.indexOf('"', at); end >= 0; end = text.indexOf('"', end + 1)) {
+    let slashes = 0;
+    while (text.charCodeAt(end - 1 - slashes) === 0x5c) slashes++;
+    if (slashes % 2 === 0) return end;
+  }
+  return text.length;
+}
+
+/** The exponent that is written there, without its sign; 0 if none is, as in `true`. */
+function powerAt(text: string, at: number): number {
+  const sign = text.charCodeAt(at);
+  const first = sign === 0x2b || sign === 0x2d ? at + 1 : at;
+  let end = first;
+  while (text.charCodeAt(end) >= 0x30 && text.charCodeAt(end) <= 0x39) end++;
+  return Number(text.slice(first, end));
 }
 
 function checkValue(field: string, value: Value): void {

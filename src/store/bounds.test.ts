@@ -3,12 +3,16 @@ import { create } from "@bufbuild/protobuf";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { ListRequestSchema, ListView } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import { GetChannelHistoryRequestSchema } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import {
+  GetChannelHistoryRequestSchema,
+  ListThreadsRequestSchema,
+} from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { createDatabase, openPool, type TestDatabase } from "../testing/postgres.js";
 import { channelHistory } from "./channel_history.js";
 import { copyThread } from "./copy_thread.js";
 import type { Db } from "./db.js";
-import { list, listPage } from "./list_checkpoints.js";
+import { list, listPage, pageStatement } from "./list_checkpoints.js";
+import { listThreads } from "./read_threads.js";
 
 let database: TestDatabase;
 let sql: pg.Client;
@@ -90,6 +94,79 @@ it("has a tuple on a page that is asked for by itself, unless nothing follows", 
   expect(page.tuples.map(({ key }) => key?.checkpointId)).toEqual(["000001"]);
   const nothing = create(ListRequestSchema, { metadataFilterJson: '{"n": -1}' });
   expect(await listPage(db, nothing, 0, undefined)).toEqual({ tuples: [], nextMaxTuples: 0 });
+});
+
+describe("threads by time", () => {
+  const olds = ["old1", "old2", "old3"];
+  beforeAll(async () => {
+    const id = (time: string) => `lpad(to_hex(${time}), 8, '0') || '-0000-6000-8000-000000000000'`;
+    await sql.query(
+      `insert into checkpoints (thread_id, checkpoint_id, checkpoint, metadata)
+       select 'old' || i, ${id("i")}, '{}'::jsonb, '{"of":"old"}'::jsonb from generate_series(1, 3) as i
+       union all
+       select 'busy', ${id("100 + i")}, '{}', '{"of":"busy"}' from generate_series(1, 12000) as i`,
+    );
+    // Of one moment, as those of one transaction without times in their ids are.
+    await sql.query(
+      `insert into checkpoints (thread_id, checkpoint_id, checkpoint, metadata, created_at)
+       select 'moment', lpad(i::text, 6, '0'), '{}', '{"of":"moment"}', '1600-01-01'
+       from generate_series(1, 5000) as i`,
+    );
+    await sql.query("analyze checkpoints");
+  });
+  afterAll(async () => {
+    await sql.query("delete from checkpoints where thread_id = any($1)", [
+      [...olds, "busy", "moment"],
+    ]);
+  });
+
+  it("are found behind a thread of many checkpoints, and of many of one time", async () => {
+    const { counted, db } = counting();
+    const ids = [];
+    const request = create(ListThreadsRequestSchema, {
+      filter: { updatedBefore: { seconds: 0n } },
+    });
+    for await (const { threadId } of listThreads(db, request)) ids.push(threadId);
+    expect(ids).toEqual(["moment", "busy", ...[...olds].reverse()]);
+    // So none of them walked past all of the 17,000.
+    expect(counted.statements).toBeGreaterThan(4);
+    for (const [i, threadId] of ids.entries()) {
+      const limited = create(ListThreadsRequestSchema, { ...request, limit: i + 1 });
+      const found = [];
+      for await (const thread of listThreads(db, limited)) found.push(thread.threadId);
+      expect(found.at(-1)).toBe(threadId);
+    }
+  });
+
+  it("are counted few at a time", async () => {
+    const insert = `insert into checkpoints (thread_id, checkpoint_id, checkpoint, metadata)
+      select 'many' || i, '1', '{}', '{}' from generate_series(1, 400) as i`;
+    await sql.query(insert);
+    const { counted, db } = counting();
+    const filter = { threadIdPrefix: "many" };
+    const request = create(ListThreadsRequestSchema, { filter, order: 2, withCounts: true });
+    let checkpoints = 0n;
+    for await (const { counts } of listThreads(db, request))
+      checkpoints += counts?.checkpoints ?? 0n;
+    expect([checkpoints, counted.statements >= 8]).toEqual([400n, true]);
+    await sql.query("delete from checkpoints where thread_id like 'many%'");
+  });
+});
+
+it("sorts the keys of one thread, and reads nobody else's rows, where no namespace is given", async () => {
+  await sql.query(
+    `insert into checkpoints (thread_id, checkpoint_ns, checkpoint_id, checkpoint, metadata)
+     select 'small', 'ns' || i % 7, i::text, '{}', '{}' from generate_series(1, 200) as i`,
+  );
+  const request = create(ListRequestSchema, { threadId: "small" });
+  const page = { after: undefined, last: undefined, rows: 64, examine: 128, maxBytes: 65_536 };
+  const { statement, parameters } = pageStatement(db.schema, request, page);
+  await sql.query("vacuum analyze checkpoints");
+  const { rows } = await sql.query(`explain ${statement("text", "all")}`, [...parameters]);
+  const plan = rows.map((row) => row["QUERY PLAN"]).join("\n");
+  expect(plan).toMatch(/Index Only Scan using \w+ on checkpoints/);
+  expect(plan).not.toMatch(/Seq Scan on checkpoints/);
+  await sql.query("delete from checkpoints where thread_id = 'small'");
 });
 
 it("walks fewer ancestors in a statement for more channels", async () => {

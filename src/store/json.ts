@@ -1,8 +1,11 @@
 import { invalidArgument } from "../errors.js";
 import type { Run } from "./db.js";
 
-/** What Postgres says of JSON text it cannot store: syntax, \u0000, a number or nesting beyond bounds. */
-const jsonErrors = new Set(["22P02", "22P05", "22003", "22023", "22021", "54000", "54001"]);
+/**
+ * What Postgres says of JSON text it cannot store: syntax, \u0000, a number or nesting beyond bounds,
+ * and, of many elements, XX000 (invalid memory alloc request size).
+ */
+const jsonErrors = /^(22P02|22P05|22003|22023|22021|54000|54001|XX000)$/;
 
 /**
  * Waits for a statement that casts the given fields to jsonb. If Postgres refuses one, finds
@@ -17,7 +20,7 @@ export async function explainJson<T>(
   try {
     return await result;
   } catch (error) {
-    if (!jsonErrors.has((error as { code?: string }).code ?? "")) throw error;
+    if (!jsonErrors.test((error as { code?: string }).code ?? "")) throw error;
     for (const [field, text] of Object.entries(fields)) {
       const problem = findProblem(text);
       if (problem) throw invalidArgument(field, problem.reason, problem.message);
@@ -25,11 +28,11 @@ export async function explainJson<T>(
     for (const [field, text] of Object.entries(fields)) {
       if (text === "") continue;
       await run("select $1::text::jsonb is null", [text]).catch((refusal) => {
-        if (!jsonErrors.has(refusal.code)) throw refusal;
+        if (!jsonErrors.test(refusal.code)) throw refusal;
         throw invalidArgument(
           field,
           "INVALID_JSON",
-          "Postgres cannot store this JSON (a number out of range, or nested too deeply)",
+          "Postgres cannot store this JSON (a number out of range, nested too deeply, or of too many elements)",
         );
       });
     }

@@ -114,6 +114,8 @@ export interface Page {
  */
 const leastExamined = 128;
 const mostExamined = 2_048;
+/** The same of one thread in all namespaces, whose keys each statement sorts. */
+const mostExaminedOfThread = 8_192;
 
 /**
  * Reads the checkpoints that match the request and come after `last` (or `request.after`), in the
@@ -134,7 +136,8 @@ export async function listPage(
   const rows = Math.min(maxTuples || bounds.firstRows, bounds.maxRows, limit);
   const isHeader = request.view === ListView.METADATA;
   let after = last?.key ?? request.after;
-  for (let examine = leastExamined; ; examine = Math.min(examine * 4, mostExamined)) {
+  const mostToExamine = isOfThread(request) ? mostExaminedOfThread : mostExamined;
+  for (let examine = leastExamined; ; examine = Math.min(examine * 4, mostToExamine)) {
     const page = { after, last, rows, examine, maxBytes: bounds.maxBytes };
     const { statement, parameters } = pageStatement(db.schema, request, page);
     const result: Row[] = await explainJson(
@@ -170,7 +173,7 @@ export async function listPage(
     }
     if (tuples.length > 0) {
       // Reads these again: that costs less than a page for each few.
-      if (!isFull && examine < mostExamined) continue;
+      if (!isFull && examine < mostToExamine) continue;
       // A page that was cut for its bytes tells how many rows fit: ask for few more.
       const more = isCut ? found + 1 + (found >> 3) : Math.max(found * 2, rows);
       return { tuples, nextMaxTuples: Math.min(bounds.maxRows, more) };
@@ -183,6 +186,10 @@ export async function listPage(
 /** Whether rows that the conditions of the keys deliver are looked at and may not be returned. */
 const isFiltered = ({ metadataFilterJson, threadId, checkpointNs }: ListRequest) =>
   metadataFilterJson !== "" || (threadId === undefined && checkpointNs !== undefined);
+
+/** Whether a list is of one thread in all its namespaces. */
+const isOfThread = ({ threadId, checkpointNs }: ListRequest) =>
+  threadId !== undefined && checkpointNs === undefined;
 
 /** Whether a statement looked at all that it was to, so that more may follow. */
 const hasMore = (end: Row | undefined, examine: number) =>
@@ -219,8 +226,9 @@ const newestId = `(checkpoint_id || '') collate "C"`;
  * The statement of one page. Its access path by the conditions given:
  * - thread and namespace: the primary key backwards (or checkpointd_checkpoints_latest_idx,
  *   see getTuple), a range that starts at the cursor;
- * - thread alone: the primary key's range of the thread, sorted (the key is ordered by
- *   namespace first);
+ * - thread alone: the primary key's range of the thread, without its rows, sorted (the key is ordered
+ *   by namespace first), and then the rows of the first. From the rows themselves the planner would
+ *   sort everybody's: 84 ms instead of 7 for a thread of 20,000 beside 200,000;
  * - neither: checkpointd_checkpoints_newest_idx backwards.
  * A metadata filter, and a namespace without a thread, are applied to the first so many rows that
  * these deliver, and the last row tells how far that was.
@@ -269,17 +277,31 @@ export function pageStatement(
   } else if (after) {
     conditions.push(`${id} < ${bind(after.checkpointId)}`);
   }
-  const inOrder = (from: string, where: readonly string[], most: number) => `
-  select thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata
+  const inOrder = (columns: string, from: string, where: readonly string[], most: number) => `
+  select ${columns}
   from ${from}
   ${where.length > 0 ? `where ${where.join(" and ")}` : ""}
   order by ${order}
   limit ${bind(most)}`;
-  const examined = filters.length > 0 ? { order, rows: "" } : undefined;
-  if (examined) examined.rows = inOrder(`${schema}.checkpoints`, conditions, examine);
-  const candidates = examined
-    ? inOrder("examined", filters, rows)
-    : inOrder(`${schema}.checkpoints`, conditions, rows);
+  const columns =
+    "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata";
+  const ofTable = (most: number) => {
+    const table = `${schema}.checkpoints`;
+    if (!isOfThread(request)) return inOrder(columns, table, conditions, most);
+    const keys = inOrder("thread_id, checkpoint_ns, checkpoint_id", table, conditions, most);
+    return `
+  select ${columns}
+  from (${keys}
+  ) as key
+  cross join lateral (
+    select parent_checkpoint_id, checkpoint, metadata from ${table} c
+    where c.thread_id = key.thread_id and c.checkpoint_ns = key.checkpoint_ns
+      and c.checkpoint_id = key.checkpoint_id
+    limit 1
+  ) as c`;
+  };
+  const examined = filters.length > 0 ? { order, rows: ofTable(examine) } : undefined;
+  const candidates = examined ? inOrder(columns, "examined", filters, rows) : ofTable(rows);
   const limitBytes = `where preceding_bytes < ${bind(maxBytes)}`;
   if (request.view === ListView.METADATA) {
     return {

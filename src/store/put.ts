@@ -145,7 +145,8 @@ const putKeys = (put: PutRequest): Key[] => [
 function runKey({ metadataJson }: PutRequest): Key[] {
   const { run_id: runId } = JSON.parse(metadataJson || "{}") as { run_id?: unknown };
   if (runId === undefined) return [];
-  const text = typeof runId === "string" ? runId : JSON.stringify(runId);
+  // JavaScript cannot tell how a number prints, so of anything else the text is a limit from above.
+  const text = typeof runId === "string" ? runId : metadataJson;
   return [
     {
       texts: [{ field: "metadata_json", column: "run_id", text }],

@@ -30,6 +30,14 @@ import {
 /** Threads that one statement looks at: few at first, so that the first page is there soon. */
 const firstExamined = 100;
 const mostExamined = 2_000;
+/** The same where what is stored of each is counted, which reads every row of it. */
+const mostCounted = 50;
+
+/**
+ * Root checkpoints that a statement by time walks past at the most, of the threads that it looks at:
+ * one long thread, at work, has more than all others.
+ */
+const walkedFor = (examine: number) => 4 * examine;
 
 /**
  * Yields the threads that match, in the order asked for. Each statement looks at so many threads
@@ -43,7 +51,9 @@ export async function* listThreads(
 ): AsyncGenerator<Thread, void> {
   let left = request.limit ?? Number.POSITIVE_INFINITY;
   let after: ThreadPosition | undefined = request.after;
-  for (let examine = firstExamined; left > 0; examine = Math.min(examine * 2, mostExamined)) {
+  const most = request.withCounts ? mostCounted : mostExamined;
+  for (let examine = firstExamined; left > 0; examine *= 2) {
+    examine = Math.min(examine, most);
     const page = await readThreads(
       db,
       {
@@ -106,7 +116,7 @@ export interface ThreadPage {
   order: ThreadOrder;
   withCounts: boolean;
   after?: ThreadPosition | undefined;
-  /** Threads looked at at the most. */
+  /** Threads looked at at the most. Fewer where a statement has walked far to find them. */
   examine: number;
   /** Threads returned at the most. */
   limit: number;
@@ -121,14 +131,13 @@ export interface ThreadPage {
 }
 
 /**
- * Reads a page, how many threads were examined for it, and where the next one begins: undefined at
- * the end. Threads too large to be told are left out and reported. Throws INVALID_ARGUMENT if the metadata filter is no JSON that Postgres takes.
+ * Reads a page, and where the next one begins: undefined at the end. Threads too large to be told are left out and reported. Throws INVALID_ARGUMENT if the metadata filter is no JSON that Postgres takes.
  */
 export async function readThreads(
   db: Db,
   page: ThreadPage,
   signal: Signal | undefined,
-): Promise<{ threads: Thread[]; next: ThreadPosition | undefined; examined: number }> {
+): Promise<{ threads: Thread[]; next: ThreadPosition | undefined }> {
   const { statement, parameters } = pageStatement(db.schema, page);
   const rows = await explainJson(
     db.runLong,
@@ -139,15 +148,14 @@ export async function readThreads(
   const end = rows[rows.length - 1];
   const found = rows.slice(0, -1);
   const threads = toThreads(db, found);
-  const examined = Number(text(end?.[at.examined]));
   const last = found[found.length - 1];
   let next: ThreadPosition | undefined;
   if (last && found.length === page.limit) {
     next = position(text(last[at.thread_id]), toTimestamp(text(last[at.updated_at])));
-  } else if (examined === page.examine) {
+  } else if (text(end?.[at.is_more]) === "true") {
     next = position(text(end?.[at.thread_id]), toTimestamp(text(end?.[at.updated_at])));
   }
-  return { threads, next, examined };
+  return { threads, next };
 }
 
 const position = (threadId: string, updateTime: Timestamp) =>
@@ -168,8 +176,8 @@ export const updatedAt = (c: string) => `(case
   end)`;
 
 /**
- * The statement of one page. It walks checkpointd_threads_updated_idx backwards past what is not
- * its thread's latest checkpoint (a look-up in the primary key each, or in
+ * The statement of one page. It walks checkpointd_threads_updated_idx backwards past what is not of
+ * the time of its thread's latest checkpoint (a look-up in the primary key for each thread, or in
  * checkpointd_checkpoints_latest_idx), or, by id, steps from thread to thread through the primary
  * key (or checkpointd_threads_id_idx). Its last row tells how far it came.
  */
@@ -216,8 +224,19 @@ function pageStatement(
     : [`t.updated_at desc, t.thread_id collate "C" desc`, `t.updated_at, t.thread_id collate "C"`];
   const statuses$ = statuses.length > 0 ? bind(statuses) : undefined;
   const limit$ = bind(page.limit);
+  const isFull = `(select count(*) from examined) = ${bind(page.examine)}::bigint`;
+  const [walked, farthest, isMore] = byId
+    ? ["", "", isFull]
+    : [
+        `${examined.walked}, `,
+        // Nobody's thread, but as far as it came.
+        `select thread_id, updated_at from (select * from walked t order by ${reverse} limit 1) as t
+        where not ${isFull}
+        union all `,
+        `${isFull} or (select count(*) from walked) = ${bind(walkedFor(page.examine))}::bigint`,
+      ];
   const statement = (json: JsonForm) => `
-with examined as materialized (${examined(json)}
+with ${walked}examined as materialized (${examined.threads(json)}
 ), matching as materialized (
   select t.*, s.status, s.pending_nodes
   from (
@@ -237,10 +256,13 @@ select ${threadColumns.names} from (
   select ${threadColumns.union({
     thread_id: "t.thread_id",
     updated_at: micros("t.updated_at"),
-    examined: "(select count(*) from examined)::text",
+    is_more: `(${isMore})::text`,
   })}, null
   from (select) as always
-  left join lateral (select * from examined t order by ${reverse} limit 1) as t on true
+  left join lateral (
+    ${farthest}(select thread_id, updated_at from examined t ${byId ? "" : `where ${isFull}`}
+      order by ${reverse} limit 1)
+  ) as t on true
 ) as rows
 order by n`;
   return { statement, parameters };
@@ -248,8 +270,11 @@ order by n`;
 
 type Bind = (value: Parameter) => string;
 
-/** The SQL of the threads that a page looks at. */
-type ExaminedThreads = (json: JsonForm) => string;
+/** The SQL of the threads that a page looks at, and of a relation `walked` that they are taken from. */
+interface ExaminedThreads {
+  walked: string;
+  threads: (json: JsonForm) => string;
+}
 
 function threadsByTime(
   schema: string,
@@ -263,21 +288,27 @@ function threadsByTime(
       `(${time}, c.thread_id collate "C") < (${bindTime(after.updateTime, bind)}, ${bind(after.threadId)})`,
     );
   }
-  const examine$ = bind(examine);
-  return (json) => `
-  select c.thread_id, c.checkpoint_id, c.checkpoint, c.metadata, ${time} as updated_at
-  from ${checkpointRows(schema, json)} c
-  where c.checkpoint_ns = ''
-    and not exists (
-      select from ${schema}.checkpoints newer
-      where newer.thread_id = c.thread_id and newer.checkpoint_ns = ''
-        and newer.checkpoint_id collate "C" > c.checkpoint_id collate "C"
-      -- Keeps it a look-up for each row: a join would read the whole table.
-      offset 0
-    )
-    ${conditions.map((condition) => `and ${condition}`).join("\n    ")}
+  return {
+    walked: `walked as materialized (
+  select c.thread_id, ${time} as updated_at
+  from ${schema}.checkpoints c
+  where ${["c.checkpoint_ns = ''", ...conditions].join("\n    and ")}
   order by ${time} desc, c.thread_id collate "C" desc
-  limit ${examine$}`;
+  limit ${bind(walkedFor(examine))}
+)`,
+    // One look-up for each thread, however many of its checkpoints were walked past. By the time and
+    // not by the id, so that the next page may begin after a time and a thread: of two checkpoints of
+    // one time either stands for the thread.
+    threads: (json) => `
+  select c.thread_id, c.checkpoint_id, c.checkpoint, c.metadata, ${time} as updated_at
+  from (
+    select thread_id, array_agg(updated_at) as times from walked group by thread_id
+  ) as t
+  cross join lateral (${latest(schema, "t.thread_id", json)}) as c
+  where ${time} = any(t.times)
+  order by updated_at desc, c.thread_id collate "C" desc
+  limit ${bind(examine)}`,
+  };
 }
 
 function threadsById(
@@ -299,7 +330,7 @@ function threadsById(
   const within = (id: string) => (prefix ? `and starts_with(${id}, ${prefix})` : "");
   const examine$ = bind(examine);
   const first = next(bounds);
-  return (json) => `
+  const threads = (json: JsonForm) => `
   select c.thread_id, c.checkpoint_id, c.checkpoint, c.metadata, ${updatedAt("c")} as updated_at
   from (
     with recursive step (thread_id, n) as (
@@ -319,6 +350,7 @@ function threadsById(
     -- By way of jsonb, which takes the collation off: with it a key of another is of no use.
     ${latest(schema, "(to_jsonb(name.thread_id) #>> '{}')", json)}
   ) as c`;
+  return { walked: "", threads };
 }
 
 /** A thread's latest root checkpoint. */
@@ -349,7 +381,7 @@ from (
 
 /**
  * The columns of a thread, times in microseconds. `lease` is JSON, null where there is none;
- * `examined` is only in the last row of a page.
+ * `is_more` is only in the last row of a page.
  */
 const threadColumns = createColumns(
   "thread_id",
@@ -362,7 +394,7 @@ const threadColumns = createColumns(
   "metadata",
   "lease",
   ...countNames,
-  "examined",
+  "is_more",
 );
 const { at } = threadColumns;
 
@@ -389,7 +421,7 @@ const selectThread = (
     lease: `(select json_build_array(l.owner, ${micros("l.expires_at")})::text
       from ${schema}.checkpointd_claims l where ${holds("t.thread_id")})`,
     ...(withCounts ? counts(schema, json) : withoutCounts),
-    examined: "null",
+    is_more: "null",
   });
 
 /** A condition in SQL: whether somebody holds a lease on the thread. Relies on the primary key. */

@@ -71,7 +71,10 @@ const holdsWork = (t: string) => `case
       when coalesce(stored.type, 'empty') = 'empty' then false
       when version.channel = '__pregel_tasks' then
         octet_length(stored.blob) > case stored.type when 'json' then 2 else 1 end
-      when version.channel like 'join:%' then coalesce((${joinIsFull}), false)
+      -- A longer one is none, and would be read and written out as text to find that.
+      when version.channel like 'join:%' then
+        octet_length(stored.blob) < 4 * octet_length(version.channel) + 64
+          and coalesce((${joinIsFull}), false)
       -- A deferred node that has run leaves this with JavaScript.
       else not (version.channel like 'branch:to:%'
         and stored.blob = convert_to('{"lc":2,"type":"undefined"}', 'UTF8'))

@@ -107,14 +107,17 @@ export type PutRequest = Message<"checkpointd.v1.PutRequest"> & {
 
   /**
    * The checkpoint as a JSON object, without the values that travel in `blobs`. Required.
-   * It must be storable as jsonb: no \u0000 and no lone surrogate in any string.
+   * It must be storable as jsonb: no \u0000 and no lone surrogate in any string. And it must be
+   * readable: at most 2,000 levels deep, 4,194,304 elements and keys and 1,048,576 digits that exponents
+   * stand for (1e131071 is as many as it says); as Postgres prints it, with the metadata, it must fit
+   * into a message.
    *
    * @generated from field: string checkpoint_json = 5;
    */
   checkpointJson: string;
 
   /**
-   * The metadata as a JSON object. Empty means {}. It must be storable as jsonb.
+   * The metadata as a JSON object. Empty means {}. It must be storable and readable as checkpoint_json.
    *
    * @generated from field: string metadata_json = 6;
    */
