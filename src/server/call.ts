@@ -45,6 +45,8 @@ export class Call implements Signal, FinishedCall {
   reason: unknown;
   /** By performance.now(); set by who bounds the call. */
   deadline = Number.POSITIVE_INFINITY;
+  /** The connection or session that it came on. */
+  source: object | undefined;
   queueMs = 0;
   batchSize = 0;
   requestBytes = 0;

@@ -59,6 +59,8 @@ export function createHandler(
       path.slice(1),
       carrierOf(headers["content-type"]),
     );
+    // The socket of HTTP/2 is another object for each request.
+    call.source = "stream" in request ? request.stream.session : request.socket;
     const values = createContextValues().set(callKey, call);
     const asked = universalRequestFromNodeRequest(request, response, undefined, values);
     boundTimeout(asked.header);

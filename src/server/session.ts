@@ -136,6 +136,7 @@ class OpenSession implements Session {
     const { calls, callTimeoutMs } = this.options;
     const rpc = `checkpointd.v1.SessionService/${operation.case}`;
     const call = calls.begin(`${this.requestId}/${id}`, rpc, "session", timeoutMs);
+    call.source = this;
     call.requestBytes = bytes;
     calls.bound(call, timeoutMs || callTimeoutMs);
     this.#running.set(id, call);

@@ -101,6 +101,30 @@ it("tells each call how long it waited for a connection and with how many it tra
   expect(first.queueMs).toBeLessThan(second.queueMs);
 });
 
+it("has one who asks for little wait for a turn of one who asks for much, not for all", async () => {
+  const { db } = open({ poolSize: 1 });
+  const getTuple = createGetTuple(db);
+  const put = createPut(db);
+  const lock = await block(
+    database.url,
+    "insert into checkpoints (thread_id, checkpoint_id, checkpoint) values ('turns', '1', '{}')",
+  );
+  const slow = put(request("turns"));
+  await untilBlocked(sql, 1);
+  const answered: string[] = [];
+  const ask = (name: string, source: object) =>
+    getTuple(create(GetTupleRequestSchema, { threadId: "turns" }), { ...measured(), source }).then(
+      () => answered.push(name),
+    );
+  const [much, little] = [{}, {}];
+  const all = Array.from({ length: 200 }, () => ask("much", much));
+  all.push(ask("little", little), ask("little", little));
+  await lock.release();
+  await Promise.all([slow, ...all]);
+  // At the most 32 travel in one statement.
+  expect(answered.lastIndexOf("little")).toBeLessThan(64);
+});
+
 it("sends a lone call at once and calls of one tick together", async () => {
   const { db, statements } = open();
   const put = createPut(db);

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { conflictPause, type Db, type Run, type Signal } from "./db.js";
+import { createOrder, type Standing } from "./queue.js";
 
 /** How calls of one kind travel together. */
 export interface BatchOptions<Item, Result> {
@@ -25,7 +26,7 @@ const lanes = 2;
 /** After which calls that wait no longer do so for a fuller batch but take another connection. */
 const patienceMs = 20;
 
-interface Waiting<Item, Result> {
+interface Waiting<Item, Result> extends Standing {
   item: Item;
   signal: Signal | undefined;
   /** By performance.now(). */
@@ -43,7 +44,8 @@ interface Waiting<Item, Result> {
 /**
  * Returns a function that runs one call. Calls that are made while others run wait and then
  * travel together in one statement; a call that finds a connection free goes at once, with
- * those of the same tick. While lanes are free nothing is delayed to wait for company.
+ * those of the same tick. While lanes are free nothing is delayed to wait for company. Those that
+ * wait go in a fair order, see createOrder.
  *
  * Each call has a result or an error of its own. When a statement of several fails for one
  * of them, each is run again alone, so only that one fails. A call whose signal aborts is
@@ -56,6 +58,7 @@ export function createBatch<Item, Result>(
   options: BatchOptions<Item, Result>,
 ): (item: Item, signal?: Signal) => Promise<Result> {
   const waiting: Waiting<Item, Result>[] = [];
+  const order = createOrder();
   /** The calls of this tick that may go at once and so have taken no place in the queue. */
   let fresh: Waiting<Item, Result>[] = [];
   let asked = 0;
@@ -129,6 +132,7 @@ export function createBatch<Item, Result>(
       if (key !== undefined) keys.add(key);
       bytes += size;
       waiting.splice(i, 1);
+      order.passed(call);
       call.leave?.();
       batch.push(call);
     }
@@ -216,6 +220,7 @@ export function createBatch<Item, Result>(
       const call: Waiting<Item, Result> = {
         item,
         signal,
+        place: 0,
         since: performance.now(),
         conflicts: 0,
         resolve: (result) => {
@@ -230,7 +235,7 @@ export function createBatch<Item, Result>(
         abandon: undefined,
       };
       signal?.addEventListener("abort", onAbort);
-      waiting.push(call);
+      order.stand(waiting, call, signal?.source);
       if (asked + running < lanes && db.hasIdle()) fresh.push(call);
       else takePlace(call);
       ask();

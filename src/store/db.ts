@@ -24,6 +24,8 @@ export interface Signal {
   throwIfAborted(): void;
   addEventListener(type: "abort", listener: () => void): void;
   removeEventListener(type: "abort", listener: () => void): void;
+  /** Whose it is: while many wait for a connection, each source has its turn. */
+  readonly source?: object | undefined;
   /** Where there is one, how long its statements waited for a connection is added, in ms. */
   queueMs?: number;
   /** Where there is one, it is raised to the number of calls that shared a statement. */
@@ -269,7 +271,7 @@ export function openDb(options: DbOptions, leaveOut: Db["leaveOut"] = () => {}):
         });
       };
       if (turns.take()) start();
-      else turns.waiting.push(start);
+      else turns.order.stand(turns.waiting, { start, place: 0 }, use);
     },
     async close(timeoutMs) {
       await pool.close(timeoutMs);
