@@ -25,7 +25,10 @@ const scalar = (type) => {
   if (type === 9) return "str";
   return type === 12 ? "bytes" : "int";
 };
-const wellKnown = { "google.protobuf.Timestamp": "Timestamp", "google.protobuf.Duration": "Duration" };
+const wellKnown = {
+  "google.protobuf.Timestamp": "Timestamp",
+  "google.protobuf.Duration": "Duration",
+};
 const nameOf = (message) => wellKnown[message.typeName] ?? message.name;
 
 function single(field) {
@@ -44,7 +47,10 @@ function stubOf(message) {
       lines.push(`    @property\n    def ${name}(self) -> MutableMapping[str, ${value}]: ...`);
       parameters.push(`${name}: Mapping[str, ${value}] | None = ...`);
     } else if (fieldKind === "list") {
-      const container = field.listKind === "message" ? "RepeatedCompositeFieldContainer" : "RepeatedScalarFieldContainer";
+      const container =
+        field.listKind === "message"
+          ? "RepeatedCompositeFieldContainer"
+          : "RepeatedScalarFieldContainer";
       lines.push(`    @property\n    def ${name}(self) -> ${container}[${single(field)}]: ...`);
       parameters.push(`${name}: Iterable[${single(field)}] | None = ...`);
     } else if (fieldKind === "message") {

@@ -60,6 +60,8 @@ class Address:
         self._ca = ca
         self._verify = verify
         self._context: ssl.SSLContext | None = None
+        # To know now that the ca can be read.
+        _ = self.context
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_context": None}

@@ -159,7 +159,7 @@ class AsyncSession(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends."""
-        self._end(broken(exc or "the connection was closed"))
+        self._end(self._wire.lost(exc or "the connection was closed"))
 
     # What is our own.
 

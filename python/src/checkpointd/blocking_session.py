@@ -166,12 +166,12 @@ class BlockingSession:
         except TimeoutError:
             chunk = None
         except OSError as error:
-            raise broken(error) from error
+            raise self._wire.lost(error) from error
         with self._lock:
             if chunk:
                 self._wire.receive(chunk)
             elif chunk is not None:
-                raise broken("the connection was closed")
+                raise self._wire.lost("the connection was closed")
             else:
                 self._wire.check(monotonic())
 

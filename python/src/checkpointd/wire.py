@@ -261,6 +261,13 @@ class Session:
             self.is_moving = True
             self._moved_at = monotonic()
 
+    def lost(self, why: object) -> Exception:
+        """What the session ends with when its connection does."""
+        if self._head is not None:
+            # Reached, but not answered: other calls tell what is there.
+            return NoSessions(f"no upgrade: {why}")
+        return broken(why)
+
     def end(self, error: Exception) -> None:
         """Fails what is under way. Idempotent."""
         if self.over is not None:
@@ -319,7 +326,7 @@ class Session:
         head = (self._head or b"") + chunk
         at = head.find(b"\r\n\r\n")
         if at < 0:
-            if len(head) > 64 * 1024:
+            if len(head) > 64 * 1024 or not b"HTTP/".startswith(head[:5]):
                 raise NoSessions("no upgrade: no answer in HTTP")
             self._head = head
             return None
