@@ -29,7 +29,7 @@ class Service:
         self.start(port)
 
     def start(self, port: int) -> None:
-        self.log = tempfile.NamedTemporaryFile("r+", suffix=".log")
+        self.log = tempfile.NamedTemporaryFile("r+", suffix=".log")  # noqa: SIM115
         self.process = subprocess.Popen(
             ["node", str(MAIN), "serve", "--port", str(port), *self.flags],
             stdout=self.log.fileno(),

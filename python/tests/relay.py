@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import ssl
@@ -32,10 +33,8 @@ class Relay:
         """Ends the connections there are."""
         for pair in self.connections:
             for each in pair:
-                try:
+                with contextlib.suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
         self.connections.clear()
 
     def close(self) -> None:
@@ -68,10 +67,8 @@ class Relay:
         self._pass(near, far)
 
     def _pass(self, source: socket.socket, to: socket.socket) -> None:
-        try:
+        with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 if source not in self.frozen:
                     to.sendall(data)
             to.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass

@@ -1,4 +1,4 @@
-"""LangGraph's conformance suite: every capability, asynchronous and synchronous, nothing skipped."""
+"""LangGraph's conformance suite: every capability, both APIs, nothing skipped."""
 
 from __future__ import annotations
 

@@ -419,7 +419,9 @@ def test_tls(service, certificate, thread):
         with ConnectSaver(relay.url, timeout=5) as saver:
             begun = time.monotonic()
             for call in (saver.get_tuple, lambda it: asyncio.run(saver.aget_tuple(it))):
-                with pytest.raises(CheckpointdError, match="is not trusted .* the option ca") as it:
+                with pytest.raises(
+                    CheckpointdError, match=r"is not trusted .* the option ca"
+                ) as it:
                     call(config_of(thread))
                 assert it.value.code == "failed_precondition"
             assert time.monotonic() - begun < 4

@@ -142,7 +142,8 @@ PLAIN = [
     None, "", "text", "größer 🎉 \u2028", r"a\u0000b", "\\", 0, -1, 2**53 + 1, 2**63, True, False,
     0.5, 1.0, -2.25, 1e15, 1e-7, 5e-324, 123456789.125,
     [], [1, "a", None], {"a": {"b": [1.5]}}, {1: "int key"}, b"bytes\0", bytearray(b"x"), {3, 4},
-    HumanMessage("hi", id="1"), datetime(2026, 1, 1, tzinfo=timezone.utc), uuid4(), _DeltaSnapshot([1, {"a": 2}]),
+    HumanMessage("hi", id="1"), datetime(2026, 1, 1, tzinfo=timezone.utc), uuid4(),
+    _DeltaSnapshot([1, {"a": 2}]),
 ]  # fmt: skip
 
 

@@ -125,10 +125,10 @@ class Address:
             else "is it another server's port, or does the URL lack a path?"
         )
         kind = content_type.split(";")[0]
+        told = f"HTTP {status}{kind and ', ' + kind}"
         return NotTheService(
             "unimplemented",
-            f"there is no checkpointd service at {self.text} (HTTP {status}{kind and ', ' + kind}): "
-            f"{where}",
+            f"there is no checkpointd service at {self.text} ({told}): {where}",
         )
 
     def no_http(self, data: bytes) -> CheckpointdError:

@@ -84,10 +84,10 @@ class AsyncSession(asyncio.Protocol):
     ) -> OpenSessionResponse:
         """Carries out one operation.
 
-        Raises the error that a call of its own would have, "unavailable" when the session breaks (it
-        may or may not have been carried out), "deadline_exceeded", and NotCarried. A cancelled read
-        is given up; a cancelled write is carried out all the same, for it stores what a run has done
-        by then.
+        Raises the error that a call of its own would have, "unavailable" when the session breaks
+        (it may or may not have been carried out), "deadline_exceeded", and NotCarried. A cancelled
+        read is given up; a cancelled write is carried out all the same, for it stores what a run
+        has done by then.
         """
         wire = self._wire
         future: asyncio.Future[OpenSessionResponse] = self._loop.create_future()

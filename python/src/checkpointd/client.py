@@ -1,4 +1,4 @@
-"""The service's calls, whatever carries them: sessions where there are any, else calls of their own.
+"""The service's calls: on sessions where there are any, else as calls of their own.
 
 All of a process share one session (and one more for what is large): threads a blocking one, each
 event loop one of its own.
@@ -51,6 +51,18 @@ _STREAMS = {
     "PruneThreads": "ThreadService/PruneThreads",
 }
 
+# Held while a child of a fork begins anew; by nobody in a child that was just made.
+_forking = threading.Lock()
+
+
+def _forked() -> None:
+    global _forking
+    _forking = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
 Each = TypeVar("Each", AsyncSession, BlockingSession)
 
 
@@ -87,7 +99,7 @@ class _Loop:
         self._guard = self._until_the_end()
 
     async def watch(self) -> None:
-        """Has the end of `asyncio.run`, which ends all asynchronous generators, end the sessions."""
+        """Has the end of `asyncio.run`, which ends asynchronous generators, end the sessions."""
         await self._guard.__anext__()
 
     async def _until_the_end(self) -> AsyncIterator[None]:
@@ -119,19 +131,23 @@ class Client:
         return self._timeout
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
         self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
         self._small: _Place[BlockingSession] = _Place()
         self._large: _Place[BlockingSession] = _Place()
         self._lock = threading.Lock()
         # Also when the interpreter ends: nobody needs to close a saver.
         weakref.finalize(self, _drop, self._small, self._large)
+        # At last: who sees it, uses what is above.
+        self._pid = os.getpid()
 
     def _after_fork(self) -> None:
+        with _forking:
+            if self._pid == os.getpid():
+                return
+            sessions = [self._small.session, self._large.session]
+            loops = self._loops
+            self._begin()
         # The parent's connections stay the parent's: only the copies are closed.
-        sessions = [self._small.session, self._large.session]
-        loops = self._loops
-        self._begin()
         for session in sessions:
             if session is not None:
                 session.drop()
@@ -288,8 +304,9 @@ class Client:
         loop = self._loops.get(running)
         if loop is None:
             loop = self._loops[running] = _Loop()
-            for other in [it for it in self._loops if it.is_closed()]:
-                for session in self._loops.pop(other).sessions():
+            for other in list(self._loops):
+                gone = self._loops.pop(other, None) if other.is_closed() else None
+                for session in gone.sessions() if gone is not None else ():
                     session.drop()
             await loop.watch()
         place = loop.large if _is_large(name, request) else loop.small

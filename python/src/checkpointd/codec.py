@@ -1,8 +1,8 @@
 """Between LangGraph's objects and the service's messages.
 
 The only caller of the serializer. Rows come out as LangGraph's own PostgresSaver stores them:
-checkpoint and metadata as JSON, None, str, int, float and bool in the checkpoint's JSON, every other
-value as a blob of what the serializer wrote.
+checkpoint and metadata as JSON, None, str, int, float and bool in the checkpoint's JSON, every
+other value as a blob of what the serializer wrote.
 """
 
 from __future__ import annotations
@@ -321,8 +321,8 @@ def _dump(serde: SerializerProtocol, value: object, stored: Value) -> None:
 
 def _unserializable(what: str, error: Exception) -> Exception:
     return (TypeError if isinstance(error, TypeError) else ValueError)(
-        f"{what} cannot be stored: the serializer has no way for it ({error}); convert it before it "
-        "goes into the state"
+        f"{what} cannot be stored: the serializer has no way for it ({error}); convert it before "
+        "it goes into the state"
     )
 
 

@@ -39,10 +39,6 @@ class Exchange:
             lines.append(f"Connect-Timeout-Ms: {max(1, int(timeout * 1000))}")
         self.request = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + message
         self.done = False
-        self.begun = False
-        """Whether anything came back."""
-        self.keeps_connection = False
-        """Whether the connection may carry another exchange once this one is done."""
         self._address = address
         self._is_stream = is_stream
         self._kind = kind
@@ -57,7 +53,6 @@ class Exchange:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The messages that the bytes complete. Raises the error that the call ends with."""
-        self.begun = True
         self._buffer += chunk
         if self._headers is None and not self._read_head():
             return []
@@ -107,20 +102,15 @@ class Exchange:
         self._is_chunked = headers.get("transfer-encoding", "").lower().endswith("chunked")
         if not self._is_chunked and headers.get("content-length", "").isdigit():
             self._left = int(headers["content-length"])
-        self.keeps_connection = (
-            status.startswith("HTTP/1.1") and headers.get("connection", "").lower() != "close"
-        )
         return True
 
     def _read_body(self) -> list[bytes]:
         if not self._is_chunked:
             part = bytes(self._buffer)
             self._buffer.clear()
-            if self._left is None:
-                self.keeps_connection = False
-                return [part]
-            self._left -= len(part)
-            self.done = self._left <= 0
+            if self._left is not None:
+                self._left -= len(part)
+                self.done = self._left <= 0
             return [part]
         # Chunk by chunk: a service makes one of each message.
         parts: list[bytes] = []

@@ -49,10 +49,10 @@ class ConnectSaver(BaseCheckpointSaver[str]):
     its URL and options). ``close()`` and ``aclose()`` are optional.
 
     Every method raises TypeError or ValueError naming what it was given that cannot be stored, and
-    otherwise `CheckpointdError`, with its code and reason. Every call has a deadline and is repeated
-    while the service cannot be reached: all of them but ``copy_thread`` are idempotent. A cancelled
-    ``await`` of a read gives the read up; what ``aput`` and ``aput_writes`` were asked to store is
-    stored all the same.
+    otherwise `CheckpointdError`, with its code and reason. Every call has a deadline and is
+    repeated while the service cannot be reached: all of them but ``copy_thread`` are idempotent. A
+    cancelled ``await`` of a read gives the read up; what ``aput`` and ``aput_writes`` were asked to
+    store is stored all the same.
     """
 
     def __init__(
