@@ -39,10 +39,10 @@ def test_everything_public_is_documented():
 
 
 def test_made_without_a_loop_and_without_a_service():
-    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    threads, files = threading.active_count(), len(os.listdir("/dev/fd"))
     saver = ConnectSaver("http://127.0.0.1:9")
     saver.setup()
-    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == (threads, files)
+    assert (threading.active_count(), len(os.listdir("/dev/fd"))) == (threads, files)
     assert repr(saver) == "ConnectSaver('http://127.0.0.1:9')"
 
 
