@@ -1,0 +1,429 @@
+"""The service's calls: on sessions where there are any, else as calls of their own.
+
+All of a process share one session (and one more for what is large): threads a blocking one, each
+event loop one of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from time import monotonic
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from . import async_session, blocking_session, messages
+from .address import Address
+from .async_session import AsyncSession
+from .blocking_session import BlockingSession
+from .errors import CheckpointdError, NotCarried, closed, timed_out
+from .http1 import Exchange
+from .messages import OpenSessionRequest, OpenSessionResponse
+from .retry import Retry, Tries
+
+# Larger requests, and the pages of lists, have a session of their own, so that small operations
+# need not wait behind them.
+SMALL_BYTES = 256 * 1024
+_WRITES = frozenset(("put", "put_writes", "delete_thread", "copy_thread", "delete_runs"))
+
+# By the names of the operations the calls that are the same.
+_METHODS = {
+    "get_tuple": "CheckpointService/GetTuple",
+    "put": "CheckpointService/Put",
+    "put_writes": "CheckpointService/PutWrites",
+    "delete_thread": "CheckpointService/DeleteThread",
+    "get_thread": "ThreadService/GetThread",
+    "claim_threads": "ThreadService/ClaimThreads",
+    "renew_claim": "ThreadService/RenewClaim",
+    "release_claim": "ThreadService/ReleaseClaim",
+    "copy_thread": "ThreadService/CopyThread",
+    "delete_runs": "ThreadService/DeleteRuns",
+}
+_STREAMS = {
+    "List": "CheckpointService/List",
+    "ListThreads": "ThreadService/ListThreads",
+    "GetChannelHistory": "ThreadService/GetChannelHistory",
+    "PruneThreads": "ThreadService/PruneThreads",
+}
+
+# Held while a child of a fork begins anew; by nobody in a child that was just made.
+_forking = threading.Lock()
+
+
+def _forked() -> None:
+    global _forking
+    _forking = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+Each = TypeVar("Each", AsyncSession, BlockingSession)
+
+
+class _Place(Generic[Each]):
+    """Holds one session at a time, and none for a while after there was none."""
+
+    __slots__ = ("_refusals", "session")
+
+    def __init__(self) -> None:
+        self.session: Each | None = None
+        # How often in a row there was no session.
+        self._refusals = 0
+
+    def is_at_rest(self) -> bool:
+        """Whether there are no sessions, as it turned out a moment ago."""
+        found_none_at = self.session.found_none_at if self.session is not None else None
+        if found_none_at is None:
+            self._refusals = 0
+            return False
+        self._refusals = max(1, self._refusals)
+        # It may have been a balancer without a server behind it for a moment.
+        if monotonic() < found_none_at + min(600.0, 2.0 ** (self._refusals - 1)):
+            return True
+        self._refusals += 1
+        return False
+
+
+class _Loop:
+    """What an event loop has: its sessions, closed when the loop ends."""
+
+    def __init__(self) -> None:
+        self.small: _Place[AsyncSession] = _Place()
+        self.large: _Place[AsyncSession] = _Place()
+        self._guard = self._until_the_end()
+
+    async def watch(self) -> None:
+        """Has the end of `asyncio.run`, which ends asynchronous generators, end the sessions."""
+        await self._guard.__anext__()
+
+    async def _until_the_end(self) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            for session in self.sessions():
+                session.abort()
+
+    def sessions(self) -> list[AsyncSession]:
+        """Those that are open."""
+        return [it.session for it in (self.small, self.large) if it.session is not None]
+
+
+class Client:
+    """Makes the calls of a saver and of all its copies in this process, and in its children."""
+
+    def __init__(self, address: Address, timeout: float, retry: Retry, most_bytes: int) -> None:
+        self._address = address
+        self._timeout = timeout
+        self._retry = retry
+        self._most_bytes = most_bytes
+        self._is_closed = False
+        self._begin()
+
+    @property
+    def timeout(self) -> float:
+        """How long a call may take."""
+        return self._timeout
+
+    def _begin(self) -> None:
+        self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
+        self._small: _Place[BlockingSession] = _Place()
+        self._large: _Place[BlockingSession] = _Place()
+        self._lock = threading.Lock()
+        # Also when the interpreter ends: nobody needs to close a saver.
+        weakref.finalize(self, _drop, self._small, self._large)
+        # At last: who sees it, uses what is above.
+        self._pid = os.getpid()
+
+    def _after_fork(self) -> None:
+        with _forking:
+            if self._pid == os.getpid():
+                return
+            sessions = [self._small.session, self._large.session]
+            loops = self._loops
+            self._begin()
+        # The parent's connections stay the parent's: only the copies are closed.
+        for session in sessions:
+            if session is not None:
+                session.drop()
+        for loop in loops.values():
+            for each in loop.sessions():
+                each.drop()
+
+    # Blocking.
+
+    def call(
+        self, name: str, request: OpenSessionRequest, idempotent: bool = True
+    ) -> OpenSessionResponse:
+        """Makes one call, repeated while the service cannot be reached. Raises CheckpointdError."""
+        timeout = self._timeout
+        deadline = monotonic() + timeout
+        tries: Tries | None = None
+        while True:
+            try:
+                return self._once(name, request, deadline, timeout)
+            except CheckpointdError as error:
+                if not idempotent or self._is_closed:
+                    raise
+                tries = tries or Tries(self._retry, timeout, deadline)
+                pause = tries.pause_after(error)
+            time.sleep(pause)
+
+    def _once(
+        self, name: str, request: OpenSessionRequest, deadline: float, timeout: float
+    ) -> OpenSessionResponse:
+        if self._pid != os.getpid():
+            self._after_fork()
+        if self._is_closed:
+            raise closed()
+        try:
+            session = self._session(name, request, deadline)
+            if session is not None:
+                return session.run(request, name, deadline, timeout)
+        except NotCarried:
+            pass
+        method, body, answer = _unary(name, request)
+        exchange = self._exchange(method, body, deadline)
+        for message in blocking_session.call(self._address, exchange, deadline):
+            getattr(answer, name).MergeFromString(message)
+        return answer
+
+    def _session(
+        self, name: str, request: OpenSessionRequest, deadline: float
+    ) -> BlockingSession | None:
+        place = self._large if _is_large(name, request) else self._small
+        session = place.session
+        if session is not None and not session.is_leaving:
+            session.look()
+            if not session.is_leaving:
+                return session
+        if not self._lock.acquire(timeout=max(0.0, deadline - monotonic())):
+            raise timed_out()
+        try:
+            session = place.session
+            if session is None or session.is_leaving:
+                if place.is_at_rest():
+                    return None
+                session = BlockingSession(self._address, self._most_bytes, deadline)
+                place.session = session
+                if self._is_closed:
+                    session.leave()
+            return session
+        finally:
+            self._lock.release()
+
+    def stream(
+        self,
+        name: str,
+        request: Message,
+        kind: type[Any],
+        took: Callable[[Any], None],
+        begins: Callable[[], None] | None = None,
+    ) -> Iterator[Any]:
+        """The messages of a stream, opened again where it broke off.
+
+        `took` is told of each message, and has to see to it that the request goes on after it then;
+        or `begins`, which is called before each opening, that all begins anew.
+        """
+        tries: Tries | None = None
+        while True:
+            if self._is_closed:
+                raise closed()
+            timeout = self._timeout
+            if tries is None or begins is None:
+                deadline = monotonic() + timeout
+            if begins is not None:
+                begins()
+            exchange = self._exchange(_STREAMS[name], request.SerializeToString(), None)
+            parts = blocking_session.call(self._address, exchange, deadline)
+            try:
+                while True:
+                    # Only around our own reading: a reader's own errors are none of ours.
+                    try:
+                        part = next(parts, None)
+                    except CheckpointdError as error:
+                        tries = tries or Tries(self._retry, timeout, deadline)
+                        pause = tries.pause_after(error)
+                        break
+                    if part is None:
+                        return
+                    message = kind.FromString(part)
+                    took(message)
+                    if begins is None:
+                        tries = None
+                    yield message
+            finally:
+                parts.close()  # type: ignore[attr-defined]
+            time.sleep(pause)
+
+    # On an event loop.
+
+    async def acall(
+        self, name: str, request: OpenSessionRequest, idempotent: bool = True
+    ) -> OpenSessionResponse:
+        """As `call`."""
+        timeout = self._timeout
+        deadline = monotonic() + timeout
+        tries: Tries | None = None
+        while True:
+            try:
+                return await self._aonce(name, request, deadline, timeout)
+            except CheckpointdError as error:
+                if not idempotent or self._is_closed:
+                    raise
+                tries = tries or Tries(self._retry, timeout, deadline)
+                pause = tries.pause_after(error)
+            await asyncio.sleep(pause)
+
+    async def _aonce(
+        self, name: str, request: OpenSessionRequest, deadline: float, timeout: float
+    ) -> OpenSessionResponse:
+        if self._pid != os.getpid():
+            self._after_fork()
+        if self._is_closed:
+            raise closed()
+        try:
+            session = await self._asession(name, request)
+            if session is not None:
+                return await session.run(request, name, deadline, timeout, name in _WRITES)
+        except NotCarried:
+            pass
+        method, body, answer = _unary(name, request)
+        exchange = self._exchange(method, body, deadline)
+        async for message in async_session.call(self._address, exchange, deadline):
+            getattr(answer, name).MergeFromString(message)
+        return answer
+
+    async def _asession(self, name: str, request: OpenSessionRequest) -> AsyncSession | None:
+        running = asyncio.get_running_loop()
+        loop = self._loops.get(running)
+        if loop is None:
+            loop = self._loops[running] = _Loop()
+            for other in list(self._loops):
+                gone = self._loops.pop(other, None) if other.is_closed() else None
+                for session in gone.sessions() if gone is not None else ():
+                    session.drop()
+            await loop.watch()
+        place = loop.large if _is_large(name, request) else loop.small
+        current = place.session
+        if current is not None and not current.is_leaving:
+            return current
+        if place.is_at_rest():
+            return None
+        place.session = AsyncSession(self._address, self._most_bytes)
+        return place.session
+
+    async def astream(
+        self,
+        name: str,
+        request: Message,
+        kind: type[Any],
+        took: Callable[[Any], None],
+        begins: Callable[[], None] | None = None,
+    ) -> AsyncIterator[Any]:
+        """As `stream`."""
+        tries: Tries | None = None
+        while True:
+            if self._is_closed:
+                raise closed()
+            timeout = self._timeout
+            if tries is None or begins is None:
+                deadline = monotonic() + timeout
+            if begins is not None:
+                begins()
+            exchange = self._exchange(_STREAMS[name], request.SerializeToString(), None)
+            parts = async_session.call(self._address, exchange, deadline)
+            try:
+                while True:
+                    try:
+                        part = await anext(parts, None)
+                    except CheckpointdError as error:
+                        tries = tries or Tries(self._retry, timeout, deadline)
+                        pause = tries.pause_after(error)
+                        break
+                    if part is None:
+                        return
+                    message = kind.FromString(part)
+                    took(message)
+                    if begins is None:
+                        tries = None
+                    yield message
+            finally:
+                await parts.aclose()  # type: ignore[attr-defined]
+            await asyncio.sleep(pause)
+
+    # The end.
+
+    def close(self) -> None:
+        """Fails new calls; those under way finish. Idempotent."""
+        if self._pid != os.getpid():
+            self._after_fork()
+        self._is_closed = True
+        for place in (self._small, self._large):
+            if place.session is not None:
+                place.session.leave()
+        for running, loop in list(self._loops.items()):
+            for session in loop.sessions():
+                if running.is_closed():
+                    session.drop()
+                elif _is_current(running):
+                    session.leave()
+                else:
+                    try:
+                        running.call_soon_threadsafe(session.leave)
+                    except RuntimeError:
+                        session.drop()
+
+    async def aclose(self) -> None:
+        """As `close`, and waits for the calls that are under way in this event loop."""
+        self.close()
+        loop = self._loops.pop(asyncio.get_running_loop(), None)
+        for session in loop.sessions() if loop is not None else ():
+            await session.wait_closed()
+
+    def _exchange(self, method: str, body: bytes, deadline: float | None) -> Exchange:
+        if len(body) > self._most_bytes:
+            raise CheckpointdError(
+                "resource_exhausted",
+                f"the request has {len(body)} bytes, more than max_request_bytes allows "
+                f"({self._most_bytes})",
+                reason="TOO_LONG",
+                limit=self._most_bytes,
+            )
+        timeout = None if deadline is None else deadline - monotonic()
+        return Exchange(
+            self._address, method, body, is_stream=method in _STREAMS.values(), timeout=timeout
+        )
+
+
+def _drop(*places: _Place[BlockingSession]) -> None:
+    for place in places:
+        if place.session is not None:
+            place.session.drop()
+
+
+def _is_large(name: str, request: OpenSessionRequest) -> bool:
+    if name == "put" or name == "put_writes":
+        return request.ByteSize() > SMALL_BYTES
+    return name == "list_page"
+
+
+def _unary(name: str, request: OpenSessionRequest) -> tuple[str, bytes, OpenSessionResponse]:
+    method = _METHODS.get(name)
+    if method is None:
+        raise NotCarried(f"no call of its own: only sessions have {name}")
+    answer = messages.OpenSessionResponse()
+    getattr(answer, name).SetInParent()
+    return method, getattr(request, name).SerializeToString(), answer
+
+
+def _is_current(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False

@@ -1,0 +1,168 @@
+"""The one error that calls of the service fail with, and what is behind it."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode
+from typing import TYPE_CHECKING, Any
+
+from . import messages
+
+if TYPE_CHECKING:
+    from .messages import ErrorDetail
+
+# The status codes of gRPC by number, in Connect's spelling.
+_CODES = (
+    "ok",
+    "canceled",
+    "unknown",
+    "invalid_argument",
+    "deadline_exceeded",
+    "not_found",
+    "already_exists",
+    "permission_denied",
+    "resource_exhausted",
+    "failed_precondition",
+    "aborted",
+    "out_of_range",
+    "unimplemented",
+    "internal",
+    "unavailable",
+    "data_loss",
+    "unauthenticated",
+)
+
+
+class CheckpointdError(Exception):
+    """A call failed.
+
+    Attributes:
+        code: gRPC's status code as Connect spells it, for example ``"invalid_argument"`` or
+            ``"unavailable"``.
+        reason: What the service says about it for programs, for example ``"TOO_LONG"`` or
+            ``"LEASE_LOST"`` (proto/checkpointd/v1/checkpoint.proto, ErrorDetail, lists them).
+            Empty if the error is not the service's or has none.
+        field: The request's field that is to blame, as a path. Empty where there is none.
+        limit: The limit that was passed. Zero where the reason has none.
+        retry_delay: After how many seconds another try is worth it, if the service says so.
+        request_id: The name under which the service's log has the call, if it came that far.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        reason: str = "",
+        field: str = "",
+        limit: int = 0,
+        retry_delay: float | None = None,
+        request_id: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.field = field
+        self.limit = limit
+        self.retry_delay = retry_delay
+        self.request_id = request_id
+
+    @property
+    def message(self) -> str:
+        """A sentence for people."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"[{self.code}] {self.message}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.code, self.message, self.__dict__))
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether the same call may succeed when it is made again."""
+        # The service says so itself, also of a statement that took too long. "canceled": not by us,
+        # so by a server that goes away.
+        return (
+            self.retry_delay is not None
+            or self.code in ("unavailable", "aborted", "canceled")
+            or self.reason == "QUEUE_FULL"
+        )
+
+
+def _rebuild(
+    kind: type[CheckpointdError], code: str, message: str, state: dict[str, Any]
+) -> CheckpointdError:
+    error = kind(code, message)
+    error.__dict__.update(state)
+    return error
+
+
+class NotTheService(CheckpointdError):
+    """What answers at the address is something else, which another try would meet again."""
+
+    @property
+    def is_retryable(self) -> bool:
+        """Never."""
+        return False
+
+
+class NotCarried(Exception):
+    """A session does not carry this operation, or not now: make it as a call of its own."""
+
+
+class NoSessions(NotCarried):
+    """There are no sessions on the way to this server."""
+
+
+def broken(why: object = "") -> CheckpointdError:
+    """A connection ended under a call, of which nobody knows what came of it."""
+    return CheckpointdError("unavailable", f"the session broke{why and f': {why}'}")
+
+
+def timed_out() -> CheckpointdError:
+    """No answer came by the deadline."""
+    return CheckpointdError("deadline_exceeded", "the operation timed out")
+
+
+def closed() -> CheckpointdError:
+    """The saver was closed."""
+    return CheckpointdError("failed_precondition", "this ConnectSaver was closed")
+
+
+def from_detail(
+    code: int | str, message: str, detail: ErrorDetail | None, request_id: str = ""
+) -> CheckpointdError:
+    """The error that the service tells with such a detail."""
+    if isinstance(code, int):
+        code = _CODES[code] if 0 < code < len(_CODES) else "unknown"
+    if detail is None:
+        return CheckpointdError(code, message, request_id=request_id)
+    delay = detail.retry_delay
+    return CheckpointdError(
+        code,
+        message,
+        reason=detail.reason,
+        field=detail.field,
+        limit=detail.limit,
+        retry_delay=delay.seconds + delay.nanos / 1e9 if detail.HasField("retry_delay") else None,
+        request_id=request_id,
+    )
+
+
+def from_json(error: Any, request_id: str = "") -> CheckpointdError:
+    """The error that the Connect protocol tells as JSON."""
+    code = str(error.get("code") or "unknown")
+    for part in error.get("details") or ():
+        if part.get("type") == "checkpointd.v1.ErrorDetail":
+            value = part.get("value", "")
+            data = b64decode(value + "=" * (-len(value) % 4))
+            detail = messages.ErrorDetail.FromString(data)
+            return from_detail(code, str(error.get("message", "")), detail, request_id)
+    return from_detail(code, str(error.get("message", "")), None, request_id)
+
+
+def end_error(payload: bytes) -> CheckpointdError | None:
+    """What the last message of a stream says: its error, if there is one."""
+    error = json.loads(payload or b"{}").get("error")
+    return from_json(error) if error else None

@@ -1,0 +1,487 @@
+"""LangGraph's checkpointer over the checkpointd service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from typing_extensions import Self
+
+from . import codec
+from .address import Address
+from .client import Client
+from .errors import NotCarried
+from .listing import Listing
+from .messages import (
+    CopyThreadRequest,
+    DeleteRunsRequest,
+    DeleteThreadRequest,
+    GetChannelHistoryRequest,
+    GetChannelHistoryResponse,
+    ListResponse,
+    OpenSessionRequest,
+    PruneThreadsRequest,
+    PruneThreadsResponse,
+)
+from .names import check_name, configurable, optional, required
+from .retry import Retry
+from .versions import next_version
+
+
+class ConnectSaver(BaseCheckpointSaver[str]):
+    """Keeps a LangGraph agent's checkpoints in a checkpointd service.
+
+    ``graph = builder.compile(checkpointer=ConnectSaver("http://127.0.0.1:8080"))``
+
+    One class for ``invoke`` and ``ainvoke``: it opens nothing when it is made and needs no event
+    loop, and may be used from any number of threads and event loops, after a fork, and pickled (by
+    its URL and options). ``close()`` and ``aclose()`` are optional.
+
+    Every method raises TypeError or ValueError naming what it was given that cannot be stored, and
+    otherwise `CheckpointdError`, with its code and reason. Every call has a deadline and is
+    repeated while the service cannot be reached: all of them but ``copy_thread`` are idempotent. A
+    cancelled ``await`` of a read gives the read up; what ``aput`` and ``aput_writes`` were asked to
+    store is stored all the same.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        serde: SerializerProtocol | None = None,
+        headers: Mapping[str, str] | None = None,
+        token: str | None = None,
+        timeout: float = 30,
+        retry: Retry | None = None,
+        graph: str | None = None,
+        ca: str | None = None,
+        verify: bool = True,
+        max_request_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
+        """Makes a saver, without connecting. Raises TypeError or ValueError naming the option.
+
+        Args:
+            url: Where the service is: http: or https:, with a path prefix if need be.
+            serde: Encodes channel values and writes. LangGraph's JsonPlusSerializer unless given.
+            headers: Sent with every call.
+            token: Sent with every call as ``authorization: Bearer ...``.
+            timeout: How long a call may take, retries included, in seconds. For a list: how long it
+                may take until the next tuple is there.
+            retry: How calls that found no server are repeated.
+            graph: The name of the graph whose checkpoints these are, kept with each of them
+                (``checkpointd_graph`` in the metadata that is stored, not in the metadata that is
+                read). A name of your own, which stays the same from one version of the graph to the
+                next.
+            ca: A file of authorities to trust, for https:, in the place of the system's.
+            verify: False trusts any certificate: only for tests.
+            max_request_bytes: The largest request, as encoded. The service's default is 64 MiB too:
+                raise both.
+        """
+        super().__init__(serde=serde)
+        if not timeout > 0:
+            raise ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}")
+        if graph is not None and not check_name("graph", graph):
+            raise ValueError("graph must be a name, a text that is not empty")
+        self.graph = graph
+        self._options: dict[str, Any] = {
+            "headers": dict(headers) if headers is not None else None,
+            "token": token,
+            "timeout": timeout,
+            "retry": retry,
+            "graph": graph,
+            "ca": ca,
+            "verify": verify,
+            "max_request_bytes": max_request_bytes,
+        }
+        self._url = url
+        address = Address(url, headers, token, ca, verify)
+        self._client = Client(address, timeout, retry or Retry(), max_request_bytes)
+
+    def __copy__(self) -> Self:
+        """A saver on the same connections: what `with_allowlist` makes."""
+        clone = object.__new__(type(self))
+        clone.__dict__.update(self.__dict__)
+        return clone
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_unpickle, (type(self), self._url, self._options, _pickled_serde(self.serde)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._url!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def close(self) -> None:
+        """Ends the saver and its copies: new calls fail, those under way finish. Idempotent."""
+        self._client.close()
+
+    async def aclose(self) -> None:
+        """As `close`, and waits for the calls that are under way in this event loop."""
+        await self._client.aclose()
+
+    def setup(self) -> None:
+        """Does nothing: the service sets up its database itself."""
+
+    async def asetup(self) -> None:
+        """Does nothing: the service sets up its database itself."""
+
+    def get_next_version(self, current: str | None, channel: None = None) -> str:
+        """A version greater than `current` and different on every call, as PostgresSaver's."""
+        return next_version(current)
+
+    # Checkpoints.
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """The checkpoint that the config names, or the latest of its thread and namespace."""
+        request = codec.get_tuple_request(config)
+        answer = self._client.call("get_tuple", request).get_tuple
+        if not answer.HasField("tuple"):
+            return None
+        return codec.from_tuple(self.serde, answer.tuple, config["configurable"]["thread_id"])
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """The checkpoint that the config names, or the latest of its thread and namespace."""
+        request = codec.get_tuple_request(config)
+        answer = (await self._client.acall("get_tuple", request)).get_tuple
+        if not answer.HasField("tuple"):
+            return None
+        return codec.from_tuple(self.serde, answer.tuple, config["configurable"]["thread_id"])
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Stores the checkpoint after the one that the config names, all or nothing.
+
+        Returns when it is durable, with the config that names it.
+        """
+        request = codec.put_request(
+            self.serde, config, checkpoint, metadata, new_versions, self.graph
+        )
+        self._client.call("put", request)
+        return codec.next_config(config, checkpoint)
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Stores the checkpoint after the one that the config names, all or nothing.
+
+        Returns when it is durable, with the config that names it.
+        """
+        request = codec.put_request(
+            self.serde, config, checkpoint, metadata, new_versions, self.graph
+        )
+        await self._client.acall("put", request)
+        return codec.next_config(config, checkpoint)
+
+    def put_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Stores the writes of one task after the checkpoint that the config names.
+
+        All or nothing. Writes stored before are kept, but replaced if all of `writes` go to
+        LangGraph's special channels.
+        """
+        request = codec.put_writes_request(self.serde, config, writes, task_id, task_path)
+        if writes:
+            self._client.call("put_writes", request)
+
+    async def aput_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Stores the writes of one task after the checkpoint that the config names.
+
+        All or nothing. Writes stored before are kept, but replaced if all of `writes` go to
+        LangGraph's special channels.
+        """
+        request = codec.put_writes_request(self.serde, config, writes, task_id, task_path)
+        if writes:
+            await self._client.acall("put_writes", request)
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """The checkpoints that match, newest first, each complete, read as they are asked for.
+
+        All threads, namespaces and checkpoints where the config names none, all of them without a
+        limit. A connection that breaks on the way is not noticed.
+        """
+        listing = Listing(codec.list_request(config, filter, before, limit))
+        thread_id = (config or {}).get("configurable", {}).get("thread_id")
+        while (request := listing.next_page()) is not None:
+            try:
+                page = self._client.call("list_page", request).list_page
+            except NotCarried:
+                break
+            for stored in listing.take_page(page):
+                yield codec.from_tuple(self.serde, stored, thread_id)
+        if listing.is_over:
+            return
+        parts = self._client.stream("List", listing.request, ListResponse, listing.took)
+        for part in parts:
+            yield codec.from_tuple(self.serde, part.tuple, thread_id)
+            if listing.is_over:
+                return
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """The checkpoints that match, newest first, each complete, read as they are asked for.
+
+        All threads, namespaces and checkpoints where the config names none, all of them without a
+        limit. A connection that breaks on the way is not noticed.
+        """
+        listing = Listing(codec.list_request(config, filter, before, limit))
+        thread_id = (config or {}).get("configurable", {}).get("thread_id")
+        while (request := listing.next_page()) is not None:
+            try:
+                page = (await self._client.acall("list_page", request)).list_page
+            except NotCarried:
+                break
+            for stored in listing.take_page(page):
+                yield codec.from_tuple(self.serde, stored, thread_id)
+        if listing.is_over:
+            return
+        parts = self._client.astream("List", listing.request, ListResponse, listing.took)
+        async for part in parts:
+            yield codec.from_tuple(self.serde, part.tuple, thread_id)
+            if listing.is_over:
+                return
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """For each channel the writes of the checkpoint's ancestors and the value they build on.
+
+        As the base class promises, but walked in the database: one call where the base class makes
+        one for each ancestor.
+        """
+        history = codec.History(self.serde, channels)
+        if channels:
+            request = _history_request(config, channels)
+            for _ in self._client.stream(
+                "GetChannelHistory", request, GetChannelHistoryResponse, history.add, history.clear
+            ):
+                pass
+        return history.result()
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """For each channel the writes of the checkpoint's ancestors and the value they build on.
+
+        As the base class promises, but walked in the database: one call where the base class makes
+        one for each ancestor.
+        """
+        history = codec.History(self.serde, channels)
+        if channels:
+            request = _history_request(config, channels)
+            async for _ in self._client.astream(
+                "GetChannelHistory", request, GetChannelHistoryResponse, history.add, history.clear
+            ):
+                pass
+        return history.result()
+
+    # Threads.
+
+    def delete_thread(self, thread_id: str) -> None:
+        """Deletes everything of the thread, all or nothing. Succeeds if there is nothing."""
+        self._client.call("delete_thread", _delete_request(thread_id))
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Deletes everything of the thread, all or nothing. Succeeds if there is nothing."""
+        await self._client.acall("delete_thread", _delete_request(thread_id))
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Deletes the checkpoints whose metadata has one of these as ``run_id``, in all threads.
+
+        Fails with "failed_precondition" (STILL_NEEDED), and deletes nothing, if a checkpoint of
+        another run rebuilds a delta channel from one of them.
+        """
+        for request in _delete_runs_requests(run_ids):
+            self._client.call("delete_runs", request)
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Deletes the checkpoints whose metadata has one of these as ``run_id``, in all threads.
+
+        Fails with "failed_precondition" (STILL_NEEDED), and deletes nothing, if a checkpoint of
+        another run rebuilds a delta channel from one of them.
+        """
+        for request in _delete_runs_requests(run_ids):
+            await self._client.acall("delete_runs", request)
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copies everything of a thread under another name, all or nothing.
+
+        Fails with "failed_precondition" (TARGET_NOT_EMPTY) if anything is stored there, which a
+        repeated call would meet too: it is not repeated.
+        """
+        request = _copy_request(source_thread_id, target_thread_id)
+        self._client.call("copy_thread", request, idempotent=False)
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copies everything of a thread under another name, all or nothing.
+
+        Fails with "failed_precondition" (TARGET_NOT_EMPTY) if anything is stored there, which a
+        repeated call would meet too: it is not repeated.
+        """
+        request = _copy_request(source_thread_id, target_thread_id)
+        await self._client.acall("copy_thread", request, idempotent=False)
+
+    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Removes all but the latest checkpoint of each namespace, or everything ("delete").
+
+        What a checkpoint that stays needs, such as the ancestors from which it rebuilds a delta
+        channel, stays too.
+        """
+        for request in _prune_requests(thread_ids, strategy):
+            for _ in self._client.stream(
+                "PruneThreads", request, PruneThreadsResponse, _after(request)
+            ):
+                pass
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Removes all but the latest checkpoint of each namespace, or everything ("delete").
+
+        What a checkpoint that stays needs, such as the ancestors from which it rebuilds a delta
+        channel, stays too.
+        """
+        for request in _prune_requests(thread_ids, strategy):
+            async for _ in self._client.astream(
+                "PruneThreads", request, PruneThreadsResponse, _after(request)
+            ):
+                pass
+
+
+def _history_request(config: RunnableConfig, channels: Sequence[str]) -> GetChannelHistoryRequest:
+    keys = configurable("get_delta_channel_history", config)
+    return GetChannelHistoryRequest(
+        thread_id=required("get_delta_channel_history", keys, "thread_id"),
+        checkpoint_ns=optional(keys, "checkpoint_ns"),
+        checkpoint_id=optional(keys, "checkpoint_id"),
+        channels=list(dict.fromkeys(channels)),
+    )
+
+
+def _delete_request(thread_id: str) -> OpenSessionRequest:
+    thread_id = check_name("thread_id", thread_id)
+    return OpenSessionRequest(delete_thread=DeleteThreadRequest(thread_id=thread_id))
+
+
+# As many as one request may name.
+_MOST_NAMES = 1000
+
+
+def _delete_runs_requests(run_ids: Sequence[str]) -> Iterator[OpenSessionRequest]:
+    names = _names("run_ids", run_ids)
+    for at in range(0, len(names), _MOST_NAMES):
+        some = names[at : at + _MOST_NAMES]
+        yield OpenSessionRequest(delete_runs=DeleteRunsRequest(run_ids=some))
+
+
+def _copy_request(source: str, target: str) -> OpenSessionRequest:
+    return OpenSessionRequest(
+        copy_thread=CopyThreadRequest(
+            source_thread_id=check_name("source_thread_id", source),
+            target_thread_id=check_name("target_thread_id", target),
+        )
+    )
+
+
+def _prune_requests(thread_ids: Sequence[str], strategy: str) -> Iterator[PruneThreadsRequest]:
+    names = _names("thread_ids", thread_ids)
+    if strategy not in ("keep_latest", "delete"):
+        raise ValueError(f'strategy must be "keep_latest" or "delete", not {strategy!r}')
+    for at in range(0, len(names), _MOST_NAMES):
+        some = names[at : at + _MOST_NAMES]
+        if strategy == "delete":
+            yield PruneThreadsRequest(thread_ids=some, delete=True)
+        else:
+            yield PruneThreadsRequest(thread_ids=some, keep_last=1)
+
+
+def _names(field: str, values: Sequence[str]) -> list[str]:
+    if isinstance(values, (str, bytes)):
+        # Which would be taken letter by letter.
+        raise TypeError(f"{field} must be a sequence of strings, not one string; for one [{field}]")
+    return [check_name(f"{field}[{at}]", value) for at, value in enumerate(values)]
+
+
+def _after(request: PruneThreadsRequest) -> Callable[[PruneThreadsResponse], None]:
+    def took(part: PruneThreadsResponse) -> None:
+        if part.thread_id:
+            request.after_thread_id = part.thread_id
+
+    return took
+
+
+def _pickled_serde(serde: SerializerProtocol) -> Any:
+    # LangGraph's own holds a function that cannot be pickled, which follows from its options.
+    if type(serde) is not JsonPlusSerializer or serde._custom_unpack_ext_hook:
+        return serde
+    return (
+        serde.pickle_fallback,
+        serde._allowed_json_modules,
+        serde._allowed_msgpack_modules,
+    )
+
+
+def _unpickle(
+    kind: type[ConnectSaver], url: str, options: dict[str, Any], serde: Any
+) -> ConnectSaver:
+    if isinstance(serde, tuple):
+        serde = JsonPlusSerializer(
+            pickle_fallback=serde[0],
+            allowed_json_modules=serde[1],
+            allowed_msgpack_modules=serde[2],
+        )
+    return kind(url, serde=serde, **options)
