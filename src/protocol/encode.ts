@@ -72,8 +72,10 @@ function encodePutExtending(
   for (const prefix of prefixes) bound += sizeBound(prefix);
   const writer = new Writer(bound);
   for (let i = prefixes.length - 1; i >= 0; i--) {
-    const { blobIndex = 0, version, transactionId, length = 0 } = prefixes[i]!;
+    const { blobIndex = 0, version, transactionId, length = 0, ...place } = prefixes[i]!;
     const end = writer.size;
+    writer.number(6, place.headLength ?? 0);
+    writer.number(5, place.offset ?? 0);
     writer.number(4, length);
     writer.text(3, transactionId);
     writer.text(2, version);
