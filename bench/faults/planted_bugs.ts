@@ -309,6 +309,10 @@ export const bugs: Bug[] = [
     patches: [patch(putExtending, "for prefix_length)", "for prefix_length - 1)")],
   },
   {
+    name: "a value that is extended has its head behind what is kept",
+    patches: [patch(putExtending, "from head_length + 1 for 0)", "from 1 for 0)")],
+  },
+  {
     name: "a value is extended whatever is stored now",
     patches: [
       patch(

@@ -280,10 +280,11 @@ export const ListPageResponseSchema: GenMessage<ListPageResponse> = /*@__PURE__*
  *    want to keep it, as one value should not drive out all others.
  * 2. p is the number of bytes that both values begin with. If that is half of the stored value or
  *    more, they are kept: offset 0, head_length 0, length p. Text that grows, such as JSON, ends here.
- * 3. Otherwise an anchor, 32 bytes from the middle of the stored value, is looked for in the value:
+ * 3. Otherwise an anchor, 512 bytes from the middle of the stored value on, is looked for in the value:
  *    first where they stand if a msgpack array or map got a longer or shorter length before it (moved
  *    by 0, 2, 4, -2, -4 bytes), then where they stand if the values end alike (moved by the difference
- *    of their lengths), then by search from the value's beginning on. Where it is found,
+ *    of their lengths), then by search from the value's beginning on (of its first 32 bytes, of which
+ *    4096 places are compared with the rest, so that values of few different bytes cost no more). Where it is found,
  *    what is equal before and behind it is kept: offset and head_length say where that begins in the
  *    stored value and in this one, length how long it is. The first place that keeps half of the
  *    stored value or more is taken; otherwise, of the first eight, the one that keeps most, if that is
