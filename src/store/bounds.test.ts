@@ -162,7 +162,7 @@ it("sorts the keys of one thread, and reads nobody else's rows, where no namespa
   const page = { after: undefined, last: undefined, rows: 64, examine: 128, maxBytes: 65_536 };
   const { statement, parameters } = pageStatement(db.schema, request, page);
   await sql.query("vacuum analyze checkpoints");
-  const { rows } = await sql.query(`explain ${statement("text", "all")}`, [...parameters]);
+  const { rows } = await sql.query(`explain ${statement("all")}`, [...parameters]);
   const plan = rows.map((row) => row["QUERY PLAN"]).join("\n");
   expect(plan).toMatch(/Index Only Scan using \w+ on checkpoints/);
   expect(plan).not.toMatch(/Seq Scan on checkpoints/);
