@@ -17,22 +17,15 @@ import type {
   PutExtendingRequest,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { CheckpointdError, invalidArgument } from "../errors.js";
-
-/** Limits of texts in bytes of UTF-8, and of lists in elements. */
-export const limits = {
-  /** A name that is in a key, or may be. The longest that Postgres can compress to fit are shorter. */
-  name: 65_536,
-  /** The largest is 4294967295. */
-  transactionId: 10,
-  type: 256,
-  /** Channels or writes. A graph has a channel for each field of its state, and one for each node. */
-  elements: 100_000,
-  leaseToken: 64,
-  owner: 256,
-  /** Threads or runs that one request may name, and threads it may claim. */
-  threads: 1_000,
-  keepLast: 1_000_000,
-} as const;
+import { checkFilterJson, checkStoredJson, checkVersions } from "./json_checks.js";
+import {
+  checkCharacters,
+  checkCount,
+  checkName,
+  checkRequired,
+  checkText,
+  limits,
+} from "./text_checks.js";
 
 export function checkGetTuple(request: GetTupleRequest): void {
   checkName("thread_id", request.threadId);
@@ -48,8 +41,9 @@ export function checkPut(request: PutRequest): void {
   if (request.checkpointJson === "") {
     throw invalidArgument("checkpoint_json", "REQUIRED", "must not be empty");
   }
-  checkJsonObject("checkpoint_json", request.checkpointJson);
-  if (request.metadataJson !== "") checkJsonObject("metadata_json", request.metadataJson);
+  const { members } = checkStoredJson("checkpoint_json", request.checkpointJson);
+  checkVersions("checkpoint_json", request.checkpointJson, members);
+  if (request.metadataJson !== "") checkStoredJson("metadata_json", request.metadataJson);
   checkText("lease_token", request.leaseToken, limits.leaseToken);
   checkCount("blobs", request.blobs.length);
   const channels = new Set<string>();
@@ -147,7 +141,7 @@ export function checkList(request: ListRequest): void {
     checkName("before_checkpoint_id", request.beforeCheckpointId);
   }
   if (request.metadataFilterJson !== "") {
-    checkJsonObject("metadata_filter_json", request.metadataFilterJson);
+    checkFilterJson("metadata_filter_json", request.metadataFilterJson);
   }
   if (request.limit !== undefined && request.limit < 0) {
     throw invalidArgument("limit", "OUT_OF_RANGE", "must be zero or more", 0);
@@ -176,60 +170,6 @@ export function checkDeleteThread(request: DeleteThreadRequest): void {
   checkName("thread_id", request.threadId);
 }
 
-export function checkName(field: string, text: string, limit: number = limits.name): void {
-  checkRequired(field, text);
-  checkText(field, text, limit);
-}
-
-function checkRequired(field: string, text: string): void {
-  if (text === "") throw invalidArgument(field, "REQUIRED", "must not be empty");
-}
-
-export function checkText(field: string, text: string, limit: number = limits.name): void {
-  // A UTF-16 unit is at most 3 bytes of UTF-8, so most names need no counting.
-  if (text.length * 3 > limit && Buffer.byteLength(text) > limit) {
-    throw invalidArgument(field, "TOO_LONG", `must be at most ${limit} bytes`, limit);
-  }
-  checkCharacters(field, text);
-}
-
-export function checkCharacters(field: string, text: string): void {
-  if (text.includes("\0")) {
-    throw invalidArgument(field, "NUL_CHARACTER", "must not hold a NUL character");
-  }
-  if (!text.isWellFormed()) {
-    throw invalidArgument(field, "LONE_SURROGATE", "must not hold a lone surrogate");
-  }
-}
-
-/** Only what costs nothing to see; Postgres parses the rest (see store/json.ts). */
-export function checkJsonObject(field: string, text: string): void {
-  checkCharacters(field, text);
-  if (!/^\s*\{/.test(text)) {
-    throw invalidArgument(field, "NOT_A_JSON_OBJECT", "must be a JSON object");
-  }
-  if (exponent.test(text)) checkExponents(field, text);
-}
-
-/** How much longer a text of JSON may be when it is read than it came, at the most as long again. */
-const mostDigits = 1024 * 1024;
-/** A number told by an exponent of two digits or more, or what looks like one in a string. */
-const exponent = /[:[,\s]-?\d+(?:\.\d+)?[eE][+-]?\d\d/;
-
-/**
- * jsonb keeps 1e131071 in a few bytes and writes all its digits: 10,000 of them, in 169 KB, were 1.3 GB
- * for whoever listed them.
- */
-function checkExponents(field: string, text: string): void {
-  let digits = 0;
-  for (const [, power] of text.matchAll(/"(?:[^"\\]|\\.)*"|\d[eE][+-]?(\d+)/g)) {
-    digits += Number(power ?? 0);
-    if (digits <= mostDigits + text.length) continue;
-    const message = `numbers with exponents must not have more than ${mostDigits} digits in all when written out`;
-    throw invalidArgument(field, "OUT_OF_RANGE", message, mostDigits);
-  }
-}
-
 function checkValue(field: string, value: Value): void {
   checkName(`${field}.type`, value.type, limits.type);
   if (value.type === "empty") {
@@ -238,12 +178,5 @@ function checkValue(field: string, value: Value): void {
       "RESERVED",
       'must not be "empty", which marks a channel without a value: leave the value out',
     );
-  }
-}
-
-export function checkCount(field: string, count: number, limit: number = limits.elements): void {
-  if (count > limit) {
-    const message = `must have at most ${limit} elements, has ${count}`;
-    throw invalidArgument(field, "TOO_MANY", message, limit);
   }
 }

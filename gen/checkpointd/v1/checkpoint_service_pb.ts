@@ -107,7 +107,8 @@ export type PutRequest = Message<"checkpointd.v1.PutRequest"> & {
 
   /**
    * The checkpoint as a JSON object, without the values that travel in `blobs`. Required.
-   * It must be storable as jsonb: no \u0000 and no lone surrogate in any string.
+   * It must be storable as jsonb: no \u0000 and no lone surrogate in any string. At most 100000
+   * channel_versions.
    *
    * @generated from field: string checkpoint_json = 5;
    */
@@ -312,7 +313,8 @@ export type ListRequest = Message<"checkpointd.v1.ListRequest"> & {
 
   /**
    * A JSON object that the metadata must contain, as Postgres's jsonb @> has it: nested
-   * objects by their keys, arrays by their elements. Empty: all.
+   * objects by their keys, arrays by their elements. At most 65536 bytes, with at most 32 elements
+   * of arrays in all. Empty: all.
    *
    * @generated from field: string metadata_filter_json = 5;
    */
