@@ -76,11 +76,8 @@ export function createHandler(
       .then(({ body, ...answer }) => {
         // What is no message reaches no interceptor.
         if (!call.isConcluded && answer.status !== 200) call.conclude(0, malformed(answer.status));
-        const watched = body instanceof Uint8Array ? [body] : body;
-        return universalResponseToNodeResponse(
-          { ...answer, ...(watched ? { body: watch(watched, call) } : {}) },
-          response,
-        );
+        const watched = body instanceof Uint8Array ? [body] : (body ?? []);
+        return universalResponseToNodeResponse({ ...answer, body: watch(watched, call) }, response);
       })
       .catch((error) => {
         // Mostly a client that went away; the call itself is in the log already.
@@ -89,10 +86,10 @@ export function createHandler(
           "answer not delivered",
         );
       })
-      .finally(() => {
-        arrival.close();
-        call.end();
-      });
+      .finally(() => call.end());
+    // Not in what is chained above: universalResponseToNodeResponse resolves never, since it waits for
+    // an event that only what is read has.
+    response.on("close", () => arrival.close());
   };
 }
 

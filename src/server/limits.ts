@@ -55,3 +55,6 @@ export type Limits = typeof defaultLimits;
 
 /** The longest that Node's timers wait; one that is set for longer fires at once. 24 days. */
 export const longestMs = 2 ** 31 - 1;
+
+/** How long a call that is no stream may last, whatever its client asks for. */
+export const mostUnaryMs = 10 * 60_000;
