@@ -183,8 +183,8 @@ export const updatedAt = (c: string) => `(case
   end)`;
 
 /**
- * The statement of one page. It walks checkpointd_threads_updated_idx backwards past what is not of
- * the time of its thread's latest checkpoint (a look-up in the primary key for each thread, or in
+ * The statement of one page. It walks checkpointd_threads_updated_idx backwards past what is not its
+ * thread's latest checkpoint (a look-up in the primary key for each thread, or in
  * checkpointd_checkpoints_latest_idx), or, by id, steps from thread to thread through the primary
  * key (or checkpointd_threads_id_idx). Its last row tells how far it came.
  */
@@ -237,9 +237,10 @@ function pageStatement(
     : [
         `${examined.walked}, `,
         // Nobody's thread, but as far as it came.
-        `select thread_id, updated_at from (select * from walked t order by ${reverse} limit 1) as t
-        where not ${isFull}
-        union all `,
+        `select thread_id, ${updatedAt("t")} as updated_at
+      from (select * from walked order by n desc limit 1) as t
+      where not ${isFull}
+      union all `,
         `when (select count(*) from walked) = ${bind(page.walk ?? mostWalked)}::bigint then 'walked'`,
       ];
   const statement = (json: JsonForm) => `
@@ -295,24 +296,30 @@ function threadsByTime(
       `(${time}, c.thread_id collate "C") < (${bindTime(after.updateTime, bind)}, ${bind(after.threadId)})`,
     );
   }
+  const last = `(select * from walked order by n desc limit 1)`;
   return {
+    // Their times are not told: to make them of the ids takes longer than to walk past them.
     walked: `walked as materialized (
-  select c.thread_id, ${time} as updated_at
-  from ${schema}.checkpoints c
-  where ${["c.checkpoint_ns = ''", ...conditions].join("\n    and ")}
-  order by ${time} desc, c.thread_id collate "C" desc
-  limit ${bind(walk)}
+  select *, row_number() over () as n
+  from (
+    select c.thread_id, c.checkpoint_id, c.created_at
+    from ${schema}.checkpoints c
+    where ${["c.checkpoint_ns = ''", ...conditions].join("\n      and ")}
+    order by ${time} desc, c.thread_id collate "C" desc
+    limit ${bind(walk)}
+  ) as c
 )`,
-    // One look-up for each thread, however many of its checkpoints were walked past. By the time and
-    // not by the id, so that the next page may begin after a time and a thread: of two checkpoints of
-    // one time either stands for the thread.
+    // One look-up for each thread, however many of its checkpoints were walked past. The next page
+    // begins after the time and the thread of the last, of which there may be more: then any of that
+    // time stands for the thread.
     threads: (json) => `
   select c.thread_id, c.checkpoint_id, c.checkpoint, c.metadata, ${time} as updated_at
   from (
-    select thread_id, array_agg(updated_at) as times from walked group by thread_id
+    select thread_id, array_agg(checkpoint_id) as ids from walked group by thread_id
   ) as t
   cross join lateral (${latest(schema, "t.thread_id", json)}) as c
-  where ${time} = any(t.times)
+  where c.checkpoint_id = any(t.ids)
+    or (c.thread_id, ${time}) in (select last.thread_id, ${updatedAt("last")} from ${last} as last)
   order by updated_at desc, c.thread_id collate "C" desc
   limit ${bind(examine)}`,
   };
