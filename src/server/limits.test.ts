@@ -689,6 +689,33 @@ describe("answers that are not read", () => {
     expect(read).toBeGreaterThan(8_000_000);
   });
 
+  it.each(protocols)("are at the most so many of every kind, over %s", async (protocol) => {
+    const { url } = await start({ streamsInAll: 2 }, () => endless(64 * 1024));
+    const client = clientOf(url, protocol);
+    const stop = new AbortController();
+    const list = (signal = new AbortController().signal) =>
+      client.list({}, { signal })[Symbol.asyncIterator]();
+    const streams = [1, 2].map(() => list(stop.signal));
+    await Promise.all(streams.map((stream) => stream.next()));
+    const third = await list()
+      .next()
+      .catch((error) => error);
+    expect(third).toMatchObject({ code: Code.Unavailable });
+    // Calls are not streams.
+    await client.getTuple({ threadId: "t" });
+    stop.abort();
+    await Promise.allSettled(streams.map((stream) => stream.next()));
+    const later = new AbortController();
+    await expect
+      .poll(() =>
+        list(later.signal)
+          .next()
+          .then(() => "open", String),
+      )
+      .toBe("open");
+    later.abort();
+  });
+
   it("are at the most so many streams at a time", async () => {
     const { url } = await start({ streamedAnswers: 2 }, () => endless(64 * 1024));
     for (const protocol of protocols) {
