@@ -132,13 +132,7 @@ it("deleteRuns: one thread after the other, however their checkpoints lie", asyn
      select 'run-' || n % 2, n::text, '{}', '{"run_id": "run"}' from generate_series(1, 600) as n`,
   );
   const threads: unknown[] = [];
-  const recording: Db = {
-    ...db,
-    run(text, parameters, signal) {
-      if (text.includes("with place as")) threads.push(parameters[0]);
-      return db.run(text, parameters, signal);
-    },
-  };
+  const recording = recordRemoved(([threadId]) => threads.push(threadId));
   expect((await deleteRuns(recording, ["run"])).checkpoints).toBe(600n);
   // 500 are found at a time.
   expect(threads).toEqual(["run-0", "run-1", "run-1"]);
@@ -194,13 +188,7 @@ it("list, metadata only: the newest first, in pages of few bytes", async () => {
 it("pruneThreads: the oldest checkpoints first", async () => {
   for (let n = 29; n >= 10; n--) await checkpoint("pruned", `${n}`, "", {});
   const ids: unknown[] = [];
-  const recording: Db = {
-    ...db,
-    run(text, parameters, signal) {
-      if (text.includes("with place as")) ids.push(...(parameters[2] as string[]));
-      return db.run(text, parameters, signal);
-    },
-  };
+  const recording = recordRemoved(([, , removed]) => ids.push(...(removed as string[])));
   const prune = { threadIds: ["pruned"], keepLast: 1, dryRun: false };
   for await (const _ of pruneThreads(recording, prune));
   expect(ids).toEqual(Array.from({ length: 19 }, (_, i) => `${10 + i}`));
@@ -238,3 +226,14 @@ it("lookAtTables: what is newer as it was applied, what is missing by name", asy
       .join(", "),
   );
 });
+
+/** The pool, telling the parameters of each statement that removes checkpoints. */
+function recordRemoved(tell: (parameters: readonly unknown[]) => void): Db {
+  return {
+    ...db,
+    runLong(text, parameters, signal) {
+      if (text.includes("with place as")) tell(parameters);
+      return db.runLong(text, parameters, signal);
+    },
+  };
+}
