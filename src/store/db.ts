@@ -6,7 +6,7 @@ import { createPool } from "./pool.js";
 import { createQueue, createTurns } from "./queue.js";
 import { checkSchemaName, quoteSchema } from "./schema_name.js";
 import { startStallWatch } from "./stall.js";
-import type { LeftOut } from "./undeliverable.js";
+import { guardedMs, type LeftOut } from "./undeliverable.js";
 
 /** One row of a result, column by column, as Postgres sent it in text form; null for NULL. */
 export type Row = readonly (Buffer | null)[];
@@ -215,10 +215,14 @@ export function openDb(options: DbOptions, leaveOut: Db["leaveOut"] = () => {}):
     return signal ? orAborted(rows, signal) : rows;
   }
 
+  const guard = { until: 0 };
   return {
     schema: quoteSchema(options.schema),
-    guard: { until: 0 },
-    leaveOut,
+    guard,
+    leaveOut(checkpoint) {
+      guard.until = performance.now() + guardedMs;
+      leaveOut(checkpoint);
+    },
     load: () => ({ running: turns.taken(), waiting: waiting() }),
     isFree: turns.isFree,
     hasIdle: () => turns.isFree() && pool.hasIdle(),

@@ -30,8 +30,11 @@ export const mostJsonLevels = 2_000;
  */
 export type JsonForm = "all" | "guarded";
 
-/** For how long statements are guarded after one has failed, so that few fail: each costs seconds. */
-const guardedMs = 60_000;
+/**
+ * For how long statements are guarded after one has failed, or has printed what was too large to be
+ * told, so that few do: each costs seconds.
+ */
+export const guardedMs = 60_000;
 
 /**
  * Runs a statement that prints JSON, and again with a guard if Postgres could not print it, or at
