@@ -144,12 +144,12 @@ test("a filter of many elements is refused, which Postgres would compare with al
     field: "metadata_filter_json",
     limit: 32,
   } as const;
-  await edge.expectRefused({ rpc: "list", request: { metadataFilterJson: filter(33) } }, refused);
+  await edge.expectRefused({ rpc: "list", request: { metadataFilterJson: filter(34) } }, refused);
   await edge.expectRefused(
     { rpc: "list", request: { metadataFilterJson: JSON.stringify({ a: "a".repeat(65_536) }) } },
     { ...refused, reason: "TOO_LONG", limit: 65_536 },
   );
-  const found = edge.clients.connect.list({ metadataFilterJson: filter(31), threadId: "t" });
+  const found = edge.clients.connect.list({ metadataFilterJson: filter(33), threadId: "t" });
   for await (const _ of found) expect.unreachable();
 });
 

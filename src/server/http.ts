@@ -211,6 +211,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
       responses: new Set(),
       answers: new Map(),
       looksAbove: 0,
+      bytesWritten: 0,
       backlog: 0,
       small: { frames: 0, since: performance.now() },
       upgraded: false,

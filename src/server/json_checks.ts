@@ -22,7 +22,7 @@ interface Measured {
   digits: number;
   /** Of objects, all together. */
   members: number;
-  /** Of arrays, all together, and as many again as there are objects and arrays without any. */
+  /** Of arrays, without the first of each. */
   elements: number;
   commas: number;
   /** How deep it goes. */
@@ -95,7 +95,7 @@ export function checkFilterJson(field: string, text: string): void {
   }
   checkObject(field, text);
   if (measure(text).elements <= mostFilterElements) return;
-  const message = `must have at most ${mostFilterElements} elements of arrays in all`;
+  const message = `must have at most ${mostFilterElements} elements of arrays in all, not counting the first of each`;
   throw invalidArgument(field, "TOO_MANY", message, mostFilterElements);
 }
 
@@ -129,7 +129,7 @@ function measure(text: string): Measured {
   let digits = 0;
   let members = 0;
   let commas = 0;
-  let containers = 0;
+  let objects = 0;
   let level = 0;
   let levels = 0;
   let spaces = 0;
@@ -151,9 +151,9 @@ function measure(text: string): Measured {
         members++;
         if (text.charCodeAt(at + 1) !== space) spaces++;
         break;
-      case openBracket:
       case openBrace:
-        containers++;
+      case openBracket:
+        if (text.charCodeAt(at) === openBrace) objects++;
         if (++level > levels) levels = level;
         break;
       case closeBracket:
@@ -172,8 +172,8 @@ function measure(text: string): Measured {
       }
     }
   }
-  // Each has one comma less than it has members or elements.
-  const elements = commas + containers - members;
+  // An object has a comma less than it has members.
+  const elements = commas - (members - objects);
   const printed = Buffer.byteLength(text) + spaces + digits;
   return { digits, members, elements, commas, levels, printed };
 }

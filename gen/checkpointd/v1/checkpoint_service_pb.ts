@@ -316,7 +316,7 @@ export type ListRequest = Message<"checkpointd.v1.ListRequest"> & {
   /**
    * A JSON object that the metadata must contain, as Postgres's jsonb @> has it: nested
    * objects by their keys, arrays by their elements. At most 65536 bytes, with at most 32 elements
-   * of arrays in all. Empty: all.
+   * of arrays in all, not counting the first of each. Empty: all.
    *
    * @generated from field: string metadata_filter_json = 5;
    */
