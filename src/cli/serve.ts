@@ -1,3 +1,5 @@
+// First, see there.
+import "../server/base64.js";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { setFlagsFromString } from "node:v8";

@@ -26,12 +26,23 @@ export interface Sender {
   small: { frames: number; since: number };
 }
 
+/** What waits of one stream. */
+interface Waiting {
+  readonly sender: Sender;
+  readonly stream: http2.ServerHttp2Stream;
+  /** As it was counted. */
+  bytes: number;
+  /** That came since nothing waited. */
+  frames: number;
+}
+
 /**
  * Returns what has a stream of HTTP/2 looked after: a connection of which more waits than one may
- * have, or on which more comes when all together have what they may, is cut.
+ * have is cut, and the one of which most waits when all together have more than they may.
  */
 export function createBacklog(limits: Limits, log: Log) {
   let inAll = 0;
+  const held = new Set<Waiting>();
   const cut = ({ socket }: Sender, why: object, message: string) => {
     if (socket.destroyed) return;
     log.warn(why, message);
@@ -49,31 +60,53 @@ export function createBacklog(limits: Limits, log: Log) {
     }
     sender.small = { frames: 0, since: now };
   };
+  const count = (waiting: Waiting) => {
+    const { sender, stream, frames } = waiting;
+    // Of a connection that was cut nothing is kept.
+    const length = sender.socket.destroyed || stream.destroyed ? 0 : stream.readableLength;
+    const bytes = length + frameBytes * Math.min(frames, length);
+    sender.backlog += bytes - waiting.bytes;
+    inAll += bytes - waiting.bytes;
+    waiting.bytes = bytes;
+    if (bytes > 0) held.add(waiting);
+    else held.delete(waiting);
+  };
+  // What was read since the last frame came is counted only here.
+  const recount = () => {
+    for (const waiting of held) count(waiting);
+  };
+  const cutFor = (sender: Sender, limit: number) => {
+    const why = { backlog: sender.backlog, limit };
+    cut(sender, why, "cut a connection that sends more than is read");
+    recount();
+  };
+  const enforce = (sender: Sender) => {
+    const { backlogBytes, backlogBytesInAll } = limits;
+    if (sender.backlog <= backlogBytes && inAll <= backlogBytesInAll) return;
+    recount();
+    if (sender.backlog > backlogBytes) cutFor(sender, backlogBytes);
+    while (inAll > backlogBytesInAll) {
+      let most = sender;
+      for (const { sender: other } of held) if (other.backlog > most.backlog) most = other;
+      cutFor(most, backlogBytesInAll);
+    }
+  };
   return (sender: Sender, stream: http2.ServerHttp2Stream): void => {
-    let waiting = 0;
-    // That came since nothing waited.
-    let frames = 0;
-    const count = (bytes: number) => {
-      sender.backlog += bytes - waiting;
-      inAll += bytes - waiting;
-      waiting = bytes;
-    };
+    const waiting: Waiting = { sender, stream, bytes: 0, frames: 0 };
     const push = stream.push.bind(stream);
     stream.push = (chunk: Uint8Array | null, ...rest) => {
       if (chunk !== null && chunk.length < smallBytes) countSmall(sender);
-      if (stream.readableLength === 0) frames = 0;
+      if (stream.readableLength === 0) waiting.frames = 0;
       const goesOn = push(chunk, ...rest);
-      const bytes = stream.readableLength;
-      if (bytes > 0) frames++;
-      else if (waiting === 0) return goesOn;
-      count(bytes + frameBytes * Math.min(frames, bytes));
-      const { backlogBytes, backlogBytesInAll } = limits;
-      if (sender.backlog > backlogBytes || inAll > backlogBytesInAll) {
-        const why = { backlog: sender.backlog, limit: backlogBytes };
-        cut(sender, why, "cut a connection that sends more than is read");
-      }
+      if (stream.readableLength > 0) waiting.frames++;
+      else if (waiting.bytes === 0) return goesOn;
+      count(waiting);
+      enforce(sender);
       return goesOn;
     };
-    stream.on("close", () => count(0));
+    stream.on("close", () => {
+      waiting.frames = 0;
+      count(waiting);
+    });
   };
 }

@@ -79,12 +79,14 @@ for (const [field, fill] of Object.entries(fields)) {
       test(name, async () => {
         const before = await edge.rowCounts();
         const call = fill(json);
+        // A filter is short.
+        const isLong = field === "metadata_filter_json" && json.length > 65_536;
         for (const way of ways) {
           const error = await failureOf(make(edge.clients[way], call));
           const [detail] = error.findDetails(ErrorDetailSchema);
           expect({ code: error.code, reason: detail?.reason }).toEqual({
             code: Code.InvalidArgument,
-            reason,
+            reason: isLong ? "TOO_LONG" : reason,
           });
           // Of two fields in one statement Postgres does not say which it refused, and what
           // it alone refuses is not always found again.

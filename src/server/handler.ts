@@ -28,6 +28,7 @@ export function createHandler(
   routes: (router: ConnectRouter) => void,
   options: ConnectRouterOptions,
   maxMessageSize: number,
+  mostStreams: number,
   calls: Calls,
   log: Log,
   carrySession: (...exchange: Parameters<NodeHandler>) => boolean,
@@ -36,6 +37,7 @@ export function createHandler(
   const router = createConnectRouter(options);
   routes(router);
   const handlers = new Map(router.handlers.map((handler) => [handler.requestPath, handler]));
+  let openStreams = 0;
   return (request, response) => {
     const path = request.url?.split("?", 1)[0] ?? "";
     if (path === sessionPath && carrySession(request, response)) return;
@@ -54,6 +56,14 @@ export function createHandler(
       return;
     }
     const { headers } = request;
+    const isUnary = handler.method.methodKind === "unary";
+    // To refuse it in its own words would cost as much as to carry it. Clients take it for UNAVAILABLE.
+    if (!isUnary && openStreams >= mostStreams) {
+      response.writeHead(429, { "content-type": "text/plain; charset=utf-8", "retry-after": "1" });
+      response.end(`${mostStreams} streams are open, as many as may be; try again\n`);
+      return;
+    }
+    if (!isUnary) openStreams++;
     const call = calls.begin(
       toRequestId(headers[requestIdHeader]),
       path.slice(1),
@@ -76,11 +86,8 @@ export function createHandler(
       .then(({ body, ...answer }) => {
         // What is no message reaches no interceptor.
         if (!call.isConcluded && answer.status !== 200) call.conclude(0, malformed(answer.status));
-        const watched = body instanceof Uint8Array ? [body] : body;
-        return universalResponseToNodeResponse(
-          { ...answer, ...(watched ? { body: watch(watched, call) } : {}) },
-          response,
-        );
+        const watched = body instanceof Uint8Array ? [body] : (body ?? []);
+        return universalResponseToNodeResponse({ ...answer, body: watch(watched, call) }, response);
       })
       .catch((error) => {
         // Mostly a client that went away; the call itself is in the log already.
@@ -89,10 +96,13 @@ export function createHandler(
           "answer not delivered",
         );
       })
-      .finally(() => {
-        arrival.close();
-        call.end();
-      });
+      .finally(() => call.end());
+    // Not in what is chained above: universalResponseToNodeResponse resolves never, since it waits for
+    // an event that only what is read has.
+    response.on("close", () => {
+      arrival.close();
+      if (!isUnary) openStreams--;
+    });
   };
 }
 

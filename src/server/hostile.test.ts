@@ -115,6 +115,59 @@ test.each([
   }
 });
 
+test("a text of JSON without an end is looked at once", async () => {
+  // A start that has to be looked at, and half a million beginnings of a string.
+  const text = `{"a":1e10,"${'\\"'.repeat(500_000)}`;
+  const began = performance.now();
+  for (const field of ["metadataJson", "checkpointJson"]) {
+    await edge.expectRefused(
+      {
+        rpc: "put",
+        request: { threadId: "t", checkpointId: "1", checkpointJson: "{}", [field]: text },
+      },
+      {
+        code: Code.InvalidArgument,
+        reason: "INVALID_JSON",
+        field: field === "metadataJson" ? "metadata_json" : "checkpoint_json",
+      },
+    );
+  }
+  // It took an hour.
+  expect(performance.now() - began).toBeLessThan(20_000);
+});
+
+test("a filter of many elements is refused, which Postgres would compare with all there are", async () => {
+  const filter = (count: number) => JSON.stringify({ a: { b: Array(count).fill(1) } });
+  const refused = {
+    code: Code.InvalidArgument,
+    reason: "TOO_MANY",
+    field: "metadata_filter_json",
+    limit: 32,
+  } as const;
+  await edge.expectRefused({ rpc: "list", request: { metadataFilterJson: filter(34) } }, refused);
+  await edge.expectRefused(
+    { rpc: "list", request: { metadataFilterJson: JSON.stringify({ a: "a".repeat(65_536) }) } },
+    { ...refused, reason: "TOO_LONG", limit: 65_536 },
+  );
+  const found = edge.clients.connect.list({ metadataFilterJson: filter(33), threadId: "t" });
+  for await (const _ of found) expect.unreachable();
+});
+
+test("a checkpoint of more channels than there may be is refused", async () => {
+  const versions = (count: number) =>
+    JSON.stringify({
+      channel_versions: Object.fromEntries(Array.from({ length: count }, (_, i) => [`c${i}`, 1])),
+      versions_seen: { a: 1 },
+    });
+  const request = { threadId: "channels", checkpointId: "1", checkpointJson: versions(100_001) };
+  await edge.expectRefused(
+    { rpc: "put", request },
+    { code: Code.InvalidArgument, reason: "TOO_MANY", field: "checkpoint_json", limit: 100_000 },
+  );
+  await edge.clients.connect.put({ ...request, checkpointJson: versions(100_000) });
+  await edge.clients.connect.deleteThread({ threadId: "channels" });
+});
+
 test.each([
   ["numbers as they are", numbers(10_000, "1e-10")],
   ["numbers of doubles at their ends", numbers(1_000, "1.7976931348623157e308")],

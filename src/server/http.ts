@@ -137,8 +137,16 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     if (idle || socket.writableLength > 0) socket.destroy();
   });
   http1.on("request", (request, response) => {
-    const connection = connections.get(request.socket);
+    const { socket } = request;
+    // Of one that was cut Node still hands on what it had read.
+    if (socket.destroyed) return;
+    const connection = connections.get(socket);
     if (connection) trackResponse(connection, response);
+    if (connection && connection.responses.size > limits.streams) {
+      log.warn({ limit: limits.streams }, "cut a connection that does not wait for its answers");
+      socket.destroy();
+      return;
+    }
     endWhenAnswered1(request, response, parting);
     void answer(request, response);
   });
@@ -203,6 +211,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
       responses: new Set(),
       answers: new Map(),
       looksAbove: 0,
+      bytesWritten: 0,
       backlog: 0,
       small: { frames: 0, since: performance.now() },
       upgraded: false,

@@ -152,6 +152,71 @@ describe("the bytes of requests", () => {
     for (let i = 0; i < 5; i++) await clientOf(url, "connect").put(putOf(900_000));
   });
 
+  it("are none again after a thousand that were cut off in the middle, on every carrier", async () => {
+    const { url } = await start({ requestBytes });
+    const { port } = new URL(url);
+    const put = toBinary(PutRequestSchema, create(PutRequestSchema, putOf(20_000)));
+    for (let round = 0; round < 50; round++) {
+      const over2 = http2.connect(url);
+      over2.on("error", () => {});
+      const types = ["application/proto", "application/grpc+proto", "application/connect+proto"];
+      const streams = types.flatMap((type, i) =>
+        [0, 1, 2, 3].map((n) => {
+          const isSession = i === 2 || n === 3;
+          const stream = over2.request({
+            ":method": "POST",
+            ":path": isSession ? sessionPath : "/checkpointd.v1.CheckpointService/Put",
+            "content-type": isSession && i < 2 ? "application/grpc+proto" : type,
+          });
+          stream.on("error", () => {}).resume();
+          stream.write(
+            isSession ? operation(1, 20_000).subarray(0, 10_000) : put.subarray(0, 10_000),
+          );
+          return stream;
+        }),
+      );
+      const sockets = [0, 1, 2, 3, 4, 5, 6, 7].map((n) => {
+        const socket = net.connect(Number(port), "127.0.0.1");
+        socket.on("error", () => {}).resume();
+        if (n < 4) {
+          socket.write(
+            "POST /checkpointd.v1.CheckpointService/Put HTTP/1.1\r\nhost: 127.0.0.1\r\n" +
+              "content-type: application/proto\r\ncontent-length: 20000\r\n\r\n",
+          );
+          socket.write(put.subarray(0, 10_000));
+        }
+        return socket;
+      });
+      const upgraded = sockets.slice(4).map(() => speak(openUpgraded(url)));
+      for (const each of upgraded) {
+        each.read();
+        each.write(operation(1, 20_000).subarray(0, 10_000));
+      }
+      await sleep(20);
+      for (const [i, stream] of streams.entries()) if (i % 2 === 0) stream.close(8);
+      await sleep(5);
+      over2.destroy();
+      for (const socket of sockets) socket.destroy();
+      for (const [i, { stream }] of upgraded.entries()) {
+        if (i % 2 === 0) stream.end();
+        else stream.destroy();
+      }
+    }
+    // Almost all that there may be.
+    await expect
+      .poll(
+        () =>
+          clientOf(url, "gRPC")
+            .put(putOf(990_000))
+            .then(
+              () => "stored",
+              (error) => error.message,
+            ),
+        { timeout: 20_000 },
+      )
+      .toBe("stored");
+  });
+
   it.each(wires)("are those of unfinished messages too, on %s", async (wire) => {
     const { url } = await start({ requestBytes });
     const whole = operation(1, 700_000);
@@ -249,6 +314,82 @@ describe("what is sent and not read", () => {
     expect(frames).toBeLessThan(20_000);
   });
 
+  it("cuts the connection of which most waits, and not who sends when there is too much", async () => {
+    const limits = { backlogBytesInAll: 1_000_000 };
+    const { url, lines } = await start(limits, () => new Promise(() => {}));
+    // Of a session with so many under way no more is read.
+    const full = Buffer.concat(Array.from({ length: 300 }, (_, i) => operation(i + 1, 10)));
+    const [small, large, last] = [1, 2, 3].map(() => speak(openOnHttp2(url))) as [
+      ReturnType<typeof speak>,
+      ReturnType<typeof speak>,
+      ReturnType<typeof speak>,
+    ];
+    for (const [session, bytes] of [
+      [small, 200_000],
+      [large, 600_000],
+    ] as const) {
+      session.read();
+      session.write(full);
+      await sleep(200);
+      session.write(operation(301, bytes));
+      await sleep(200);
+    }
+    last.read();
+    last.write(full);
+    await sleep(200);
+    last.write(operation(301, 300_000));
+    await large.closed;
+    const msg = "cut a connection that sends more than is read";
+    expect(lines({ msg })).toMatchObject([{ level: 40, limit: limits.backlogBytesInAll }]);
+    expect([small, last].map(({ stream }) => stream.destroyed)).toEqual([false, false]);
+  });
+
+  it("does not count what was read since", async () => {
+    const { open, opened: answered } = gate();
+    let calls = 0;
+    const { url, lines } = await start({ backlogBytesInAll: 1_000_000 }, () =>
+      ++calls <= 301 ? answered.then(() => ({})) : new Promise(() => {}),
+    );
+    const full = Buffer.concat(Array.from({ length: 300 }, (_, i) => operation(i + 1, 10)));
+    const first = speak(openOnHttp2(url));
+    first.read();
+    first.write(full);
+    await sleep(200);
+    first.write(operation(301, 800_000));
+    await sleep(200);
+    open();
+    await expect.poll(() => first.answers.length).toBe(302);
+    const second = speak(openOnHttp2(url));
+    second.read();
+    second.write(full);
+    await sleep(200);
+    // With what waited of the first it would be too much, if that still waited.
+    second.write(operation(301, 800_000));
+    await sleep(500);
+    expect(lines({ msg: "cut a connection that sends more than is read" })).toEqual([]);
+    expect(second.stream.destroyed).toBe(false);
+  });
+
+  it("cuts a connection of HTTP/1.1 that asks on and on without waiting for answers", async () => {
+    let asked = 0;
+    const { url, lines } = await start({}, () => {
+      asked++;
+      return new Promise(() => {});
+    });
+    const body = '{"threadId":"t"}';
+    const request =
+      "POST /checkpointd.v1.CheckpointService/GetTuple HTTP/1.1\r\nhost: 127.0.0.1\r\n" +
+      `content-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`;
+    const socket = net.connect(Number(new URL(url).port), "127.0.0.1");
+    socket.on("error", () => {}).resume();
+    const closed = new Promise((resolve) => socket.on("close", resolve));
+    socket.write(request.repeat(10_000));
+    await closed;
+    const msg = "cut a connection that does not wait for its answers";
+    expect(lines({ msg })).toMatchObject([{ level: 40, limit: 256 }]);
+    expect(asked).toBeLessThanOrEqual(256);
+  });
+
   it("cuts its connection when it comes in a flood of small frames", async () => {
     const { url, lines } = await start({});
     const socket = net.connect(Number(new URL(url).port), "127.0.0.1");
@@ -317,6 +458,26 @@ describe("what comes too slowly", () => {
   it("is given up over HTTP/1.1, and its connection ended", async () => {
     const { url } = await start(limits);
     const socket = ask1(url, getHeaders[":path"], "application/json", 1_000, Buffer.from("{"));
+    let answer = "";
+    socket.on("data", (chunk) => {
+      answer += chunk;
+    });
+    await isClosed(socket);
+    expect(answer).toMatch(/^HTTP\/1.1 504 /);
+    expect(answer).toContain(message);
+  });
+
+  it("is given up when it stands still, however much of it came before", async () => {
+    const { url } = await start(limits);
+    // As it comes on average, it might take 100 s.
+    const head = Buffer.alloc(1_000_000);
+    const socket = ask1(
+      url,
+      "/checkpointd.v1.CheckpointService/Put",
+      "application/proto",
+      2e6,
+      head,
+    );
     let answer = "";
     socket.on("data", (chunk) => {
       answer += chunk;
@@ -526,6 +687,33 @@ describe("answers that are not read", () => {
     let read = 0;
     for await (const chunk of kept) read += chunk.length;
     expect(read).toBeGreaterThan(8_000_000);
+  });
+
+  it.each(protocols)("are at the most so many of every kind, over %s", async (protocol) => {
+    const { url } = await start({ streamsInAll: 2 }, () => endless(64 * 1024));
+    const client = clientOf(url, protocol);
+    const stop = new AbortController();
+    const list = (signal = new AbortController().signal) =>
+      client.list({}, { signal })[Symbol.asyncIterator]();
+    const streams = [1, 2].map(() => list(stop.signal));
+    await Promise.all(streams.map((stream) => stream.next()));
+    const third = await list()
+      .next()
+      .catch((error) => error);
+    expect(third).toMatchObject({ code: Code.Unavailable });
+    // Calls are not streams.
+    await client.getTuple({ threadId: "t" });
+    stop.abort();
+    await Promise.allSettled(streams.map((stream) => stream.next()));
+    const later = new AbortController();
+    await expect
+      .poll(() =>
+        list(later.signal)
+          .next()
+          .then(() => "open", String),
+      )
+      .toBe("open");
+    later.abort();
   });
 
   it("are at the most so many streams at a time", async () => {

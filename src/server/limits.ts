@@ -46,6 +46,8 @@ export const defaultLimits = {
   unreadBytesInAll: 512 * mebibyte,
   /** Streamed answers (of List and the like) open at once in all. */
   streamedAnswers: 256,
+  /** Streams of every kind at once in all that connect-es carries, some 60 KB each. */
+  streamsInAll: 4_096,
   /** The age at which a connection is retired gently, give or take 10 %; 0 is never. */
   ageMs: 0,
 };
@@ -55,3 +57,6 @@ export type Limits = typeof defaultLimits;
 
 /** The longest that Node's timers wait; one that is set for longer fires at once. 24 days. */
 export const longestMs = 2 ** 31 - 1;
+
+/** How long a call that is no stream may last, whatever its client asks for. */
+export const mostUnaryMs = 10 * 60_000;

@@ -3,6 +3,7 @@
  * writes by every carrier, and after each that was taken everything is read back in every way.
  * READ_BACK_SEED=N repeats a run that failed, and READ_BACK_ROUNDS=N makes it longer.
  */
+
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -45,6 +46,7 @@ import {
   StoredThreads,
   toParts,
 } from "../testing/stored_threads.js";
+import { checkFilterJson } from "./json_checks.js";
 
 const seed = Number(process.env.READ_BACK_SEED ?? 14);
 const rounds = Number(process.env.READ_BACK_ROUNDS ?? 6);
@@ -192,8 +194,10 @@ async function round(number: number, poison: readonly string[]): Promise<void> {
         expected.filter((each) => each.checkpointId === checkpointId),
       );
       // The metadata contains itself.
-      const found = await list({ metadataFilterJson: metadataJson });
-      expect(found.map(({ key }) => key?.checkpointId)).toContain(checkpointId);
+      if (isFilter(metadataJson)) {
+        const found = await list({ metadataFilterJson: metadataJson });
+        expect(found.map(({ key }) => key?.checkpointId)).toContain(checkpointId);
+      }
       await list({ threadId, metadataFilterJson: '{"no":"such"}' });
     },
     async "List of the metadata, one at a time"() {
@@ -244,8 +248,10 @@ async function round(number: number, poison: readonly string[]): Promise<void> {
       const root = roots[0];
       if (!root) return;
       const [latest] = roots.filter(({ threadId }) => threadId === root.threadId);
-      const filter = { metadataFilterJson: latest?.metadataJson ?? "" };
-      expect(await ids({ filter })).toContain(root.threadId);
+      const metadataFilterJson = latest?.metadataJson ?? "";
+      if (isFilter(metadataFilterJson)) {
+        expect(await ids({ filter: { metadataFilterJson } })).toContain(root.threadId);
+      }
       expect(await ids({ filter: { threadIdPrefix: root.threadId } })).toContain(root.threadId);
       await ids({ filter: { graph: "" } });
     },
@@ -439,6 +445,16 @@ async function round(number: number, poison: readonly string[]): Promise<void> {
     expect(await edge.rowCounts()).toBe(`${poison.length},0,0`);
   });
   expect(edge.captured.lines({ level: 50 })).toEqual([]);
+}
+
+/** Whether it is not too much for a filter, of which less may be than of metadata. */
+function isFilter(json: string): boolean {
+  try {
+    checkFilterJson("filter", json);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 describe("what was stored", () => {

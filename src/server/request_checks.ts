@@ -17,25 +17,16 @@ import type {
   PutExtendingRequest,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { CheckpointdError, invalidArgument } from "../errors.js";
-import { mostJsonBytes, mostJsonLevels } from "../store/undeliverable.js";
-
-/** Limits of texts in bytes of UTF-8, and of lists in elements. */
-export const limits = {
-  /** A name that is in a key, or may be. The longest that Postgres can compress to fit are shorter. */
-  name: 65_536,
-  /** The largest is 4294967295. */
-  transactionId: 10,
-  /** Where a bytea of Postgres ends. */
-  offset: 1024 ** 3,
-  type: 256,
-  /** Channels or writes. A graph has a channel for each field of its state, and one for each node. */
-  elements: 100_000,
-  leaseToken: 64,
-  owner: 256,
-  /** Threads or runs that one request may name, and threads it may claim. */
-  threads: 1_000,
-  keepLast: 1_000_000,
-} as const;
+import { mostJsonBytes } from "../store/undeliverable.js";
+import { checkFilterJson, checkStoredJson, checkVersions } from "./json_checks.js";
+import {
+  checkCharacters,
+  checkCount,
+  checkName,
+  checkRequired,
+  checkText,
+  limits,
+} from "./text_checks.js";
 
 export function checkGetTuple(request: GetTupleRequest): void {
   checkName("thread_id", request.threadId);
@@ -55,10 +46,10 @@ export function checkPut(request: PutRequest, maxMessageSize: number): void {
   if (request.checkpointJson === "") {
     throw invalidArgument("checkpoint_json", "REQUIRED", "must not be empty");
   }
-  let printed = checkJsonObject("checkpoint_json", request.checkpointJson);
-  if (request.metadataJson !== "")
-    printed += checkJsonObject("metadata_json", request.metadataJson);
-  checkPrinted(request, printed, Math.min(maxMessageSize, mostJsonBytes));
+  const { printed, members } = checkStoredJson("checkpoint_json", request.checkpointJson);
+  checkVersions("checkpoint_json", request.checkpointJson, members);
+  const metadata = checkStoredJson("metadata_json", request.metadataJson || "{}");
+  checkPrinted(request, printed + metadata.printed, Math.min(maxMessageSize, mostJsonBytes));
   checkText("lease_token", request.leaseToken, limits.leaseToken);
   checkCount("blobs", request.blobs.length);
   const channels = new Set<string>();
@@ -182,7 +173,7 @@ export function checkList(request: ListRequest): void {
     checkName("before_checkpoint_id", request.beforeCheckpointId);
   }
   if (request.metadataFilterJson !== "") {
-    checkJsonObject("metadata_filter_json", request.metadataFilterJson);
+    checkFilterJson("metadata_filter_json", request.metadataFilterJson);
   }
   if (request.limit !== undefined && request.limit < 0) {
     throw invalidArgument("limit", "OUT_OF_RANGE", "must be zero or more", 0);
@@ -211,119 +202,6 @@ export function checkDeleteThread(request: DeleteThreadRequest): void {
   checkName("thread_id", request.threadId);
 }
 
-export function checkName(field: string, text: string, limit: number = limits.name): void {
-  checkRequired(field, text);
-  checkText(field, text, limit);
-}
-
-function checkRequired(field: string, text: string): void {
-  if (text === "") throw invalidArgument(field, "REQUIRED", "must not be empty");
-}
-
-export function checkText(field: string, text: string, limit: number = limits.name): void {
-  // A UTF-16 unit is at most 3 bytes of UTF-8, so most names need no counting.
-  if (text.length * 3 > limit && Buffer.byteLength(text) > limit) {
-    throw invalidArgument(field, "TOO_LONG", `must be at most ${limit} bytes`, limit);
-  }
-  checkCharacters(field, text);
-}
-
-export function checkCharacters(field: string, text: string): void {
-  if (text.includes("\0")) {
-    throw invalidArgument(field, "NUL_CHARACTER", "must not hold a NUL character");
-  }
-  if (!text.isWellFormed()) {
-    throw invalidArgument(field, "LONE_SURROGATE", "must not hold a lone surrogate");
-  }
-}
-
-/**
- * Only what costs little to see; Postgres parses the rest (see store/json.ts). Returns how many bytes
- * are printed of it at the most.
- */
-export function checkJsonObject(field: string, text: string): number {
-  checkCharacters(field, text);
-  if (!/^\s*\{/.test(text)) {
-    throw invalidArgument(field, "NOT_A_JSON_OBJECT", "must be a JSON object");
-  }
-  return printedBytes(field, text);
-}
-
-/** Digits that the exponents of a text of JSON may stand for in all. */
-const mostDigits = 1024 * 1024;
-/** Elements and members of a text of JSON. Postgres takes 32 bytes for each while it reads them. */
-const mostParts = 4 * 1024 * 1024;
-
-/**
- * Returns how many bytes Postgres prints of a text of JSON at the most, which is what everybody who
- * reads it is sent. Throws where it is more than a little longer than the text, or deeper than what
- * walks through it can go: jsonb keeps 1e131071 in a few bytes and writes all its digits (10,000 of
- * them, in 169 KB, were 1.3 GB for whoever listed them), and takes 16,000 levels of which its own
- * operators take half.
- */
-function printedBytes(field: string, text: string): number {
-  let level = 0;
-  let parts = 0;
-  let spaces = 0;
-  let digits = 0;
-  for (let i = 0; i < text.length; i++) {
-    switch (text.charCodeAt(i)) {
-      case 0x22: // "
-        i = endOfString(text, i + 1);
-        break;
-      case 0x5b: // [
-      case 0x7b: // {
-        if (++level > mostJsonLevels) {
-          const message = `must not be nested more than ${mostJsonLevels} levels deep`;
-          throw invalidArgument(field, "INVALID_JSON", message, mostJsonLevels);
-        }
-        break;
-      case 0x5d: // ]
-      case 0x7d: // }
-        level--;
-        break;
-      case 0x2c: // ,
-      case 0x3a: // :
-        parts++;
-        // Postgres prints a space after each; what it printed has them.
-        if (text.charCodeAt(i + 1) !== 0x20) spaces++;
-        break;
-      case 0x45: // E
-      case 0x65: // e
-        digits += powerAt(text, i + 1);
-        break;
-    }
-  }
-  if (parts > mostParts) {
-    const message = `must not have more than ${mostParts} elements and keys in all`;
-    throw invalidArgument(field, "TOO_MANY", message, mostParts);
-  }
-  if (digits > mostDigits) {
-    const message = `numbers with exponents must not have more than ${mostDigits} digits in all when written out`;
-    throw invalidArgument(field, "OUT_OF_RANGE", message, mostDigits);
-  }
-  return Buffer.byteLength(text) + spaces + digits;
-}
-
-/** Where the string ends that begins before `at`: the place of its second quote. */
-function endOfString(text: string, at: number): number {
-  for (let end = text.indexOf('"', at); end >= 0; end = text.indexOf('"', end + 1)) {
-    let slashes = 0;
-    while (text.charCodeAt(end - 1 - slashes) === 0x5c) slashes++;
-    if (slashes % 2 === 0) return end;
-  }
-  return text.length;
-}
-
-/** The exponent that is written there, without its sign; 0 if none is, as in `true`. */
-function powerAt(text: string, at: number): number {
-  const sign = text.charCodeAt(at);
-  const first = sign === 0x2b || sign === 0x2d ? at + 1 : at;
-  let end = first;
-  while (text.charCodeAt(end) >= 0x30 && text.charCodeAt(end) <= 0x39) end++;
-  return Number(text.slice(first, end));
-}
-
 function checkValue(field: string, value: Value): void {
   checkName(`${field}.type`, value.type, limits.type);
   if (value.type === "empty") {
@@ -332,12 +210,5 @@ function checkValue(field: string, value: Value): void {
       "RESERVED",
       'must not be "empty", which marks a channel without a value: leave the value out',
     );
-  }
-}
-
-export function checkCount(field: string, count: number, limit: number = limits.elements): void {
-  if (count > limit) {
-    const message = `must have at most ${limit} elements, has ${count}`;
-    throw invalidArgument(field, "TOO_MANY", message, limit);
   }
 }

@@ -37,7 +37,7 @@ export interface RpcOptions {
   compression: boolean;
   callTimeoutMs: number;
   sessionAgeMs: number;
-  limits?: Pick<Limits, "streamedAnswers">;
+  limits?: Pick<Limits, "streamedAnswers" | "streamsInAll">;
   log: Log;
 }
 
@@ -55,7 +55,7 @@ export interface Rpc {
 /** Serves the operations and streams by RPCs, in each protocol that connect-es speaks, and sessions. */
 export function createRpc(options: RpcOptions): Rpc {
   const { operations, streams, calls, isReady, maxMessageSize, callTimeoutMs, log } = options;
-  const { streamedAnswers } = options.limits ?? defaultLimits;
+  const { streamedAnswers, streamsInAll } = options.limits ?? defaultLimits;
   const shutdown = new AbortController();
   // Every running call listens to it.
   setMaxListeners(0, shutdown.signal);
@@ -92,6 +92,7 @@ export function createRpc(options: RpcOptions): Rpc {
       shutdownSignal: shutdown.signal,
     },
     maxMessageSize,
+    streamsInAll,
     calls,
     log,
     (request, response) => carrySession(sessions, maxMessageSize, request, response),

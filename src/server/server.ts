@@ -1,3 +1,5 @@
+// First, see there.
+import "./base64.js";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import type { Log } from "../log.js";

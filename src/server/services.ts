@@ -4,6 +4,7 @@ import type { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.j
 import type { AnswerInit, OperationName, Request, StreamName } from "../protocol/operations.js";
 import { type Call, type Calls, callKey } from "./call.js";
 import { overloaded } from "./intake.js";
+import { mostUnaryMs } from "./limits.js";
 import type { Operations } from "./operation_handlers.js";
 import type { Streams } from "./stream_handlers.js";
 
@@ -86,8 +87,7 @@ export function createServices(
   };
 }
 
-/** How long calls may last, whatever their client asks for. */
-const mostUnaryMs = 10 * 60_000;
+/** How long they may last, whatever their client asks for. */
 const mostStreamMs = 24 * 60 * 60_000;
 
 /** The handler's call, which from now on aborts with the RPC: at the client's deadline, at a drain. */

@@ -15,7 +15,7 @@ import {
 } from "../protocol/operations.js";
 import type { Call, Calls } from "./call.js";
 import { notReady } from "./connect_error.js";
-import { longestMs } from "./limits.js";
+import { longestMs, mostUnaryMs } from "./limits.js";
 import type { Operations } from "./operation_handlers.js";
 
 type Response = MessageInitShape<typeof OpenSessionResponseSchema>;
@@ -142,7 +142,7 @@ class OpenSession implements Session {
     const call = calls.begin(`${this.requestId}/${id}`, rpc, "session", timeoutMs);
     call.source = this;
     call.requestBytes = bytes;
-    calls.bound(call, timeoutMs || callTimeoutMs);
+    calls.bound(call, Math.min(timeoutMs || callTimeoutMs, Math.max(callTimeoutMs, mostUnaryMs)));
     this.#running.set(id, call);
     void this.#carryOut(id, operation, call);
   }

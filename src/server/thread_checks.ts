@@ -15,14 +15,8 @@ import {
   ThreadStatus,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { invalidArgument } from "../errors.js";
-import {
-  checkCharacters,
-  checkCount,
-  checkJsonObject,
-  checkName,
-  checkText,
-  limits,
-} from "./request_checks.js";
+import { checkFilterJson } from "./json_checks.js";
+import { checkCharacters, checkCount, checkName, checkText, limits } from "./text_checks.js";
 
 const second = 1_000;
 const hour = 60 * 60 * second;
@@ -131,7 +125,7 @@ function checkFilter(filter: ThreadFilter | undefined): void {
   }
   checkText("filter.thread_id_prefix", filter.threadIdPrefix);
   if (filter.metadataFilterJson !== "") {
-    checkJsonObject("filter.metadata_filter_json", filter.metadataFilterJson);
+    checkFilterJson("filter.metadata_filter_json", filter.metadataFilterJson);
   }
   if (filter.graph !== undefined) checkCharacters("filter.graph", filter.graph);
   checkTime("filter.updated_after", filter.updatedAfter);

@@ -9,6 +9,11 @@ import type { Limits } from "./limits.js";
 const sweepMs = 250;
 /** For how many looks a connection may have more than its share. */
 const looksAbove = 4;
+/**
+ * A reader that took so much since the last look is not cut for what it still has before it: there may
+ * be answers larger than the share.
+ */
+const progressBytes = 1024 * 1024;
 
 /** What is written to an HTTP/2 stream comes in pieces of so many bytes, to see that they are taken. */
 const pieceBytes = 256 * 1024;
@@ -31,6 +36,8 @@ export interface Writer {
   readonly answers: Map<http2.ServerHttp2Stream, Answer>;
   /** How often in a row it had more than its share. */
   looksAbove: number;
+  /** What had been written to its socket when it was last looked. */
+  bytesWritten: number;
 }
 
 /**
@@ -71,7 +78,10 @@ export function watchUnread(writers: () => Iterable<Writer>, limits: Limits, log
     for (const writer of writers()) {
       if (writer.answers.size > 0) endStalled(writer, limits.unreadMs, log);
       const bytes = unreadBytes(writer);
-      writer.looksAbove = bytes > limits.unreadBytes ? writer.looksAbove + 1 : 0;
+      const taken = writer.socket.bytesWritten - writer.socket.writableLength;
+      const isAbove = bytes > limits.unreadBytes && taken - writer.bytesWritten < progressBytes;
+      writer.looksAbove = isAbove ? writer.looksAbove + 1 : 0;
+      writer.bytesWritten = taken;
       if (writer.looksAbove > looksAbove) {
         cut(writer, bytes, limits.unreadBytes);
       } else if (bytes > 0) {

@@ -52,3 +52,19 @@ it("carries out nothing that it was asked for before it stood still", async () =
   await db.close(1000);
   await database.drop();
 });
+
+it("fails nobody who asks when it goes on again, with connections from before", async () => {
+  const database = await createDatabase();
+  const db = openPool(database.url, { poolSize: 3 });
+  const three = () =>
+    Promise.allSettled([1, 2, 3].map(() => db.run("select pg_sleep(0.1)", []))).then((all) =>
+      all.map((each) => (each.status === "fulfilled" ? "fulfilled" : each.reason.code)),
+    );
+  expect(await three()).toEqual(Array(3).fill("fulfilled"));
+  const until = performance.now() + 4_500;
+  while (performance.now() < until);
+  await sleep(2_000);
+  expect(await three()).toEqual(Array(3).fill("fulfilled"));
+  await db.close(1000);
+  await database.drop();
+});

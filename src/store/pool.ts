@@ -118,9 +118,17 @@ export function createPool(target: Target, stall: StallWatch): Pool {
   }
 
   function borrowIdle(): Connection | undefined {
-    const connection = idle.pop();
-    if (connection) lent.add(connection);
-    return connection;
+    for (;;) {
+      const connection = idle.pop();
+      // One from before this process stood still sends nothing more (see Connection): it would fail
+      // whoever gets it, who asked later and knows nothing of that.
+      if (connection && stall.hasStoodStillSince(connection.openedAt)) {
+        connection.end(new ConnectionError("CONNECTION_LOST", "the server stood still"));
+        continue;
+      }
+      if (connection) lent.add(connection);
+      return connection;
+    }
   }
 
   async function tryAfterPause(): Promise<void> {

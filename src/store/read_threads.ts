@@ -34,10 +34,11 @@ const mostExamined = 2_000;
 const mostCounted = 50;
 
 /**
- * Root checkpoints that a statement by time walks past at the most, of the threads that it looks at:
- * one long thread, at work, has more than all others.
+ * Root checkpoints that a statement by time walks past: few at first, more where they are not of
+ * enough threads, since one long thread, at work, has more than all others.
  */
-const walkedFor = (examine: number) => 4 * examine;
+const firstWalked = 400;
+const mostWalked = 8_000;
 
 /**
  * Yields the threads that match, in the order asked for. Each statement looks at so many threads
@@ -52,6 +53,7 @@ export async function* listThreads(
   let left = request.limit ?? Number.POSITIVE_INFINITY;
   let after: ThreadPosition | undefined = request.after;
   const most = request.withCounts ? mostCounted : mostExamined;
+  let walk = firstWalked;
   for (let examine = firstExamined; left > 0; examine *= 2) {
     examine = Math.min(examine, most);
     const page = await readThreads(
@@ -62,6 +64,7 @@ export async function* listThreads(
         withCounts: request.withCounts,
         after,
         examine,
+        walk,
         limit: Math.min(left, examine),
       },
       signal,
@@ -70,6 +73,7 @@ export async function* listThreads(
     left -= page.threads.length;
     if (!page.next) return;
     after = page.next;
+    walk = page.isCut ? Math.min(walk * 2, mostWalked) : Math.max(walk / 2, firstWalked);
   }
 }
 
@@ -118,6 +122,8 @@ export interface ThreadPage {
   after?: ThreadPosition | undefined;
   /** Threads looked at at the most. Fewer where a statement has walked far to find them. */
   examine: number;
+  /** Root checkpoints walked past at the most, by time; as many as any statement may unless given. */
+  walk?: number;
   /** Threads returned at the most. */
   limit: number;
   /** Whether to go without their metadata, so that none is too large to be told. */
@@ -131,13 +137,14 @@ export interface ThreadPage {
 }
 
 /**
- * Reads a page, and where the next one begins: undefined at the end. Threads too large to be told are left out and reported. Throws INVALID_ARGUMENT if the metadata filter is no JSON that Postgres takes.
+ * Reads a page, and where the next one begins: undefined at the end. `isCut` where it has walked as
+ * far as it might. Threads too large to be told are left out and reported. Throws INVALID_ARGUMENT if the metadata filter is no JSON that Postgres takes.
  */
 export async function readThreads(
   db: Db,
   page: ThreadPage,
   signal: Signal | undefined,
-): Promise<{ threads: Thread[]; next: ThreadPosition | undefined }> {
+): Promise<{ threads: Thread[]; next: ThreadPosition | undefined; isCut: boolean }> {
   const { statement, parameters } = pageStatement(db.schema, page);
   const rows = await explainJson(
     db.runLong,
@@ -152,10 +159,10 @@ export async function readThreads(
   let next: ThreadPosition | undefined;
   if (last && found.length === page.limit) {
     next = position(text(last[at.thread_id]), toTimestamp(text(last[at.updated_at])));
-  } else if (text(end?.[at.is_more]) === "true") {
+  } else if (text(end?.[at.is_more]) !== "") {
     next = position(text(end?.[at.thread_id]), toTimestamp(text(end?.[at.updated_at])));
   }
-  return { threads, next };
+  return { threads, next, isCut: text(end?.[at.is_more]) === "walked" };
 }
 
 const position = (threadId: string, updateTime: Timestamp) =>
@@ -176,8 +183,8 @@ export const updatedAt = (c: string) => `(case
   end)`;
 
 /**
- * The statement of one page. It walks checkpointd_threads_updated_idx backwards past what is not of
- * the time of its thread's latest checkpoint (a look-up in the primary key for each thread, or in
+ * The statement of one page. It walks checkpointd_threads_updated_idx backwards past what is not its
+ * thread's latest checkpoint (a look-up in the primary key for each thread, or in
  * checkpointd_checkpoints_latest_idx), or, by id, steps from thread to thread through the primary
  * key (or checkpointd_threads_id_idx). Its last row tells how far it came.
  */
@@ -225,15 +232,16 @@ function pageStatement(
   const statuses$ = statuses.length > 0 ? bind(statuses) : undefined;
   const limit$ = bind(page.limit);
   const isFull = `(select count(*) from examined) = ${bind(page.examine)}::bigint`;
-  const [walked, farthest, isMore] = byId
-    ? ["", "", isFull]
+  const [walked, farthest, isCut] = byId
+    ? ["", "", ""]
     : [
         `${examined.walked}, `,
         // Nobody's thread, but as far as it came.
-        `select thread_id, updated_at from (select * from walked t order by ${reverse} limit 1) as t
-        where not ${isFull}
-        union all `,
-        `${isFull} or (select count(*) from walked) = ${bind(walkedFor(page.examine))}::bigint`,
+        `select thread_id, ${updatedAt("t")} as updated_at
+      from (select * from walked order by n desc limit 1) as t
+      where not ${isFull}
+      union all `,
+        `when (select count(*) from walked) = ${bind(page.walk ?? mostWalked)}::bigint then 'walked'`,
       ];
   const statement = (json: JsonForm) => `
 with ${walked}examined as materialized (${examined.threads(json)}
@@ -256,7 +264,7 @@ select ${threadColumns.names} from (
   select ${threadColumns.union({
     thread_id: "t.thread_id",
     updated_at: micros("t.updated_at"),
-    is_more: `(${isMore})::text`,
+    is_more: `case when ${isFull} then 'threads' ${isCut} end`,
   })}, null
   from (select) as always
   left join lateral (
@@ -278,7 +286,7 @@ interface ExaminedThreads {
 
 function threadsByTime(
   schema: string,
-  { filter, after, examine }: ThreadPage,
+  { filter, after, examine, walk = mostWalked }: ThreadPage,
   bind: Bind,
 ): ExaminedThreads {
   const time = updatedAt("c");
@@ -288,24 +296,30 @@ function threadsByTime(
       `(${time}, c.thread_id collate "C") < (${bindTime(after.updateTime, bind)}, ${bind(after.threadId)})`,
     );
   }
+  const last = `(select * from walked order by n desc limit 1)`;
   return {
+    // Their times are not told: to make them of the ids takes longer than to walk past them.
     walked: `walked as materialized (
-  select c.thread_id, ${time} as updated_at
-  from ${schema}.checkpoints c
-  where ${["c.checkpoint_ns = ''", ...conditions].join("\n    and ")}
-  order by ${time} desc, c.thread_id collate "C" desc
-  limit ${bind(walkedFor(examine))}
+  select *, row_number() over () as n
+  from (
+    select c.thread_id, c.checkpoint_id, c.created_at
+    from ${schema}.checkpoints c
+    where ${["c.checkpoint_ns = ''", ...conditions].join("\n      and ")}
+    order by ${time} desc, c.thread_id collate "C" desc
+    limit ${bind(walk)}
+  ) as c
 )`,
-    // One look-up for each thread, however many of its checkpoints were walked past. By the time and
-    // not by the id, so that the next page may begin after a time and a thread: of two checkpoints of
-    // one time either stands for the thread.
+    // One look-up for each thread, however many of its checkpoints were walked past. The next page
+    // begins after the time and the thread of the last, of which there may be more: then any of that
+    // time stands for the thread.
     threads: (json) => `
   select c.thread_id, c.checkpoint_id, c.checkpoint, c.metadata, ${time} as updated_at
   from (
-    select thread_id, array_agg(updated_at) as times from walked group by thread_id
+    select thread_id, array_agg(checkpoint_id) as ids from walked group by thread_id
   ) as t
   cross join lateral (${latest(schema, "t.thread_id", json)}) as c
-  where ${time} = any(t.times)
+  where c.checkpoint_id = any(t.ids)
+    or (c.thread_id, ${time}) in (select last.thread_id, ${updatedAt("last")} from ${last} as last)
   order by updated_at desc, c.thread_id collate "C" desc
   limit ${bind(examine)}`,
   };

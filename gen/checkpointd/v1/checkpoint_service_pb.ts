@@ -110,7 +110,7 @@ export type PutRequest = Message<"checkpointd.v1.PutRequest"> & {
    * It must be storable as jsonb: no \u0000 and no lone surrogate in any string. And it must be
    * readable: at most 2,000 levels deep, 4,194,304 elements and keys and 1,048,576 digits that exponents
    * stand for (1e131071 is as many as it says); as Postgres prints it, with the metadata, it must fit
-   * into a message.
+   * into a message. At most 100000 channel_versions.
    *
    * @generated from field: string checkpoint_json = 5;
    */
@@ -315,7 +315,8 @@ export type ListRequest = Message<"checkpointd.v1.ListRequest"> & {
 
   /**
    * A JSON object that the metadata must contain, as Postgres's jsonb @> has it: nested
-   * objects by their keys, arrays by their elements. Empty: all.
+   * objects by their keys, arrays by their elements. At most 65536 bytes, with at most 32 elements
+   * of arrays in all, not counting the first of each. Empty: all.
    *
    * @generated from field: string metadata_filter_json = 5;
    */

@@ -196,7 +196,8 @@ export type ThreadFilter = Message<"checkpointd.v1.ThreadFilter"> & {
   threadIdPrefix: string;
 
   /**
-   * A JSON object that the metadata must contain (Postgres's jsonb @>). Empty: all.
+   * A JSON object that the metadata must contain (Postgres's jsonb @>). At most 65536
+   * bytes, with at most 32 elements of arrays in all, not counting the first of each. Empty: all.
    *
    * @generated from field: string metadata_filter_json = 3;
    */
