@@ -774,6 +774,97 @@ def test_runs_several_at_once_and_none_twice(form, named, thread):
     assert (len(most), max(most)) == (9, 3)
 
 
+@BOTH
+def test_looks_for_work_while_a_long_run_goes_on(form, named, thread):
+    leave(named, f"{thread}-first")
+    began, other = threading.Event(), threading.Event()
+
+    def node(state):
+        began.set()
+        # Until the one that comes later was taken.
+        assert other.wait(30)
+        return {"n": 3}
+
+    def second(state):
+        other.set()
+        return {"n": 3}
+
+    def run(state, config):
+        is_first = config["configurable"]["thread_id"].endswith("first")
+        return (node if is_first else second)(state)
+
+    run.__annotations__["config"] = RunnableConfig
+    graph = StateGraph(State).add_node("before", lambda state: {"n": 1}).add_node("node", run)
+    graph.add_edge(START, "before").add_edge("before", "node")
+    graph = graph.compile(checkpointer=named)
+
+    def later():
+        began.wait(30)
+        leave(named, f"{thread}-second")
+
+    threading.Thread(target=later).start()
+    seen = []
+
+    async def worker():
+        stop = asyncio.Event()
+
+        def on_recovered(it):
+            seen.append(it.outcome)
+            if len(seen) == 2:
+                stop.set()
+
+        options = {"concurrency": 2, "poll": 0.05, "grace": 0, "on_recovered": on_recovered}
+        return await arecover_threads(named, graph, stop=stop, **options)
+
+    if form == "async":
+        assert asyncio.run(worker()) == RecoverySummary(resumed=2)
+        return
+    stop = threading.Event()
+
+    def on_recovered(it):
+        seen.append(it.outcome)
+        if len(seen) == 2:
+            stop.set()
+
+    options = {"concurrency": 2, "poll": 0.05, "on_recovered": on_recovered}
+    summary = recover("sync", named, graph, stop=stop, **options)
+    assert summary == RecoverySummary(resumed=2)
+
+
+@BOTH
+def test_a_graph_may_have_a_saver_of_its_own(form, named, thread, sql, service):
+    with ConnectSaver(service.url, graph=named.graph) as own:
+        leave(own, f"{thread}-moves")
+        graph = compiled(own, lambda state: {"n": 2}, form)
+        assert recover(form, named, graph) == RecoverySummary(resumed=1)
+        leave(own, f"{thread}-lost")
+
+        def node(state):
+            sql.execute("delete from checkpointd_claims where thread_id like %s", (thread + "%",))
+            return {"n": 2}
+
+        stop, seen = threading.Event(), []
+        if form == "sync":
+            graph = compiled(own, node)
+            recover(
+                form, named, graph, stop=stop, on_recovered=lambda it: stop.set() or seen.append(it)
+            )
+        else:
+
+            async def once():
+                stop = asyncio.Event()
+                await arecover_threads(
+                    named,
+                    compiled(own, node, form),
+                    grace=0,
+                    stop=stop,
+                    on_recovered=lambda it: stop.set() or seen.append(it),
+                )
+
+            asyncio.run(once())
+        assert [it.outcome for it in seen] == ["lost"]
+
+
 def test_names_config_and_context_reach_the_graph(named, thread):
     class Context(TypedDict):
         word: str

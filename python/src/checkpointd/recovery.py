@@ -105,6 +105,13 @@ class Run:
         # A foreign one at once: another version of the graph may have what this one lacks.
         return self.foreign is not None or self.outcome in ("resumed", "stopped")
 
+    def raised(self, error: BaseException | None) -> None:
+        """Takes note of what the graph raised."""
+        self.error = error
+        # Of a graph with a saver of its own only this tells it.
+        if isinstance(error, CheckpointdError) and error.reason == "LEASE_LOST":
+            self.watch.lose(error)
+
     def look(self, now: Thread | None) -> None:
         """Takes note of how the thread stands: also what other savers stored counts."""
         before = self.thread
@@ -210,7 +217,7 @@ class Recovery:
             if run.foreign is None:
                 self._run(run)
         except Exception as error:
-            run.error = error
+            run.raised(error)
         finally:
             ended.set()
             keeper.join()
@@ -245,7 +252,7 @@ class Recovery:
             keeper.cancel()
             await asyncio.wait({keeper})
             saver._watches.pop(run.token, None)
-        run.error = asyncio.CancelledError() if runner.cancelled() else runner.exception()
+        run.raised(asyncio.CancelledError() if runner.cancelled() else runner.exception())
         try:
             if run.may_stand_elsewhere:
                 run.look(await saver.threads.aget(thread.thread_id))
