@@ -254,6 +254,38 @@ def test_nothing_is_stored_when_the_lease_was_lost_in_a_step(form, durability, n
 
 
 @BOTH
+def test_a_run_that_lost_its_lease_does_not_go_on_for_long(form, named, thread, sql):
+    leave(named, thread)
+    runs = []
+
+    def node(state):
+        runs.append(1)
+        sql.execute("delete from checkpointd_claims where thread_id = %s", (thread,))
+        time.sleep(0.1)
+        return {"n": state["n"] + 1}
+
+    graph = StateGraph(State).add_node("before", lambda state: {"n": 1}).add_node("node", node)
+    graph.add_edge(START, "before").add_edge("before", "node")
+    graph.add_conditional_edges("node", lambda state: "node" if state["n"] < 20 else END)
+    graph = graph.compile(checkpointer=named)
+    stop, seen = threading.Event(), []
+
+    # Nobody waits for what it stores, and its lease is not to be renewed for long.
+    async def arun():
+        stop = asyncio.Event()
+        options = {"on_recovered": lambda it: stop.set() or seen.append(it), "stop": stop}
+        await arecover_threads(named, graph, grace=0, durability="async", **options)
+
+    if form == "async":
+        asyncio.run(arun())
+    else:
+        options = {"on_recovered": lambda it: stop.set() or seen.append(it), "stop": stop}
+        recover(form, named, graph, durability="async", **options)
+    assert [it.outcome for it in seen] == ["lost"]
+    assert len(runs) < 8
+
+
+@BOTH
 def test_renews_while_a_long_step_runs(form, named, thread, sql):
     leave(named, thread)
     owners = []
@@ -565,6 +597,28 @@ def test_leaves_the_others_thread_alone(form, at, shared):
             assert summary == RecoverySummary(resumed=1)
             state = billing(own).get_state(config_of(thread))
             assert (state.values, state.next) == ({"total": 20}, ())
+
+
+def test_a_graph_of_the_same_nodes_and_other_channels_is_another(shared):
+    class Other(TypedDict):
+        amount: int
+
+    shared.crash("charge", "thread", "nameless")
+    graph = StateGraph(Other).add_node("load", lambda state: {"amount": 1})
+    graph.add_node("charge", lambda state: {"amount": 2})
+    graph = graph.add_edge(START, "load").add_edge("load", "charge")
+    reasons = []
+    summary = recover(
+        "sync",
+        shared.nameless,
+        graph.compile(checkpointer=shared.nameless),
+        on_skipped=lambda thread, reason: reasons.append(str(reason)),
+    )
+    assert summary == RecoverySummary(skipped=1)
+    assert reasons == [
+        "thread 'thread' was left alone: the graph does not know channel \"total\", and the thread "
+        "carries no graph's name"
+    ]
 
 
 @BOTH

@@ -13,9 +13,16 @@ import psycopg
 import pytest
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import interrupt
-from relay import Relay
 
-from checkpointd import LEASE_TOKEN, CheckpointdError, ConnectSaver, Pruned, ThreadCounts, Threads
+from checkpointd import (
+    LEASE_TOKEN,
+    CheckpointdError,
+    Pruned,
+    ThreadCounts,
+    Threads,
+    async_session,
+    blocking_session,
+)
 
 
 class State(TypedDict, total=False):
@@ -141,17 +148,35 @@ def test_are_filtered_limited_and_counted(threads, four, saver):
     assert [it.counts for it in threads.list(prefix=four + "a", counts=True)] == [counted]
 
 
-def test_lists_go_on_where_they_broke(service, four, thread):
-    relay = Relay(service.port)
-    try:
-        with ConnectSaver(relay.url) as saver:
-            seen = []
-            for it in saver.threads.list(prefix=four, order="id", limit=3):
-                seen.append(it.thread_id[-1])
-                relay.cut()
-            assert seen == ["a", "b", "c"]
-    finally:
-        relay.close()
+@pytest.fixture
+def cut(monkeypatch):
+    """Has the next streams break after their first message."""
+    left = [5]
+    call, acall = blocking_session.call, async_session.call
+
+    def broken_call(*given):
+        for message in call(*given):
+            yield message
+            if left[0] > 0:
+                left[0] -= 1
+                raise CheckpointdError("unavailable", "cut")
+
+    async def broken_acall(*given):
+        async for message in acall(*given):
+            yield message
+            if left[0] > 0:
+                left[0] -= 1
+                raise CheckpointdError("unavailable", "cut")
+
+    monkeypatch.setattr(blocking_session, "call", broken_call)
+    monkeypatch.setattr(async_session, "call", broken_acall)
+
+
+@pytest.mark.parametrize("order", ["newest", "id"])
+def test_lists_go_on_where_they_broke(order, threads, four, cut):
+    turn = -1 if order == "newest" else 1
+    assert ids(threads.list(prefix=four, order=order, limit=3)) == list("abcd"[::turn][:3])
+    assert ids(threads.list(prefix=four, order=order)) == list("abcd"[::turn])
 
 
 def test_are_claimed_once_fenced_and_freed(threads, four, saver, service):
@@ -215,21 +240,10 @@ def test_are_copied_pruned_and_cleared_of_runs(threads, four, saver):
     assert threads.get(target) is None
 
 
-def test_prune_goes_on_where_it_was_cut(service, thread, saver):
-    names = [f"{thread}-{at:02}" for at in range(12)]
-    for name in names:
-        run(saver, name, "end")
-    relay = Relay(service.port)
-    try:
-        with ConnectSaver(relay.url) as through:
-            told = []
-            for each in through.threads.prune(prefix=thread, keep_last=1, dry_run=True):
-                told.append(each)
-                relay.cut()
-        assert [it.thread_id for it in told if it.thread_id] == names
-        assert told[-1].threads_examined == 12
-    finally:
-        relay.close()
+def test_prune_goes_on_where_it_was_cut(threads, four, cut):
+    told = list(threads.prune(prefix=four, keep_last=1, dry_run=True))
+    assert ids(it for it in told if it.thread_id) == list("abcd")
+    assert [it.threads_examined for it in told if it.thread_id] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
