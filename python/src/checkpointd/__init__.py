@@ -5,7 +5,27 @@
 
 from .errors import CheckpointdError
 from .names import LEASE_TOKEN
+from .recover import arecover_threads, recover_threads
+from .recovery import Recovered, RecoverySummary
 from .retry import Retry
 from .saver import ConnectSaver
+from .thread_values import ThreadFilter
+from .threads import Claim, Lease, Pruned, Thread, ThreadCounts, Threads
 
-__all__ = ["LEASE_TOKEN", "CheckpointdError", "ConnectSaver", "Retry"]
+__all__ = [
+    "LEASE_TOKEN",
+    "CheckpointdError",
+    "Claim",
+    "ConnectSaver",
+    "Lease",
+    "Pruned",
+    "Recovered",
+    "RecoverySummary",
+    "Retry",
+    "Thread",
+    "ThreadCounts",
+    "ThreadFilter",
+    "Threads",
+    "arecover_threads",
+    "recover_threads",
+]

@@ -224,11 +224,13 @@ class Client:
         kind: type[Any],
         took: Callable[[Any], None],
         begins: Callable[[], None] | None = None,
+        opens: Callable[[], None] | None = None,
     ) -> Iterator[Any]:
         """The messages of a stream, opened again where it broke off.
 
         `took` is told of each message, and has to see to it that the request goes on after it then;
-        or `begins`, which is called before each opening, that all begins anew.
+        or `begins`, which is called before each opening, that all begins anew. `opens` is only told
+        of each opening.
         """
         tries: Tries | None = None
         while True:
@@ -239,6 +241,8 @@ class Client:
                 deadline = monotonic() + timeout
             if begins is not None:
                 begins()
+            if opens is not None:
+                opens()
             exchange = self._exchange(_STREAMS[name], request.SerializeToString(), None)
             parts = blocking_session.call(self._address, exchange, deadline)
             try:
@@ -325,6 +329,7 @@ class Client:
         kind: type[Any],
         took: Callable[[Any], None],
         begins: Callable[[], None] | None = None,
+        opens: Callable[[], None] | None = None,
     ) -> AsyncIterator[Any]:
         """As `stream`."""
         tries: Tries | None = None
@@ -336,6 +341,8 @@ class Client:
                 deadline = monotonic() + timeout
             if begins is not None:
                 begins()
+            if opens is not None:
+                opens()
             exchange = self._exchange(_STREAMS[name], request.SerializeToString(), None)
             parts = async_session.call(self._address, exchange, deadline)
             try:

@@ -21,7 +21,8 @@ from typing_extensions import Self
 from . import codec
 from .address import Address
 from .client import Client
-from .errors import NotCarried
+from .errors import CheckpointdError, NotCarried
+from .lease_watch import Watches
 from .listing import Listing
 from .messages import (
     CopyThreadRequest,
@@ -36,6 +37,7 @@ from .messages import (
 )
 from .names import check_name, configurable, optional, required
 from .retry import Retry
+from .threads import Threads
 from .versions import next_version
 
 
@@ -53,6 +55,10 @@ class ConnectSaver(BaseCheckpointSaver[str]):
     repeated while the service cannot be reached: all of them but ``copy_thread`` are idempotent. A
     cancelled ``await`` of a read gives the read up; what ``aput`` and ``aput_writes`` were asked to
     store is stored all the same.
+
+    Attributes:
+        threads: The calls about threads as a whole: list, claim, copy, prune (see `Threads`).
+        graph: The graph's name, if it was given one.
     """
 
     def __init__(
@@ -107,6 +113,8 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         self._url = url
         address = Address(url, headers, token, ca, verify)
         self._client = Client(address, timeout, retry or Retry(), max_request_bytes)
+        self.threads = Threads(self._client)
+        self._watches = Watches()
 
     def __copy__(self) -> Self:
         """A saver on the same connections: what `with_allowlist` makes."""
@@ -185,7 +193,13 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         request = codec.put_request(
             self.serde, config, checkpoint, metadata, new_versions, self.graph
         )
-        self._client.call("put", request)
+        try:
+            self._client.call("put", request)
+        except CheckpointdError as error:
+            self._watches.failed(config, error)
+            raise
+        if self._watches:
+            self._watches.stored(config, checkpoint["id"])
         return codec.next_config(config, checkpoint)
 
     async def aput(
@@ -202,7 +216,13 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         request = codec.put_request(
             self.serde, config, checkpoint, metadata, new_versions, self.graph
         )
-        await self._client.acall("put", request)
+        try:
+            await self._client.acall("put", request)
+        except CheckpointdError as error:
+            self._watches.failed(config, error)
+            raise
+        if self._watches:
+            self._watches.stored(config, checkpoint["id"])
         return codec.next_config(config, checkpoint)
 
     def put_writes(
@@ -218,8 +238,15 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         LangGraph's special channels.
         """
         request = codec.put_writes_request(self.serde, config, writes, task_id, task_path)
-        if writes:
+        if not writes:
+            return
+        try:
             self._client.call("put_writes", request)
+        except CheckpointdError as error:
+            self._watches.failed(config, error)
+            raise
+        if self._watches:
+            self._watches.wrote(config, writes)
 
     async def aput_writes(
         self,
@@ -234,8 +261,15 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         LangGraph's special channels.
         """
         request = codec.put_writes_request(self.serde, config, writes, task_id, task_path)
-        if writes:
+        if not writes:
+            return
+        try:
             await self._client.acall("put_writes", request)
+        except CheckpointdError as error:
+            self._watches.failed(config, error)
+            raise
+        if self._watches:
+            self._watches.wrote(config, writes)
 
     def list(
         self,
