@@ -114,7 +114,8 @@ async function put(thread: string, step: number, state: ThreadState): Promise<bo
   for (const channel of ["a", "b"]) values[channel] = bytesOf(`${thread}/${id}/${channel}`, 600);
   if (state.grows) {
     state.messages += `${step}:${id} `.padEnd(7_000, "lorem ipsum ");
-    values.messages = state.messages;
+    // What is stored of it lies at its beginning, or behind a head that is new.
+    values.messages = step % 3 === 0 ? `${step}:${state.messages}` : state.messages;
   }
   const newVersions: Record<string, number> = {};
   const blobs: Record<string, Blob> = {};

@@ -306,7 +306,11 @@ export const bugs: Bug[] = [
   },
   {
     name: "a value that is extended lacks a byte",
-    patches: [patch(putExtending, "from 1 for prefix_length)", "from 1 for prefix_length - 1)")],
+    patches: [patch(putExtending, "for prefix_length)", "for prefix_length - 1)")],
+  },
+  {
+    name: "a value that is extended has its head behind what is kept",
+    patches: [patch(putExtending, "from head_length + 1 for 0)", "from 1 for 0)")],
   },
   {
     name: "a value is extended whatever is stored now",

@@ -270,7 +270,8 @@ async function live(agent: Agent, thread: string, isOver: () => boolean): Promis
     );
     if (grows) {
       messages += randomUUID().repeat(10);
-      values.messages = messages;
+      // What is stored of it lies at its beginning, or behind a head that is new.
+      values.messages = chance(0.5) ? `${step}:${messages}` : messages;
     }
     const putting = agent.put(thread, values, { parent });
     // What Postgres refuses, at a time with others.

@@ -8,8 +8,8 @@ import { encodeOperation, encodeSessionRequest, type SessionRequest } from "../p
 import { createEnvelopeReader, endOfStream, joinSmall } from "../protocol/envelope.js";
 import {
   type Answer,
+  fieldNeeded,
   type OperationName,
-  operationFields,
   type RequestInit,
 } from "../protocol/operations.js";
 import { partingMs, requestIdHeader, sweepMs } from "../protocol/wire.js";
@@ -19,6 +19,8 @@ import { NoSessions, type SessionSocket, startTimer } from "./session_socket.js"
 interface Pending {
   id: number;
   name: OperationName;
+  /** What the server has to know for it. */
+  needs: string;
   encode: (timeoutMs: number) => Uint8Array[];
   timeoutMs: number;
   deadline: number;
@@ -133,6 +135,7 @@ export class ClientSession {
       const pending: Pending = {
         id,
         name,
+        needs: fieldNeeded(name, request),
         encode: (timeoutMs) => encodeOperation(id, timeoutMs, name, request),
         timeoutMs,
         deadline,
@@ -174,9 +177,9 @@ export class ClientSession {
   }
 
   #send(pending: Pending, timeoutMs: number): void {
-    const { id, name } = pending;
-    if (!this.#known.has(operationFields[name])) {
-      pending.reject(new NotCarried(`the server knows no ${name} on a session`));
+    const { id, needs } = pending;
+    if (!this.#known.has(needs)) {
+      pending.reject(new NotCarried(`the server knows no ${needs} on a session`));
       this.#restIfIdle();
       return;
     }

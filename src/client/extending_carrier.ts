@@ -6,8 +6,8 @@ import { errorDetail } from "./retry.js";
 import { ValueCache } from "./value_cache.js";
 
 /**
- * Carries all as `carrier` does, but of a put whose values begin as ones that were put before only
- * what comes after that, where the carrier has the operation for it. Up to `cacheBytes` of the
+ * Carries all as `carrier` does, but of a put whose values have most of ones that were put before
+ * only the rest, where the carrier has the operation for it. Up to `cacheBytes` of the
  * values put last are remembered; zero changes nothing.
  */
 export function extendPuts(carrier: Carrier, cacheBytes: number): Carrier {

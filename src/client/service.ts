@@ -14,8 +14,8 @@ export interface ServiceOptions {
   headers?: Record<string, string> | Headers;
   /**
    * Up to how many bytes of the values put last are kept in memory, so that a large value that
-   * begins as the one before it in its channel (the messages of a conversation) is not sent again
-   * as a whole: the service makes it of the stored one and of what was added. Values below 16 KiB
+   * has most of the one before it in its channel (the messages of a conversation) is not sent again
+   * as a whole: the service makes it of the stored one and of what is new. Values below 16 KiB
    * or above an eighth of this, puts under a lease and calls that are not on a session are always
    * sent whole. Default 32 MiB; 0 sends every value whole.
    */

@@ -1,10 +1,11 @@
-/** Of large values that begin as the one before, only what they add is sent. */
+/** Of large values that have most of the one before, only the rest is sent. */
 import { Code } from "@connectrpc/connect";
 import { MemorySaver } from "@langchain/langgraph-checkpoint";
 import { afterAll, beforeAll, expect, it, onTestFinished } from "vitest";
 import { ConnectSaver, LEASE_TOKEN } from "../index.js";
+import { operationFields } from "../protocol/operations.js";
 import { startEdge } from "../testing/edge.js";
-import { startForeignSessions } from "../testing/foreign_sessions.js";
+import { type SessionAnswer, startForeignSessions } from "../testing/foreign_sessions.js";
 import { createRandom } from "../testing/random.js";
 import { startRelay } from "../testing/relay.js";
 
@@ -69,6 +70,28 @@ it("sends a conversation once, and stores every step whole", async () => {
   expect(relay.bytes().in).toBeLessThan(500_000);
 });
 
+it("sends a conversation in msgpack once, whose length stands before it", async () => {
+  const relay = await startRelay(() => Number(edge.server.port));
+  onTestFinished(() => relay.close());
+  const saver = ConnectSaver.fromUrl(relay.url);
+  const packed = (length: number) =>
+    new Uint8Array(
+      Buffer.concat([
+        Buffer.from(length < 16 ? [0x90 | length] : [0xdc, 0, length]),
+        ...messages(length).map((each) => Buffer.from(JSON.stringify(each))),
+      ]),
+    );
+  for (let i = 1; i <= 120; i++) await put(saver, "msgpack", { messages: packed(i) });
+  let length = 120;
+  for await (const { checkpoint } of saver.list({ configurable: { thread_id: "msgpack" } })) {
+    const found = checkpoint.channel_values.messages as Uint8Array;
+    expect(Buffer.compare(found, packed(length--))).toBe(0);
+  }
+  expect(length).toBe(0);
+  await saver.end();
+  expect(relay.bytes().in).toBeLessThan(500_000);
+});
+
 const seed = Date.now() % 1_000_000;
 
 it(`stores what was put, whatever changed, by several savers at a time, seed ${seed}`, async () => {
@@ -82,11 +105,14 @@ it(`stores what was put, whatever changed, by several savers at a time, seed ${s
   const text = (length: number) =>
     Array.from({ length }, () => pick(["a", "é", "漢", "😀", "\n", '"'])).join("");
   const states = new Map(
-    threads.map((thread) => [thread, { list: [text(9_000)], text: "", bytes: new Uint8Array() }]),
+    threads.map((thread) => [
+      thread,
+      { list: [text(9_000)], text: "", bytes: new Uint8Array(), window: new Uint8Array() },
+    ]),
   );
   for (let i = 0; i < 150; i++) {
     const thread = pick(threads);
-    let { list, text: long, bytes } = states.get(thread)!;
+    let { list, text: long, bytes, window } = states.get(thread)!;
     const what = random(6);
     if (what === 0) list = list.slice(0, random(list.length) + 1);
     else if (what === 1) list = list.with(random(list.length), text(random(3_000)));
@@ -97,14 +123,21 @@ it(`stores what was put, whatever changed, by several savers at a time, seed ${s
       new Uint8Array(Buffer.concat([bytes, Buffer.alloc(random(20_000), random(256))])),
       new Uint8Array(bytes.subarray(0, random(bytes.length + 1))),
     ]);
-    const state = { list, text: long, bytes };
+    // Moves, loses its beginning, or gets another one; sometimes it consists of few different bytes.
+    const head = Buffer.alloc(random(300), random(256));
+    const more = Buffer.alloc(random(20_000), text(1 + random(200)));
+    window = new Uint8Array(
+      Buffer.concat([head, window.subarray(random(pick([10, 3_000, 60_000]))), more]),
+    );
+    const state = { list, text: long, bytes, window };
     states.set(thread, state);
     const saver = pick(savers);
     if (random(20) === 0) await saver.deleteThread(thread);
     await put(saver, thread, state);
-    const { bytes: found, ...rest } = (await latest(pick(savers), thread)) as typeof state;
-    expect(rest).toEqual({ list, text: long });
-    expect(Buffer.compare(found, bytes)).toBe(0);
+    const found = (await latest(pick(savers), thread)) as typeof state;
+    expect({ list: found.list, text: found.text }).toEqual({ list, text: long });
+    expect(Buffer.compare(found.bytes, bytes)).toBe(0);
+    expect(Buffer.compare(found.window, window)).toBe(0);
   }
   for (const saver of savers) await saver.end();
 });
@@ -205,6 +238,30 @@ it("sends the whole value where the stored one was lost meanwhile", async () => 
   await put(saver, "lost", { messages: messages(100) });
   await put(saver, "lost", { messages: messages(101) });
   expect(seen).toEqual(["whole", "prefix", "whole"]);
+  await saver.end();
+});
+
+it("sends what moved whole to a server whose sessions would overlook where it is", async () => {
+  const seen: [string | undefined, number][] = [];
+  const url = await startForeignSessions(
+    function* ({ id, operation }): Generator<SessionAnswer> {
+      const { value } = operation;
+      seen.push([operation.case, value && "prefixes" in value ? value.prefixes.length : 0]);
+      if (operation.case === "put") yield { id, result: { case: "put", value: {} } };
+      else yield { id, result: { case: "putExtending", value: { transactionId: "7" } } };
+    },
+    {},
+    Object.values(operationFields),
+  );
+  const saver = ConnectSaver.fromUrl(url, { serde: new MemorySaver().serde });
+  await put(saver, "older", { messages: messages(100) });
+  await put(saver, "older", { messages: [{ id: "another" }, ...messages(100)] });
+  await put(saver, "older", { messages: messages(101) });
+  expect(seen).toEqual([
+    ["putExtending", 0],
+    ["put", 0],
+    ["putExtending", 1],
+  ]);
   await saver.end();
 });
 

@@ -1,16 +1,41 @@
 /** The hand encoder against the generated code, for every field that the descriptors have. */
 import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { expect, it } from "vitest";
-import { OpenSessionRequestSchema } from "../../gen/checkpointd/v1/session_service_pb.js";
+import {
+  type GetTupleResponse,
+  GetTupleResponseSchema,
+} from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import {
+  OpenSessionRequestSchema,
+  type OpenSessionResponse,
+  OpenSessionResponseSchema,
+} from "../../gen/checkpointd/v1/session_service_pb.js";
 import { createRandom } from "../testing/random.js";
 import { randomMessage } from "../testing/random_message.js";
 import { encodeOperation } from "./encode.js";
+import { encodeAnswer } from "./encode_answer.js";
 import { createEnvelopeReader, largeBytes } from "./envelope.js";
 import { type OperationName, operations, type RequestInit } from "./operations.js";
 
 type Operation = NonNullable<MessageInitShape<typeof OpenSessionRequestSchema>["operation"]>;
 
 const names = Object.keys(operations) as OperationName[];
+
+/** The one message of these chunks, without its envelope. */
+function messageOf(chunks: readonly Uint8Array[]): Uint8Array {
+  const messages: Uint8Array[] = [];
+  const read = createEnvelopeReader(
+    Number.POSITIVE_INFINITY,
+    () => new Error("too large"),
+    (flags, message) => {
+      expect(flags).toBe(0);
+      messages.push(message);
+    },
+  );
+  read(Buffer.concat(chunks));
+  expect(messages).toHaveLength(1);
+  return messages[0]!;
+}
 
 /** Reads what was encoded as the service would, and compares with what the generated code writes. */
 function expectSame<Name extends OperationName>(
@@ -21,18 +46,7 @@ function expectSame<Name extends OperationName>(
 ): void {
   const operation = { case: name, value: request } as Operation;
   const expected = create(OpenSessionRequestSchema, { id, timeoutMs, operation });
-  const messages: Uint8Array[] = [];
-  const read = createEnvelopeReader(
-    Number.POSITIVE_INFINITY,
-    () => new Error("too large"),
-    (flags, message) => {
-      expect(flags).toBe(0);
-      messages.push(message);
-    },
-  );
-  read(Buffer.concat(encodeOperation(id, timeoutMs, name, request)));
-  expect(messages).toHaveLength(1);
-  const [message] = messages as [Uint8Array];
+  const message = messageOf(encodeOperation(id, timeoutMs, name, request));
   const generated = toBinary(OpenSessionRequestSchema, expected);
   if (Buffer.compare(message, generated) !== 0) {
     // Says which field it is.
@@ -79,4 +93,29 @@ it("does not copy large values", () => {
   const data = new Uint8Array(largeBytes).fill(7);
   const blobs = [{ channel: "c", version: "1", value: { type: "bytes", data } }];
   expect(encodeOperation(1, 1, "put", { blobs })).toContain(data);
+});
+
+it(`writes answers as the generated code does, seed ${seed}`, () => {
+  const random = createRandom(seed);
+  for (let i = 0; i < 300; i++) {
+    const response = randomMessage(OpenSessionResponseSchema, random) as OpenSessionResponse;
+    if (i % 2 === 0) {
+      const value = randomMessage(GetTupleResponseSchema, random) as GetTupleResponse;
+      response.result = { case: "getTuple", value };
+    }
+    const message = messageOf(encodeAnswer(response));
+    const generated = toBinary(OpenSessionResponseSchema, response);
+    if (Buffer.compare(message, generated) !== 0) {
+      // Says which field it is.
+      expect(fromBinary(OpenSessionResponseSchema, message)).toEqual(response);
+      expect(Buffer.from(message)).toEqual(Buffer.from(generated));
+    }
+  }
+});
+
+it("copies no large value of an answer", () => {
+  const data = new Uint8Array(largeBytes).fill(7);
+  const tuple = { pendingWrites: [{ taskId: "t", channel: "c", value: { type: "bytes", data } }] };
+  const value = create(GetTupleResponseSchema, { tuple });
+  expect(encodeAnswer({ id: 1, result: { case: "getTuple", value } })).toContain(data);
 });

@@ -6,6 +6,9 @@
 /** The flag of the last message of a stream, which is JSON and may hold an error. */
 export const endOfStream = 0b10;
 
+/** How many bytes stand before a message. */
+export const envelopeBytes = 5;
+
 /** What stands before a message of that many bytes. */
 export function envelope(flags: number, length: number): Buffer {
   const header = Buffer.allocUnsafe(5);

@@ -84,3 +84,16 @@ export type AnswerInit<Name extends CallName> = MessageInitShape<Calls[Name]["ou
 export const operationFields = Object.fromEntries(
   OpenSessionRequestSchema.fields.map(({ localName, name }) => [localName, name]),
 ) as Record<OperationName, string>;
+
+/** By which it tells that StoredPrefix.offset and head_length are heeded. */
+export const offsetField = `${operationFields.putExtending}.offset`;
+
+/** The name that a SessionWelcome has to list for a request to be sent. */
+export function fieldNeeded<Name extends OperationName>(
+  name: Name,
+  request: RequestInit<Name>,
+): string {
+  const { prefixes } = request as RequestInit<"putExtending">;
+  const isMoved = prefixes?.some(({ offset, headLength }) => offset || headLength);
+  return isMoved ? offsetField : operationFields[name];
+}

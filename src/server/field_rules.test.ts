@@ -143,6 +143,8 @@ const rules: Record<string, Rule> = {
     { value: "4294967296", reason: "OUT_OF_RANGE" },
   ],
   "StoredPrefix.length": [{ value: 0, reason: "OUT_OF_RANGE", limit: 1 }],
+  "StoredPrefix.offset": [{ value: 1024 ** 3 + 1, reason: "OUT_OF_RANGE", limit: 1024 ** 3 }],
+  "StoredPrefix.head_length": [{ value: 4, reason: "OUT_OF_RANGE", limit: 3 }],
   "GetThreadRequest.thread_id": name(65_536),
   "GetThreadRequest.with_counts": free,
   "ListThreadsRequest.filter": parts,

@@ -24,6 +24,8 @@ export const limits = {
   name: 65_536,
   /** The largest is 4294967295. */
   transactionId: 10,
+  /** Where a bytea of Postgres ends. */
+  offset: 1024 ** 3,
   type: 256,
   /** Channels or writes. A graph has a channel for each field of its state, and one for each node. */
   elements: 100_000,
@@ -63,7 +65,7 @@ export function checkPut(request: PutRequest): void {
   }
 }
 
-/** Returns what is put, whose values may lack their beginnings. */
+/** Returns what is put, whose values may lack what is stored. */
 export function checkPutExtending(
   { put, prefixes }: PutExtendingRequest,
   maxMessageSize: number,
@@ -77,9 +79,11 @@ export function checkPutExtending(
   const prefixed = new Set<number>();
   let size = Buffer.byteLength(put.checkpointJson) + Buffer.byteLength(put.metadataJson);
   for (const { value } of put.blobs) size += value?.data.length ?? 0;
-  for (const [i, { blobIndex, version, transactionId, length }] of prefixes.entries()) {
+  for (const [i, prefix] of prefixes.entries()) {
+    const { blobIndex, version, transactionId, length, offset, headLength } = prefix;
     const field = `prefixes[${i}]`;
-    if (put.blobs[blobIndex]?.value === undefined) {
+    const value = put.blobs[blobIndex]?.value;
+    if (value === undefined) {
       throw invalidArgument(
         `${field}.blob_index`,
         "OUT_OF_RANGE",
@@ -98,6 +102,14 @@ export function checkPutExtending(
     }
     if (length === 0) {
       throw invalidArgument(`${field}.length`, "OUT_OF_RANGE", "must be at least 1", 1);
+    }
+    if (offset > limits.offset) {
+      const message = `must be at most ${limits.offset}: no stored value goes further`;
+      throw invalidArgument(`${field}.offset`, "OUT_OF_RANGE", message, limits.offset);
+    }
+    if (headLength > value.data.length) {
+      const message = `must be at most the ${value.data.length} bytes that came of the value`;
+      throw invalidArgument(`${field}.head_length`, "OUT_OF_RANGE", message, value.data.length);
     }
     size += length;
   }

@@ -43,10 +43,10 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
 
   it("greets, then answers each operation under its id", async () => {
     const session = openRaw(edge.server.url);
-    expect((await session.next()).result).toMatchObject({
-      case: "welcome",
-      value: { maxInFlight: 256 },
-    });
+    const { result } = await session.next();
+    expect(result).toMatchObject({ case: "welcome", value: { maxInFlight: 256 } });
+    const { operations } = result.value as { operations: string[] };
+    expect(operations).toEqual(expect.arrayContaining(["put_extending", "put_extending.offset"]));
     session.send(put(7, "wire"), get(9, "nobody"));
     const answers = [await session.next(), await session.next()];
     expect(answers.map(({ id, result }) => [id, result.case]).sort()).toEqual([
@@ -244,7 +244,10 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
           [[{ ...prefix, length: 2 ** 32 - 1 }], "TOO_LONG", "put"],
           [[{ ...prefix, length: 100_000 }], "TOO_LONG", "put"],
           [Array.from({ length: 301 }, () => prefix), "DUPLICATE", "prefixes[1].blob_index"],
+          [[{ ...prefix, offset: 1024 ** 3 + 1 }], "OUT_OF_RANGE", "prefixes[0].offset"],
+          [[{ ...prefix, headLength: 2 }], "OUT_OF_RANGE", "prefixes[0].head_length"],
           [[prefix], "NOT_STORED", "prefixes"],
+          [[{ ...prefix, offset: 1024 ** 3, headLength: 1 }], "NOT_STORED", "prefixes"],
         ] as [object[], string, string][]
       ).map(([prefixes, reason, field]): [object, object] => [
         { put: whole, prefixes },
@@ -271,6 +274,16 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
     const value = { put, prefixes: [{ ...prefix, transactionId }] };
     session.send({ id: 2, operation: { case: "putExtending", value } });
     expect(await session.next()).toMatchObject({ id: 2, result: { case: "putExtending" } });
+    // What is kept stands between what came: "(" of the head, "1" of what is stored, ")" behind it.
+    const both = { type: "bytes", data: Buffer.from("()") };
+    const third = {
+      ...put,
+      checkpointId: "3",
+      blobs: [{ ...blobs[0], version: "3", value: both }],
+    };
+    const within = { put: third, prefixes: [{ ...prefix, transactionId, headLength: 1 }] };
+    session.send({ id: 3, operation: { case: "putExtending", value: within } });
+    expect(await session.next()).toMatchObject({ id: 3, result: { case: "putExtending" } });
     const { rows } = await edge.sql.query(
       "select version, blob from checkpoint_blobs where thread_id = $1 and channel = 'a' order by 1",
       [threadId],
@@ -278,6 +291,7 @@ describe.each(["an HTTP/2 stream", "an upgraded connection"] as const)("on %s", 
     expect(rows.map(({ version, blob }) => [version, String(blob)])).toEqual([
       ["1", "1"],
       ["2", "11"],
+      ["3", "(1)"],
     ]);
   });
 

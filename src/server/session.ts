@@ -8,6 +8,7 @@ import type {
 import {
   type AnswerInit,
   type OperationName,
+  offsetField,
   operationFields,
   operations,
   type Request,
@@ -69,7 +70,10 @@ export interface Sessions {
 const leaveMs = 3_000;
 
 /** What a server knows. */
-const known = Object.keys(operations).map((name) => operationFields[name as OperationName]);
+const known = [
+  ...Object.keys(operations).map((name) => operationFields[name as OperationName]),
+  offsetField,
+];
 
 /** Keeps the sessions of a server. */
 export function createSessions(options: SessionOptions): Sessions {

@@ -10,15 +10,22 @@
 import type { IncomingMessage } from "node:http";
 import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
-import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
+import { fromBinary, type MessageInitShape } from "@bufbuild/protobuf";
 import { Code, ConnectError, type ServiceImpl } from "@connectrpc/connect";
 import {
   OpenSessionRequestSchema,
-  OpenSessionResponseSchema,
+  type OpenSessionResponseSchema,
   type SessionService,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { CheckpointdError } from "../errors.js";
-import { createEnvelopeReader, endOfStream, envelope, joinSmall } from "../protocol/envelope.js";
+import { encodeAnswer } from "../protocol/encode_answer.js";
+import {
+  createEnvelopeReader,
+  endOfStream,
+  envelope,
+  envelopeBytes,
+  joinSmall,
+} from "../protocol/envelope.js";
 import {
   partingMs,
   requestIdHeader,
@@ -189,11 +196,13 @@ function carry(
     if (blocked) pause();
   };
   const send = (message: Response) => {
-    const bytes = toBinary(OpenSessionResponseSchema, create(OpenSessionResponseSchema, message));
+    const chunks = encodeAnswer(message);
     if (frames.length === 0) process.nextTick(flush);
-    frames.push(envelope(0, bytes.length), bytes);
+    frames.push(...chunks);
     goOn();
-    return bytes.length;
+    let bytes = -envelopeBytes;
+    for (const { length } of chunks) bytes += length;
+    return bytes;
   };
   const finish = (error?: ConnectError) => {
     if (over) return;

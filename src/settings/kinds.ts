@@ -134,7 +134,7 @@ export const durationOrOff = kind(`0, or ${duration.allowed}`, (value) =>
 /** How old something is, in milliseconds. The server takes no longer one either. */
 export const age = amount("an age", times, "0s", "36525d", "30m, 12h or 90d");
 
-/** A size in bytes. They reach Postgres as hexadecimal text, and a string of V8 ends at 512 Mi. */
+/** A size in bytes. A row of Postgres ends at 1 GiB, and what it prints of one to a dump at half of it. */
 export const size = amount("a size", sizes, "1KiB", "255MiB", "512KiB or 64MiB");
 
 /** A point in time: a date, or an age from now on backwards. */

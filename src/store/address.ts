@@ -1,7 +1,8 @@
 import postgres from "postgres";
-import type { Address, Host, ParsedOptions } from "./connection.js";
+import type { Host, ParsedOptions } from "./connection.js";
 import { eachHost } from "./hosts.js";
 import { readLogin } from "./login.js";
+import type { Address } from "./socket.js";
 
 /** Where a database is and how to open connections to it. */
 export interface Target {
@@ -32,8 +33,9 @@ export function parseDatabaseUrl(databaseUrl: string, prepare: boolean): Target 
   // Without the attributes: postgres.js would look for itself, with a query whose failure ends the
   // process.
   const hosts = eachHost(databaseUrl).map((url) => {
-    const options = parse(url, prepare);
-    return { address: toAddress(options), options };
+    const { url: hostUrl, tls, isDirect } = readLogin(url);
+    const options = parse(hostUrl, prepare);
+    return { address: toAddress(options), encryption: { tls, isDirect }, options };
   });
   return {
     hosts,
@@ -41,11 +43,10 @@ export function parseDatabaseUrl(databaseUrl: string, prepare: boolean): Target 
   };
 }
 
-function parse(hostUrl: string, prepare: boolean): ParsedOptions {
-  const { url, tls, isDirect } = readLogin(hostUrl);
+function parse(url: string, prepare: boolean): ParsedOptions {
   const { options } = postgres(url, {
-    ssl: tls,
-    ...(isDirect ? { sslnegotiation: "direct" } : {}),
+    // The socket that it is given is encrypted (see socket.ts).
+    ssl: false,
     max: 1,
     prepare,
     // It would read the catalog first, with a query whose failure ends the process. Nothing here

@@ -7,14 +7,7 @@ import {
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import type { Db, Parameter, Signal } from "./db.js";
 import { createColumns, text } from "./rows.js";
-import {
-  beforeFormat4,
-  channelVersions,
-  readValues,
-  toValue,
-  type ValueForm,
-  valueColumns,
-} from "./tuples.js";
+import { beforeFormat4, channelVersions, toValue } from "./tuples.js";
 import { isTooLarge, undeliverable } from "./undeliverable.js";
 
 /**
@@ -117,12 +110,8 @@ async function* readAncestors(
       [...last.keys()],
       [...last.values()],
     ];
-    const rows = await readValues(
-      db.runLong,
-      (values) => valuesStatement(db.schema, values),
-      parameters,
-      signal,
-    ).catch((error) => {
+    const statement = valuesStatement(db.schema);
+    const rows = await db.runLong(statement, parameters, signal).catch((error) => {
       // A value in the JSON of one of them.
       throw isTooLarge(error) ? undeliverable("") : error;
     });
@@ -136,7 +125,7 @@ async function* readAncestors(
       }
       const kind = text(row[at.kind]);
       const channel = text(row[at.channel]);
-      const value = toValue(row[at.type], row[at.text], row[at.bytes]);
+      const value = toValue(row[at.type], row[at.bytes]);
       if (kind === "write") {
         message?.writes.push(
           create(PendingWriteSchema, {
@@ -249,11 +238,8 @@ const read = createColumns(
   "bytes",
 );
 
-const valuesStatement = (schema: string, values: ValueForm) => {
-  const value = (row: string) => {
-    const [text, bytes] = valueColumns(row, values);
-    return { type: `${row}.type`, text: `${text}::text`, bytes };
-  };
+const valuesStatement = (schema: string) => {
+  const value = (row: string) => ({ type: `${row}.type`, bytes: `${row}.blob` });
   const key = { checkpoint_id: "checkpoint_id" };
   return `
 with ancestor as materialized (

@@ -368,6 +368,11 @@ it("speaks TLS where the URL says so, and checks whom it speaks to", {
       const db = openPool(`${postgres.databaseUrl}?sslmode=${mode}`, { poolSize: 1 });
       pools.push(db);
       expect(String(await db.run(isEncrypted, []))).toBe(expected);
+      const large = Buffer.alloc(3_000_000, "\0\xff\\", "latin1");
+      for (let time = 0; time < 2; time++) {
+        const [row] = await db.run("select $1::bytea", [large]);
+        expect(row?.[0]?.equals(large)).toBe(true);
+      }
       const sleeping = db.run("select $1::int from pg_sleep(60)", [1], AbortSignal.timeout(50));
       await expect(sleeping).rejects.toThrow("timeout");
       const ended = db.run("select pg_terminate_backend(pg_backend_pid())", []);

@@ -1,13 +1,12 @@
-import { connect as connectSocket, type Socket } from "node:net";
+import type { Socket } from "node:net";
 import postgres from "postgres";
+import { type Wired, withBind } from "./bind.js";
 import type { Parameter, Row, Signal } from "./db.js";
+import { type Address, type Encryption, openSocket } from "./socket.js";
 import type { StallWatch } from "./stall.js";
 
 /** What a statement returned: its rows, and how many rows its command says it touched. */
 export type Result = Row[] & { command: string; count: number };
-
-/** Where a Postgres listens. */
-export type Address = { host: string; port: number } | { path: string };
 
 /** What postgres.js makes of a URL and options; its version is pinned for this. */
 export type ParsedOptions = ReturnType<typeof postgres>["options"];
@@ -15,6 +14,7 @@ export type ParsedOptions = ReturnType<typeof postgres>["options"];
 /** A host of a database URL: where it listens, and how postgres.js is to log in there. */
 export interface Host {
   address: Address;
+  encryption: Encryption;
   options: ParsedOptions;
 }
 
@@ -53,6 +53,11 @@ interface Running {
   bytes: number;
   /** By performance.now(). */
   since: number;
+  parameters: readonly Wired[];
+  /** The statement, as postgres.js describes it. */
+  query: Described;
+  /** Whether its columns of bytes were asked for as they are. */
+  isBinary: boolean;
   fail: (error: Error) => void;
 }
 
@@ -102,13 +107,20 @@ export class Connection {
     const { address, options } = host;
     this.#socket = socket;
     // postgres.js writes a statement some moments after it has it, and the first time in two steps.
-    // What it still has when the process stood still must not go out (see stall.ts). Below TLS this
-    // is not seen: Node encrypts past it.
+    // What it still has when the process stood still must not go out (see stall.ts).
     const write = socket.write.bind(socket) as (...parameters: unknown[]) => boolean;
-    socket.write = (...parameters: unknown[]) => {
-      if (!stall.hasStoodStillSince(this.openedAt)) return write(...parameters);
-      this.end(lost("the server stood still, and with it the connection to Postgres"));
-      return false;
+    socket.write = (messages: Uint8Array, ...rest: unknown[]) => {
+      if (stall.hasStoodStillSince(this.openedAt)) {
+        this.end(lost("the server stood still, and with it the connection to Postgres"));
+        return false;
+      }
+      const chunks = this.#bind(messages);
+      if (chunks.length === 1) return write(chunks[0], ...rest);
+      socket.cork();
+      for (const chunk of chunks.slice(0, -1)) write(chunk);
+      const hasRoom = write(chunks.at(-1), ...rest);
+      socket.uncork();
+      return hasRoom;
     };
     this.#prepare = options.prepare;
     let used = false;
@@ -123,7 +135,7 @@ export class Connection {
       socket: () => {
         // postgres.js asks for a socket when it connects, when it does so again, which is not to
         // happen, and in the same tick as it is asked to cancel.
-        if (this.#cancelling) return openSocket(address, cancelMs);
+        if (this.#cancelling) return connect(host, cancelMs);
         if (used || socket.destroyed) throw lost("the connection ended during its start-up");
         used = true;
         return socket;
@@ -143,7 +155,7 @@ export class Connection {
     stall: Pick<StallWatch, "hasStoodStillSince">,
   ): Promise<Connection> {
     const deadline = performance.now() + timeoutMs;
-    const socket = await openSocket(host.address, timeoutMs);
+    const socket = await connect(host, timeoutMs);
     const connection = new Connection(host, socket, stall);
     const timer = setTimeout(
       () => connection.end(timedOut(`Postgres did not answer within ${timeoutMs} ms`)),
@@ -201,7 +213,8 @@ export class Connection {
         if (typeof each === "object" || typeof each === "string") bytes += each?.length ?? 0;
         return each;
       });
-      const query = this.#sql.unsafe(text, wired as never, { prepare: this.#prepare }).raw();
+      const nulls = wired.map(() => null);
+      const query = this.#sql.unsafe(text, nulls, { prepare: this.#prepare }).raw();
       let timer: NodeJS.Timeout | undefined;
       let abandonedAt = 0;
       const cancel = () => {
@@ -227,7 +240,15 @@ export class Connection {
         settle();
         reject(error);
       };
-      this.#running = { since: performance.now(), bytes, fail };
+      const running: Running = {
+        since: performance.now(),
+        bytes,
+        parameters: wired,
+        query: query as unknown as Described,
+        isBinary: false,
+        fail,
+      };
+      this.#running = running;
       signal?.addEventListener("abort", onAbort);
       query.then(
         (rows) => {
@@ -246,7 +267,7 @@ export class Connection {
           settle();
           this.completed++;
           this.#keyPid ||= (query as unknown as Cancellable).state?.pid ?? 0;
-          resolve(withoutHoles(result));
+          resolve(withBytes(withoutHoles(result), running.isBinary));
         },
         (error: Error) => {
           if (this.ended !== undefined) return;
@@ -264,6 +285,19 @@ export class Connection {
           }
         },
       );
+    });
+  }
+
+  /** What postgres.js wants to write, with the statement's parameters and the formats of its columns. */
+  #bind(messages: Uint8Array): Uint8Array[] {
+    const running = this.#running;
+    if (running === undefined) return [messages];
+    return withBind(messages, () => {
+      // Not known yet where postgres.js did not ask, or where the answer is on its way.
+      const columns = running.query.statement?.columns ?? [];
+      running.isBinary = columns.some(isOfBytes);
+      const formats = running.isBinary ? columns.map((column) => (isOfBytes(column) ? 1 : 0)) : [];
+      return { parameters: running.parameters, formats };
     });
   }
 
@@ -304,6 +338,17 @@ interface Cancellable {
   canceller: (query: unknown) => Promise<void>;
 }
 
+/** Also of it. */
+interface Described {
+  statement?: { columns?: readonly Column[] };
+}
+interface Column {
+  type: number;
+}
+
+/** The type of bytea. */
+const isOfBytes = ({ type }: Column) => type === 17;
+
 /** Reading it also tells that the connection carries statements. */
 const lookAround =
   "select pg_backend_pid(), current_setting('transaction_read_only'), pg_postmaster_start_time()";
@@ -316,23 +361,10 @@ const failed = (cause: Error) =>
 const timedOut = (message: string) => new ConnectionError("CONNECT_TIMEOUT", message);
 
 /** Connects, or rejects with a ConnectionError that tells Node's reason. */
-function openSocket(address: Address, timeoutMs: number): Promise<Socket> {
-  return new Promise((resolve, reject) => {
-    const socket = connectSocket({ ...address, noDelay: true });
-    const timer = setTimeout(() => {
-      socket.destroy();
-      reject(timedOut(`no connection to Postgres within ${timeoutMs} ms`));
-    }, timeoutMs);
-    // It stays: an error between two owners must not end the process.
-    socket.on("error", (error) => {
-      clearTimeout(timer);
-      reject(failed(error));
-    });
-    socket.on("connect", () => {
-      clearTimeout(timer);
-      if ("host" in address) Object.assign(socket, { host: address.host });
-      resolve(socket);
-    });
+function connect({ address, encryption }: Host, timeoutMs: number): Promise<Socket> {
+  const late = () => timedOut(`no connection to Postgres within ${timeoutMs} ms`);
+  return openSocket(address, encryption, timeoutMs, late).catch((error: Error) => {
+    throw error instanceof ConnectionError ? error : failed(error);
   });
 }
 
@@ -353,7 +385,7 @@ function isOfSocket(error: unknown): boolean {
 }
 
 /** Arrays as Postgres reads them. postgres.js would have to read the catalog's types first. */
-function toWire(parameter: Parameter): string | number | null | Uint8Array {
+function toWire(parameter: Parameter): Wired {
   if (!Array.isArray(parameter)) return parameter as Exclude<Parameter, readonly unknown[]>;
   let text = "{";
   for (const element of parameter) {
@@ -376,5 +408,22 @@ function withoutHoles(rows: Result): Result {
       0,
       (rows as Row[]).findIndex((row) => row),
     );
+  return rows;
+}
+
+/**
+ * Columns of bytes as the bytes they are. They come so, but from a statement that is run the first
+ * time on a connection they may come as text: `\\x` and two hexadecimal digits a byte.
+ */
+function withBytes(rows: Result, isBinary: boolean): Result {
+  if (isBinary || rows.length === 0) return rows;
+  const { columns = [] } = rows as unknown as { columns?: readonly Column[] };
+  for (const [i, column] of columns.entries()) {
+    if (!isOfBytes(column)) continue;
+    for (const row of rows as unknown as (Buffer | null)[][]) {
+      const cell = row[i];
+      if (cell) row[i] = Buffer.from(cell.toString("latin1", 2), "hex");
+    }
+  }
   return rows;
 }

@@ -15,11 +15,9 @@ import {
   isLeftOut,
   partColumns,
   partRows,
-  readValues,
   toTuples,
   tupleRow,
   tupleRows,
-  type ValueForm,
 } from "./tuples.js";
 import { guarded, type JsonForm, printable, tellable } from "./undeliverable.js";
 
@@ -143,9 +141,7 @@ export async function listPage(
         metadata_filter_json: request.metadataFilterJson,
         after_checkpoint_json: last?.checkpointJson ?? "",
       },
-      guarded(db, (json) =>
-        readValues(db.runLong, (values) => statement(values, json), parameters, signal),
-      ),
+      guarded(db, (json) => db.runLong(statement(json), parameters, signal)),
     );
     const end = isFiltered(request) ? result.pop() : undefined;
     const read = toTuples(result);
@@ -229,7 +225,7 @@ export function pageStatement(
   schema: string,
   request: ListRequest,
   { after, last, rows, examine, maxBytes }: WantedPage,
-): { statement: (values: ValueForm, json: JsonForm) => string; parameters: Parameter[] } {
+): { statement: (json: JsonForm) => string; parameters: Parameter[] } {
   const parameters: Parameter[] = [];
   const bind = (value: Parameter) => `$${parameters.push(value)}`;
   const id = request.threadId === undefined ? newestId : `checkpoint_id collate "C"`;
@@ -283,8 +279,7 @@ export function pageStatement(
   const limitBytes = `where preceding_bytes < ${bind(maxBytes)}`;
   if (request.view === ListView.METADATA) {
     return {
-      statement: (_, json) =>
-        headersStatement(examined, guard(candidates, json), order, limitBytes),
+      statement: (json) => headersStatement(examined, guard(candidates, json), order, limitBytes),
       parameters,
     };
   }
@@ -295,8 +290,8 @@ export function pageStatement(
         checkpointJson: bind(last?.checkpointJson ?? null),
       }
     : undefined;
-  const statement = (values: ValueForm, json: JsonForm) =>
-    tuplesStatement(schema, examined, guard(candidates, json), order, limitBytes, before, values);
+  const statement = (json: JsonForm) =>
+    tuplesStatement(schema, examined, guard(candidates, json), order, limitBytes, before);
   return { statement, parameters };
 }
 
@@ -341,7 +336,6 @@ const tuplesStatement = (
   order: string,
   limitBytes: string,
   before: { threadId: string; checkpointNs: string; checkpointJson: string } | undefined,
-  values: ValueForm,
 ) => `
 with ${withExamined(examined)}candidate as materialized (
   select row_number() over stream as n, thread_id, checkpoint_ns, checkpoint_id,
@@ -370,7 +364,6 @@ with ${withExamined(examined)}candidate as materialized (
   ${limitBytes}
 )
 ${tupleRows(
-  values,
   `(
     select * from part where n <= (select count(*) from page)${before ? unchangedRows : ""}
   )`,

@@ -300,6 +300,9 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
         for (const blob of put.blobs) blob.version = "2";
         const prefix = create(StoredPrefixSchema, { version: "1", transactionId, length: 1 });
         await createPutExtending(db)({ put, prefixes: [prefix] });
+        for (const blob of put.blobs) blob.version = "3";
+        const within = { ...prefix, headLength: 1 };
+        await createPutExtending(db)({ put, prefixes: [within] });
       },
       ["checkpoints_pkey"],
     ],

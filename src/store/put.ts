@@ -182,7 +182,7 @@ export function compareKeys(a: PutRequest, b: PutRequest): number {
 
 /** Returns the statement of {@link putOne} for a put; `returning` is added to its end. */
 export const createPutOne = (schema: string, returning = "") =>
-  createSingleStatements(checkpointBlobs, (valuesOf, blobs) => {
+  createSingleStatements<PutRequest, ChannelBlob>((valuesOf, blobs) => {
     const newBlobs = () => `with new_blobs as (
   ${insertInto(schema, checkpointBlobs)}
   ${valuesOf(checkpointBlobs, blobs)}

@@ -1,3 +1,4 @@
+import { randomBytes } from "node:crypto";
 import { create } from "@bufbuild/protobuf";
 import pg from "pg";
 import { afterAll, beforeAll, expect, it } from "vitest";
@@ -31,6 +32,8 @@ interface Base {
   version: string;
   transactionId: string;
   length: number;
+  offset?: number;
+  headLength?: number;
 }
 
 /** A checkpoint of that id, whose channel "a" has that version, and "b" a short value. */
@@ -84,6 +87,52 @@ it("stores whole values, of what is stored and what is added", async () => {
     ],
     checkpoints: ["1", "2", "3", "4", "5"],
   });
+});
+
+it("stores values of a part of what is stored, and of what stands before and after it", async () => {
+  const first = await putExtending(request("part", "1", Buffer.from("\x02onetwo")));
+  const base = { version: "1", transactionId: first };
+  const kept = { ...base, offset: 1, length: 6 };
+  await putExtending(request("part", "2", Buffer.from("\x03three"), { ...kept, headLength: 1 }));
+  await putExtending(request("part", "3", bytes("(é)"), { ...kept, length: 3, headLength: 3 }));
+  await putExtending(request("part", "4", bytes("!"), { ...kept, offset: 4, length: 3 }));
+  await putExtending(request("part", "5", bytes(">"), { ...base, length: 7, headLength: 1 }));
+  await putExtending(request("part", "6", bytes(""), { ...base, offset: 6, length: 1 }));
+  for (const past of [
+    { offset: 7, length: 1 },
+    { offset: 2, length: 6 },
+    { offset: 1024 ** 3, length: 1 },
+    { offset: 1024 ** 3, length: 255 * 1024 ** 2 },
+  ]) {
+    await expect(
+      putExtending(request("part", "8", bytes("]"), { ...base, ...past })),
+    ).rejects.toMatchObject(notStored);
+  }
+  expect((await stored("part")).values).toEqual([
+    ["1", "json", "\x02onetwo"],
+    ["2", "json", "\x03onetwothree"],
+    ["3", "json", "(éone)"],
+    ["4", "json", "two!"],
+    ["5", "json", ">\x02onetwo"],
+    ["6", "json", "o"],
+  ]);
+});
+
+it("stores parts of values that Postgres keeps compressed, elsewhere, or both", async () => {
+  for (const [name, value] of Object.entries({
+    compressed: Buffer.alloc(300_000, "abc é "),
+    elsewhere: randomBytes(300_000),
+  })) {
+    const transactionId = await putExtending(request(name, "1", value));
+    const kept = { version: "1", transactionId, offset: 100_001, length: 150_000 };
+    await putExtending(request(name, "2", bytes("<>"), { ...kept, headLength: 1 }));
+    const { rows } = await sql.query(
+      "select blob from checkpoint_blobs where thread_id = $1 and channel = 'a' and version = '2'",
+      [name],
+    );
+    const part = value.subarray(100_001, 250_001);
+    expect(Buffer.concat([bytes("<"), part, bytes(">")]).equals(rows[0].blob)).toBe(true);
+  }
 });
 
 it("stores an emptied channel and a put without values", async () => {

@@ -29,18 +29,18 @@ import { createColumns, text } from "./rows.js";
 import { type Column, checkpointBlobs, checkpoints } from "./tables.js";
 import { mostSingleValues, unpacked } from "./values.js";
 
-/** A put whose values may begin as stored ones do. */
+/** A put whose values may lack what stored ones have. */
 export interface PutExtending {
   put: PutRequest;
   prefixes: readonly StoredPrefix[];
 }
 
 /**
- * Returns put with stored prefixes: Postgres makes each value of the first bytes of a stored one
- * and of those that came, so that a long value neither travels nor passes through this process. The
+ * Returns put with stored prefixes: Postgres makes each value of a part of a stored one and of the
+ * bytes that came, so that a long value neither travels nor passes through this process. The
  * same is stored as put stores, all or nothing. Returns the id of the transaction that stored it.
  * Throws FAILED_PRECONDITION (NOT_STORED), and stores nothing, where a value that is extended was
- * not stored by that transaction or is shorter than its prefix.
+ * not stored by that transaction or ends before the part does.
  *
  * The transaction that inserted a row is its xmin for as long as the row lives. Rows of blobs are
  * never updated, so the same version with the same xmin is the same value: not that of a thread
@@ -56,7 +56,7 @@ export function createPutExtending(
 ): (request: PutExtending, signal?: Signal) => Promise<string> {
   const statement = batchStatement(db.schema);
   const sizeOf = ({ put, prefixes }: PutExtending) =>
-    prefixes.reduce((bytes, { length }) => bytes + length, sizeOfPut(put));
+    prefixes.reduce((bytes, { offset, length }) => bytes + offset + length, sizeOfPut(put));
   const statementOf = createPutOne(db.schema, `returning ${transactionIdNow}`);
   const batch = createBatch<PutExtending, string | undefined>(db, {
     maxItems: () => 32,
@@ -84,12 +84,13 @@ export function createPutExtending(
 }
 
 /**
- * A put that writes more, of however few bytes that were sent, takes a turn among the long
- * statements, which leave connections to everybody else: 544 bytes can be worth 33 MB.
+ * A put that reads or writes more, of however few bytes that were sent, takes a turn among the long
+ * statements, which leave connections to everybody else: 544 bytes can be worth 33 MB. (Where a
+ * stored value is compressed, all is read up to the end of the part.)
  */
 const longBytes = 8 * 1024 * 1024;
 
-/** A blob, the place of its put among those of the statement, and what its value begins with. */
+/** A blob, the place of its put among those of the statement, and what its value has of a stored one. */
 interface ExtendingBlob extends NewBlob {
   item: number;
   prefix: StoredPrefix | undefined;
@@ -122,7 +123,7 @@ async function putAll(
 function notStored(): CheckpointdError {
   return new CheckpointdError(
     "failed_precondition",
-    "prefixes: a stored value is not of that transaction any more, or is shorter",
+    "prefixes: a stored value is not of that transaction any more, or ends before the part",
     { reason: "NOT_STORED", field: "prefixes" },
   );
 }
@@ -139,7 +140,9 @@ const prefixColumns: readonly Column<ExtendingBlob>[] = [
     type: "text",
     of: ({ prefix }) => prefix?.transactionId ?? null,
   },
+  { name: "prefix_offset", type: "integer", of: ({ prefix }) => prefix?.offset ?? null },
   { name: "prefix_length", type: "integer", of: ({ prefix }) => prefix?.length ?? null },
+  { name: "head_length", type: "integer", of: ({ prefix }) => prefix?.headLength ?? null },
 ];
 const itemOfPut: Column<PutRequest> = { name: "item", type: "integer", of: (_, index) => index };
 
@@ -158,7 +161,7 @@ with new_values as materialized (
       and stored.thread_id = sent.thread_id and stored.checkpoint_ns = sent.checkpoint_ns
       and stored.channel = sent.channel and stored.version = sent.prefix_version
       and stored.xmin = sent.prefix_transaction_id::xid
-      and octet_length(stored.blob) >= sent.prefix_length
+      and octet_length(stored.blob) >= sent.prefix_offset + sent.prefix_length
   ) as extended
   from ${sentRows(bind, checkpointBlobs, [], prefixColumns)}
 ), refused as (
@@ -168,7 +171,9 @@ with new_values as materialized (
   select ${select(
     checkpointBlobs,
     `case when prefix_length is null then ${unpacked}
-      else substring(extended from 1 for prefix_length) || ${unpacked} end`,
+      else overlay(${unpacked}
+        placing substring(extended from prefix_offset + 1 for prefix_length)
+        from head_length + 1 for 0) end`,
   )}
   from new_values as sent cross join ${sentValues(bind)}
   where item not in (select item from refused)

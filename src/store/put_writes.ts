@@ -48,8 +48,7 @@ export function createPutWrites(
 }
 
 const batchOptions = (schema: string, replace: boolean, underLease: boolean) => {
-  const statementOf = createSingleStatements(
-    checkpointWrites,
+  const statementOf = createSingleStatements<PutWritesRequest, Write>(
     (valuesOf, writes) => `${insertInto(schema, checkpointWrites)}
 ${valuesOf(checkpointWrites, writes)}
 ${ifStored(replace)}`,

@@ -10,11 +10,9 @@ import {
   channelVersions,
   isLeftOut,
   partRows,
-  readValues,
   toTuples,
   tupleRow,
   tupleRows,
-  type ValueForm,
 } from "./tuples.js";
 import { checkpointRows, guarded, type JsonForm, undeliverable } from "./undeliverable.js";
 
@@ -42,19 +40,12 @@ export function createGetTuple(
 /** What the answers of one statement should stay below; how large they get is only known after. */
 const answerBytes = 1024 * 1024;
 
-type Statement = (values: ValueForm, json: JsonForm) => string;
+type Statement = (json: JsonForm) => string;
 
 /** To put the text together for each call was a tenth of what a getTuple costs the service. */
-function madeOnce(
-  schema: string,
-  make: (schema: string, values: ValueForm, json: JsonForm) => string,
-): Statement {
-  const made = (json: JsonForm) => ({
-    text: make(schema, "text", json),
-    bytes: make(schema, "bytes", json),
-  });
-  const texts = { all: made("all"), guarded: made("guarded") };
-  return (values, json) => texts[json][values];
+function madeOnce(schema: string, make: (schema: string, json: JsonForm) => string): Statement {
+  const texts = { all: make(schema, "all"), guarded: make(schema, "guarded") };
+  return (json) => texts[json];
 }
 
 function batchOptions(db: Db, statement: Statement, withId: boolean) {
@@ -69,9 +60,7 @@ function batchOptions(db: Db, statement: Statement, withId: boolean) {
         requests.map((request) => request.checkpointNs),
       ];
       if (withId) parameters.push(requests.map((request) => request.checkpointId));
-      const rows = await guarded(db, (json) =>
-        readValues(run, (values) => statement(values, json), parameters, signal),
-      );
+      const rows = await guarded(db, (json) => run(statement(json), parameters, signal));
       let bytes = 0;
       for (const row of rows) bytes += bytesOfRow(row);
       usualBytes += (bytes / requests.length - usualBytes) / 8;
@@ -89,7 +78,7 @@ const selectTuple = `thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_
     checkpoint::text as checkpoint_json, metadata::text as metadata_json,
     ${channelVersions("checkpoint")} as channel_versions, ${beforeFormat4("checkpoint")} as before_format_4`;
 
-const namedStatement = (schema: string, values: ValueForm, json: JsonForm) => `
+const namedStatement = (schema: string, json: JsonForm) => `
 with page as materialized (
   select n, c.*
   from unnest($1::text[], $2::text[], $3::text[])
@@ -101,9 +90,9 @@ with page as materialized (
     limit 1
   ) as c
 )
-${tupleRows(values, `(${partRows(schema, "page")})`)}`;
+${tupleRows(`(${partRows(schema, "page")})`)}`;
 
-const latestStatement = (schema: string, values: ValueForm, json: JsonForm) => `
+const latestStatement = (schema: string, json: JsonForm) => `
 with page as materialized (
   select n, c.*
   from unnest($1::text[], $2::text[]) with ordinality as w (thread_id, checkpoint_ns, n)
@@ -114,4 +103,4 @@ with page as materialized (
     limit 1
   ) as c
 )
-${tupleRows(values, `(${partRows(schema, "page")})`)}`;
+${tupleRows(`(${partRows(schema, "page")})`)}`;

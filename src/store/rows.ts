@@ -34,7 +34,7 @@ export function text(cell: Cell): string {
   return cell ? cell.toString("utf8") : "";
 }
 
-/** Decodes bytea's text form, `\x` and two hex digits a byte; no bytes for NULL. */
+/** A column's bytes, none for NULL. */
 export function bytes(cell: Cell): Uint8Array {
-  return cell ? Buffer.from(cell.toString("latin1", 2), "hex") : new Uint8Array(0);
+  return cell ?? new Uint8Array(0);
 }

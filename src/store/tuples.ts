@@ -8,7 +8,7 @@ import {
   type Value,
   ValueSchema,
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
-import type { Parameter, Row, Run, Signal } from "./db.js";
+import type { Row } from "./db.js";
 import { bytes, type Cell, createColumns, text } from "./rows.js";
 import { tellable } from "./undeliverable.js";
 
@@ -25,30 +25,6 @@ export function channelVersions(checkpoint: string): string {
 export function beforeFormat4(checkpoint: string): string {
   return `case when jsonb_typeof(${checkpoint} -> 'v') = 'number'
       then (${checkpoint} ->> 'v')::numeric < 4 else false end`;
-}
-
-/**
- * How values come: "text" has those of type json as they are and the others in hexadecimal,
- * two bytes for one; "bytes" has all in hexadecimal.
- */
-export type ValueForm = "text" | "bytes";
-
-/**
- * Reads with values as text, which is cheaper. A client may have stored as json what is no
- * UTF-8, which must not make its thread unreadable: then reads again with all of them as bytes.
- */
-export async function readValues(
-  run: Run,
-  statement: (values: ValueForm) => string,
-  parameters: readonly Parameter[],
-  signal: Signal | undefined,
-): Promise<Row[]> {
-  try {
-    return await run(statement("text"), parameters, signal);
-  } catch (error) {
-    if ((error as { code?: string }).code !== "22021") throw error;
-    return run(statement("bytes"), parameters, signal);
-  }
 }
 
 /**
@@ -79,7 +55,7 @@ export const partRow = createColumns(
   "task_id",
   "task_path",
   "type",
-  "text",
+  "nothing",
   "bytes",
   "idx",
 );
@@ -93,13 +69,7 @@ export const partRow = createColumns(
  * tuples themselves. JSON is null where it is too large to be told. With `end`, a relation with a key
  * and `candidates`, its row comes last, without an n.
  */
-export function tupleRows(
-  values: ValueForm,
-  parts: string,
-  candidates = "null",
-  end?: string,
-): string {
-  const [text, bytes] = valueColumns("part", values);
+export function tupleRows(parts: string, candidates = "null", end?: string): string {
   const tuple = tupleRow.some({
     n: "n",
     thread_id: "thread_id",
@@ -116,8 +86,7 @@ export function tupleRows(
     task_id: "task_id",
     task_path: "task_path",
     type: "type",
-    text,
-    bytes,
+    bytes: "blob",
     idx: "idx",
   });
   return `
@@ -232,16 +201,6 @@ cross join lateral (
 ) as s`;
 }
 
-/** Two columns of a row with a type and a blob, for `toValue`: the value as text, and as bytes. */
-export function valueColumns(row: string, values: ValueForm): [string, string] {
-  return values === "text"
-    ? [
-        `case when ${row}.type = 'json' then convert_from(${row}.blob, 'UTF8') end`,
-        `case when ${row}.type <> 'json' then ${row}.blob end`,
-      ]
-    : ["null", `${row}.blob`];
-}
-
 /** Puts the rows of `tupleRows` back together, by n: the one place where rows become tuples. */
 export function toTuples(rows: readonly Row[]): Map<number, CheckpointTuple> {
   const { at } = partRow;
@@ -256,7 +215,7 @@ export function toTuples(rows: readonly Row[]): Map<number, CheckpointTuple> {
         create(ChannelBlobSchema, {
           channel: text(row[at.channel]),
           version: text(row[at.version]),
-          value: toValue(row[at.type], row[at.text], row[at.bytes]),
+          value: toValue(row[at.type], row[at.bytes]),
         }),
       );
     } else if (row[at.task_id]) {
@@ -265,14 +224,14 @@ export function toTuples(rows: readonly Row[]): Map<number, CheckpointTuple> {
           taskId: text(row[at.task_id]),
           channel: text(row[at.channel]),
           idx: Number(text(row[at.idx])),
-          value: toValue(row[at.type], row[at.text], row[at.bytes]),
+          value: toValue(row[at.type], row[at.bytes]),
           taskPath: text(row[at.task_path]),
         }),
       );
     } else if (row[at.channel]) {
       tuple.unchangedChannels.push(text(row[at.channel]));
     } else {
-      tuple.pendingSends.push(toValue(row[at.type], row[at.text], row[at.bytes]));
+      tuple.pendingSends.push(toValue(row[at.type], row[at.bytes]));
     }
   }
   return tuples;
@@ -288,9 +247,9 @@ export function isLeftOut(row: Row, isHeader = false): boolean {
 /** About how many bytes a row of `tupleRows` has: those of its JSON or its value. */
 export function bytesOfRow(row: Row): number {
   const { n, checkpoint_json, metadata_json } = tupleRow.at;
-  const { text, bytes } = partRow.at;
-  const [first, second] = row[n] ? [checkpoint_json, metadata_json] : [text, bytes];
-  return (row[first]?.length ?? 0) + (row[second]?.length ?? 0);
+  const { bytes } = partRow.at;
+  if (!row[n]) return row[bytes]?.length ?? 0;
+  return (row[checkpoint_json]?.length ?? 0) + (row[metadata_json]?.length ?? 0);
 }
 
 function toTuple(row: Row): CheckpointTuple {
@@ -311,7 +270,7 @@ function toTuple(row: Row): CheckpointTuple {
   return tuple;
 }
 
-/** A value from its type and the two columns of `valueColumns`. */
-export function toValue(type: Cell, asText: Cell, asBytes: Cell): Value {
-  return create(ValueSchema, { type: text(type), data: asText ?? bytes(asBytes) });
+/** A value from the columns of its type and its bytes. */
+export function toValue(type: Cell, data: Cell): Value {
+  return create(ValueSchema, { type: text(type), data: bytes(data) });
 }

@@ -11,7 +11,7 @@ import {
   type OpenSessionResponseSchema,
   SessionService,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
-import { operationFields } from "../protocol/operations.js";
+import { offsetField, operationFields } from "../protocol/operations.js";
 
 /** What a session says. */
 export type SessionAnswer = MessageInitShape<typeof OpenSessionResponseSchema>;
@@ -23,7 +23,7 @@ export type SessionAnswer = MessageInitShape<typeof OpenSessionResponseSchema>;
 export async function startForeignSessions(
   answer: (request: OpenSessionRequest) => Iterable<SessionAnswer>,
   calls: Partial<ServiceImpl<typeof CheckpointService>> = {},
-  operations: readonly string[] = Object.values(operationFields),
+  operations: readonly string[] = [...Object.values(operationFields), offsetField],
 ): Promise<string> {
   const server = createServer(
     connectNodeAdapter({

@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file checkpointd/v1/session_service.proto.
  */
 export const file_checkpointd_v1_session_service: GenFile = /*@__PURE__*/
-  fileDesc("CiRjaGVja3BvaW50ZC92MS9zZXNzaW9uX3NlcnZpY2UucHJvdG8SDmNoZWNrcG9pbnRkLnYxIs4GChJPcGVuU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKA0SEgoKdGltZW91dF9tcxgCIAEoDRI0CglnZXRfdHVwbGUYAyABKAsyHy5jaGVja3BvaW50ZC52MS5HZXRUdXBsZVJlcXVlc3RIABIpCgNwdXQYBCABKAsyGi5jaGVja3BvaW50ZC52MS5QdXRSZXF1ZXN0SAASNgoKcHV0X3dyaXRlcxgFIAEoCzIgLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1JlcXVlc3RIABI8Cg1kZWxldGVfdGhyZWFkGAYgASgLMiMuY2hlY2twb2ludGQudjEuRGVsZXRlVGhyZWFkUmVxdWVzdEgAEjEKBmNhbmNlbBgHIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkNhbmNlbE9wZXJhdGlvbkgAEisKBHBpbmcYCCABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUGluZ0gAEjQKCWxpc3RfcGFnZRgJIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkxpc3RQYWdlUmVxdWVzdEgAEjwKDXB1dF9leHRlbmRpbmcYCiABKAsyIy5jaGVja3BvaW50ZC52MS5QdXRFeHRlbmRpbmdSZXF1ZXN0SAASNgoKZ2V0X3RocmVhZBgLIAEoCzIgLmNoZWNrcG9pbnRkLnYxLkdldFRocmVhZFJlcXVlc3RIABI8Cg1jbGFpbV90aHJlYWRzGAwgASgLMiMuY2hlY2twb2ludGQudjEuQ2xhaW1UaHJlYWRzUmVxdWVzdEgAEjgKC3JlbmV3X2NsYWltGA0gASgLMiEuY2hlY2twb2ludGQudjEuUmVuZXdDbGFpbVJlcXVlc3RIABI8Cg1yZWxlYXNlX2NsYWltGA4gASgLMiMuY2hlY2twb2ludGQudjEuUmVsZWFzZUNsYWltUmVxdWVzdEgAEjgKC2NvcHlfdGhyZWFkGA8gASgLMiEuY2hlY2twb2ludGQudjEuQ29weVRocmVhZFJlcXVlc3RIABI4CgtkZWxldGVfcnVucxgQIAEoCzIhLmNoZWNrcG9pbnRkLnYxLkRlbGV0ZVJ1bnNSZXF1ZXN0SABCCwoJb3BlcmF0aW9uIhEKD0NhbmNlbE9wZXJhdGlvbiINCgtTZXNzaW9uUGluZyJvCg9MaXN0UGFnZVJlcXVlc3QSKQoEbGlzdBgBIAEoCzIbLmNoZWNrcG9pbnRkLnYxLkxpc3RSZXF1ZXN0EhIKCm1heF90dXBsZXMYAiABKA0SHQoVYWZ0ZXJfY2hlY2twb2ludF9qc29uGAMgASgJIlwKEExpc3RQYWdlUmVzcG9uc2USLwoGdHVwbGVzGAEgAygLMh8uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludFR1cGxlEhcKD25leHRfbWF4X3R1cGxlcxgCIAEoDSJuChNQdXRFeHRlbmRpbmdSZXF1ZXN0EicKA3B1dBgBIAEoCzIaLmNoZWNrcG9pbnRkLnYxLlB1dFJlcXVlc3QSLgoIcHJlZml4ZXMYAiADKAsyHC5jaGVja3BvaW50ZC52MS5TdG9yZWRQcmVmaXgiWwoMU3RvcmVkUHJlZml4EhIKCmJsb2JfaW5kZXgYASABKA0SDwoHdmVyc2lvbhgCIAEoCRIWCg50cmFuc2FjdGlvbl9pZBgDIAEoCRIOCgZsZW5ndGgYBCABKA0iLgoUUHV0RXh0ZW5kaW5nUmVzcG9uc2USFgoOdHJhbnNhY3Rpb25faWQYASABKAkiqAcKE09wZW5TZXNzaW9uUmVzcG9uc2USCgoCaWQYASABKA0SNQoJZ2V0X3R1cGxlGAIgASgLMiAuY2hlY2twb2ludGQudjEuR2V0VHVwbGVSZXNwb25zZUgAEioKA3B1dBgDIAEoCzIbLmNoZWNrcG9pbnRkLnYxLlB1dFJlc3BvbnNlSAASNwoKcHV0X3dyaXRlcxgEIAEoCzIhLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1Jlc3BvbnNlSAASPQoNZGVsZXRlX3RocmVhZBgFIAEoCzIkLmNoZWNrcG9pbnRkLnYxLkRlbGV0ZVRocmVhZFJlc3BvbnNlSAASLwoFZXJyb3IYBiABKAsyHi5jaGVja3BvaW50ZC52MS5PcGVyYXRpb25FcnJvckgAEjEKB3dlbGNvbWUYByABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uV2VsY29tZUgAEjEKB2dvb2RieWUYCCABKAsyHi5jaGVja3BvaW50ZC52MS5TZXNzaW9uR29vZGJ5ZUgAEisKBHBvbmcYCSABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUG9uZ0gAEjUKCWxpc3RfcGFnZRgKIAEoCzIgLmNoZWNrcG9pbnRkLnYxLkxpc3RQYWdlUmVzcG9uc2VIABI9Cg1wdXRfZXh0ZW5kaW5nGAsgASgLMiQuY2hlY2twb2ludGQudjEuUHV0RXh0ZW5kaW5nUmVzcG9uc2VIABI3CgpnZXRfdGhyZWFkGAwgASgLMiEuY2hlY2twb2ludGQudjEuR2V0VGhyZWFkUmVzcG9uc2VIABI9Cg1jbGFpbV90aHJlYWRzGA0gASgLMiQuY2hlY2twb2ludGQudjEuQ2xhaW1UaHJlYWRzUmVzcG9uc2VIABI5CgtyZW5ld19jbGFpbRgOIAEoCzIiLmNoZWNrcG9pbnRkLnYxLlJlbmV3Q2xhaW1SZXNwb25zZUgAEj0KDXJlbGVhc2VfY2xhaW0YDyABKAsyJC5jaGVja3BvaW50ZC52MS5SZWxlYXNlQ2xhaW1SZXNwb25zZUgAEjkKC2NvcHlfdGhyZWFkGBAgASgLMiIuY2hlY2twb2ludGQudjEuQ29weVRocmVhZFJlc3BvbnNlSAASOQoLZGVsZXRlX3J1bnMYESABKAsyIi5jaGVja3BvaW50ZC52MS5EZWxldGVSdW5zUmVzcG9uc2VIAEIICgZyZXN1bHQiXAoOT3BlcmF0aW9uRXJyb3ISDAoEY29kZRgBIAEoBRIPCgdtZXNzYWdlGAIgASgJEisKBmRldGFpbBgDIAEoCzIbLmNoZWNrcG9pbnRkLnYxLkVycm9yRGV0YWlsIjsKDlNlc3Npb25XZWxjb21lEhUKDW1heF9pbl9mbGlnaHQYASABKA0SEgoKb3BlcmF0aW9ucxgCIAMoCSIQCg5TZXNzaW9uR29vZGJ5ZSINCgtTZXNzaW9uUG9uZzJsCg5TZXNzaW9uU2VydmljZRJaCgtPcGVuU2Vzc2lvbhIiLmNoZWNrcG9pbnRkLnYxLk9wZW5TZXNzaW9uUmVxdWVzdBojLmNoZWNrcG9pbnRkLnYxLk9wZW5TZXNzaW9uUmVzcG9uc2UoATABYgZwcm90bzM", [file_checkpointd_v1_checkpoint, file_checkpointd_v1_checkpoint_service, file_checkpointd_v1_thread_service]);
+  fileDesc("CiRjaGVja3BvaW50ZC92MS9zZXNzaW9uX3NlcnZpY2UucHJvdG8SDmNoZWNrcG9pbnRkLnYxIs4GChJPcGVuU2Vzc2lvblJlcXVlc3QSCgoCaWQYASABKA0SEgoKdGltZW91dF9tcxgCIAEoDRI0CglnZXRfdHVwbGUYAyABKAsyHy5jaGVja3BvaW50ZC52MS5HZXRUdXBsZVJlcXVlc3RIABIpCgNwdXQYBCABKAsyGi5jaGVja3BvaW50ZC52MS5QdXRSZXF1ZXN0SAASNgoKcHV0X3dyaXRlcxgFIAEoCzIgLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1JlcXVlc3RIABI8Cg1kZWxldGVfdGhyZWFkGAYgASgLMiMuY2hlY2twb2ludGQudjEuRGVsZXRlVGhyZWFkUmVxdWVzdEgAEjEKBmNhbmNlbBgHIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkNhbmNlbE9wZXJhdGlvbkgAEisKBHBpbmcYCCABKAsyGy5jaGVja3BvaW50ZC52MS5TZXNzaW9uUGluZ0gAEjQKCWxpc3RfcGFnZRgJIAEoCzIfLmNoZWNrcG9pbnRkLnYxLkxpc3RQYWdlUmVxdWVzdEgAEjwKDXB1dF9leHRlbmRpbmcYCiABKAsyIy5jaGVja3BvaW50ZC52MS5QdXRFeHRlbmRpbmdSZXF1ZXN0SAASNgoKZ2V0X3RocmVhZBgLIAEoCzIgLmNoZWNrcG9pbnRkLnYxLkdldFRocmVhZFJlcXVlc3RIABI8Cg1jbGFpbV90aHJlYWRzGAwgASgLMiMuY2hlY2twb2ludGQudjEuQ2xhaW1UaHJlYWRzUmVxdWVzdEgAEjgKC3JlbmV3X2NsYWltGA0gASgLMiEuY2hlY2twb2ludGQudjEuUmVuZXdDbGFpbVJlcXVlc3RIABI8Cg1yZWxlYXNlX2NsYWltGA4gASgLMiMuY2hlY2twb2ludGQudjEuUmVsZWFzZUNsYWltUmVxdWVzdEgAEjgKC2NvcHlfdGhyZWFkGA8gASgLMiEuY2hlY2twb2ludGQudjEuQ29weVRocmVhZFJlcXVlc3RIABI4CgtkZWxldGVfcnVucxgQIAEoCzIhLmNoZWNrcG9pbnRkLnYxLkRlbGV0ZVJ1bnNSZXF1ZXN0SABCCwoJb3BlcmF0aW9uIhEKD0NhbmNlbE9wZXJhdGlvbiINCgtTZXNzaW9uUGluZyJvCg9MaXN0UGFnZVJlcXVlc3QSKQoEbGlzdBgBIAEoCzIbLmNoZWNrcG9pbnRkLnYxLkxpc3RSZXF1ZXN0EhIKCm1heF90dXBsZXMYAiABKA0SHQoVYWZ0ZXJfY2hlY2twb2ludF9qc29uGAMgASgJIlwKEExpc3RQYWdlUmVzcG9uc2USLwoGdHVwbGVzGAEgAygLMh8uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludFR1cGxlEhcKD25leHRfbWF4X3R1cGxlcxgCIAEoDSJuChNQdXRFeHRlbmRpbmdSZXF1ZXN0EicKA3B1dBgBIAEoCzIaLmNoZWNrcG9pbnRkLnYxLlB1dFJlcXVlc3QSLgoIcHJlZml4ZXMYAiADKAsyHC5jaGVja3BvaW50ZC52MS5TdG9yZWRQcmVmaXgigAEKDFN0b3JlZFByZWZpeBISCgpibG9iX2luZGV4GAEgASgNEg8KB3ZlcnNpb24YAiABKAkSFgoOdHJhbnNhY3Rpb25faWQYAyABKAkSDgoGbGVuZ3RoGAQgASgNEg4KBm9mZnNldBgFIAEoDRITCgtoZWFkX2xlbmd0aBgGIAEoDSIuChRQdXRFeHRlbmRpbmdSZXNwb25zZRIWCg50cmFuc2FjdGlvbl9pZBgBIAEoCSKoBwoTT3BlblNlc3Npb25SZXNwb25zZRIKCgJpZBgBIAEoDRI1CglnZXRfdHVwbGUYAiABKAsyIC5jaGVja3BvaW50ZC52MS5HZXRUdXBsZVJlc3BvbnNlSAASKgoDcHV0GAMgASgLMhsuY2hlY2twb2ludGQudjEuUHV0UmVzcG9uc2VIABI3CgpwdXRfd3JpdGVzGAQgASgLMiEuY2hlY2twb2ludGQudjEuUHV0V3JpdGVzUmVzcG9uc2VIABI9Cg1kZWxldGVfdGhyZWFkGAUgASgLMiQuY2hlY2twb2ludGQudjEuRGVsZXRlVGhyZWFkUmVzcG9uc2VIABIvCgVlcnJvchgGIAEoCzIeLmNoZWNrcG9pbnRkLnYxLk9wZXJhdGlvbkVycm9ySAASMQoHd2VsY29tZRgHIAEoCzIeLmNoZWNrcG9pbnRkLnYxLlNlc3Npb25XZWxjb21lSAASMQoHZ29vZGJ5ZRgIIAEoCzIeLmNoZWNrcG9pbnRkLnYxLlNlc3Npb25Hb29kYnllSAASKwoEcG9uZxgJIAEoCzIbLmNoZWNrcG9pbnRkLnYxLlNlc3Npb25Qb25nSAASNQoJbGlzdF9wYWdlGAogASgLMiAuY2hlY2twb2ludGQudjEuTGlzdFBhZ2VSZXNwb25zZUgAEj0KDXB1dF9leHRlbmRpbmcYCyABKAsyJC5jaGVja3BvaW50ZC52MS5QdXRFeHRlbmRpbmdSZXNwb25zZUgAEjcKCmdldF90aHJlYWQYDCABKAsyIS5jaGVja3BvaW50ZC52MS5HZXRUaHJlYWRSZXNwb25zZUgAEj0KDWNsYWltX3RocmVhZHMYDSABKAsyJC5jaGVja3BvaW50ZC52MS5DbGFpbVRocmVhZHNSZXNwb25zZUgAEjkKC3JlbmV3X2NsYWltGA4gASgLMiIuY2hlY2twb2ludGQudjEuUmVuZXdDbGFpbVJlc3BvbnNlSAASPQoNcmVsZWFzZV9jbGFpbRgPIAEoCzIkLmNoZWNrcG9pbnRkLnYxLlJlbGVhc2VDbGFpbVJlc3BvbnNlSAASOQoLY29weV90aHJlYWQYECABKAsyIi5jaGVja3BvaW50ZC52MS5Db3B5VGhyZWFkUmVzcG9uc2VIABI5CgtkZWxldGVfcnVucxgRIAEoCzIiLmNoZWNrcG9pbnRkLnYxLkRlbGV0ZVJ1bnNSZXNwb25zZUgAQggKBnJlc3VsdCJcCg5PcGVyYXRpb25FcnJvchIMCgRjb2RlGAEgASgFEg8KB21lc3NhZ2UYAiABKAkSKwoGZGV0YWlsGAMgASgLMhsuY2hlY2twb2ludGQudjEuRXJyb3JEZXRhaWwiOwoOU2Vzc2lvbldlbGNvbWUSFQoNbWF4X2luX2ZsaWdodBgBIAEoDRISCgpvcGVyYXRpb25zGAIgAygJIhAKDlNlc3Npb25Hb29kYnllIg0KC1Nlc3Npb25Qb25nMmwKDlNlc3Npb25TZXJ2aWNlEloKC09wZW5TZXNzaW9uEiIuY2hlY2twb2ludGQudjEuT3BlblNlc3Npb25SZXF1ZXN0GiMuY2hlY2twb2ludGQudjEuT3BlblNlc3Npb25SZXNwb25zZSgBMAFiBnByb3RvMw", [file_checkpointd_v1_checkpoint, file_checkpointd_v1_checkpoint_service, file_checkpointd_v1_thread_service]);
 
 /**
  * One operation, or the cancellation of one.
@@ -103,7 +103,7 @@ export type OpenSessionRequest = Message<"checkpointd.v1.OpenSessionRequest"> & 
     case: "listPage";
   } | {
     /**
-     * As CheckpointService.Put, with values told by what they add to stored ones.
+     * As CheckpointService.Put, with values told by what of them is not stored yet.
      *
      * @generated from field: checkpointd.v1.PutExtendingRequest put_extending = 10;
      */
@@ -267,17 +267,42 @@ export const ListPageResponseSchema: GenMessage<ListPageResponse> = /*@__PURE__*
   messageDesc(file_checkpointd_v1_session_service, 4);
 
 /**
- * Asks to store one checkpoint, as PutRequest does, whose values may begin as stored ones do: the
- * messages of a conversation, of which every step stores all again, travel once. What is stored is
- * the whole value. The server's limit of a message also holds for all values, with the bytes they
- * keep, and the JSON together; above it the put fails with RESOURCE_EXHAUSTED (TOO_LONG).
+ * Asks to store one checkpoint, as PutRequest does, whose values may have in them what is stored
+ * already: the messages of a conversation, of which every step stores all again, travel once. What is
+ * stored is the whole value. The server's limit of a message also holds for all values, with the bytes
+ * they keep, and the JSON together; above it the put fails with RESOURCE_EXHAUSTED (TOO_LONG).
+ *
+ * What a client does, for each channel whose value before it remembers as it was sent to put_extending,
+ * with the version and the transaction_id of the answer (see StoredPrefix for the words; the same in
+ * TypeScript, to be read beside it, is src/client/kept_bytes.ts):
+ *
+ * 1. A value of less than 16 KiB is sent whole: it pays no more. So is one whose client does not
+ *    want to keep it, as one value should not drive out all others.
+ * 2. p is the number of bytes that both values begin with. If that is half of the stored value or
+ *    more, they are kept: offset 0, head_length 0, length p. Text that grows, such as JSON, ends here.
+ * 3. Otherwise an anchor, 512 bytes from the middle of the stored value on, is looked for in the value:
+ *    first where they stand if a msgpack array or map got a longer or shorter length before it (moved
+ *    by 0, 2, 4, -2, -4 bytes), then where they stand if the values end alike (moved by the difference
+ *    of their lengths), then by search from the value's beginning on (of its first 32 bytes, of which
+ *    4096 places are compared with the rest, so that values of few different bytes cost no more). Where it is found,
+ *    what is equal before and behind it is kept: offset and head_length say where that begins in the
+ *    stored value and in this one, length how long it is. The first place that keeps half of the
+ *    stored value or more is taken; otherwise, of the first eight, the one that keeps most, if that is
+ *    more than p, else step 2's p.
+ * 4. Less than 8 KiB kept: the value is sent whole.
+ * 5. Where both is possible, equal bytes are compared by halves: comparisons of large pieces cost
+ *    nothing beside what made the value, a loop over its bytes does.
+ *
+ * A client does this only where SessionWelcome.operations has "put_extending.offset"; where it has
+ * only put_extending, the server would take offset and head_length for zero, so steps 2 and 4 are all
+ * there is.
  *
  * @generated from message checkpointd.v1.PutExtendingRequest
  */
 export type PutExtendingRequest = Message<"checkpointd.v1.PutExtendingRequest"> & {
   /**
    * What to store. Required, without a lease_token; errors name its fields as those of Put do. The
-   * value of a blob that has a prefix holds only what comes after it, and may be empty.
+   * value of a blob that has a prefix holds only what is not kept, which may be nothing.
    *
    * @generated from field: checkpointd.v1.PutRequest put = 1;
    */
@@ -299,13 +324,18 @@ export const PutExtendingRequestSchema: GenMessage<PutExtendingRequest> = /*@__P
   messageDesc(file_checkpointd_v1_session_service, 5);
 
 /**
- * Says that a value begins with the first bytes of one that is stored.
+ * Says which bytes of a stored value a value has. The value is, one after the other,
+ *
+ *   sent[0 : head_length], stored[offset : offset + length], sent[head_length :]
+ *
+ * where sent is the data that came in put.blobs[blob_index]. With offset and head_length zero the
+ * value begins with the first bytes of the stored one, and what came is what it adds.
  *
  * @generated from message checkpointd.v1.StoredPrefix
  */
 export type StoredPrefix = Message<"checkpointd.v1.StoredPrefix"> & {
   /**
-   * The position in put.blobs of the value that begins so. It must have a value.
+   * The position in put.blobs of the value that has them. It must have a value.
    *
    * @generated from field: uint32 blob_index = 1;
    */
@@ -321,7 +351,7 @@ export type StoredPrefix = Message<"checkpointd.v1.StoredPrefix"> & {
 
   /**
    * The transaction_id that the PutExtendingResponse gave that stored it. Required. If it is not
-   * stored by this transaction (any more), or is shorter than length, the put fails with
+   * stored by this transaction (any more), or ends before offset + length, the put fails with
    * FAILED_PRECONDITION (NOT_STORED) and stores nothing; send the whole value then.
    *
    * @generated from field: string transaction_id = 3;
@@ -329,11 +359,28 @@ export type StoredPrefix = Message<"checkpointd.v1.StoredPrefix"> & {
   transactionId: string;
 
   /**
-   * How many of its first bytes the value begins with. From 1.
+   * How many of its bytes the value has. From 1.
    *
    * @generated from field: uint32 length = 4;
    */
   length: number;
+
+  /**
+   * Where in the stored value they begin, counted from 0. At most 1073741824, beyond which no stored
+   * value goes (OUT_OF_RANGE). Servers whose SessionWelcome does not list "put_extending.offset" take
+   * it, and head_length, for zero.
+   *
+   * @generated from field: uint32 offset = 5;
+   */
+  offset: number;
+
+  /**
+   * How many bytes of what came stand before them; the others come after. At most as many as came
+   * (OUT_OF_RANGE).
+   *
+   * @generated from field: uint32 head_length = 6;
+   */
+  headLength: number;
 };
 
 /**
@@ -573,7 +620,9 @@ export type SessionWelcome = Message<"checkpointd.v1.SessionWelcome"> & {
 
   /**
    * The operations that this server knows, by their names in OpenSessionRequest: a client sends no
-   * others, and makes those as calls of the two services.
+   * others, and makes those as calls of the two services. Beside them, behind an operation's name and
+   * a dot, fields that older servers would overlook at the cost of what is stored: a client sets them
+   * only where they are listed. So far "put_extending.offset", which is also of head_length.
    *
    * @generated from field: repeated string operations = 2;
    */
