@@ -391,7 +391,9 @@ class StoredPrefix(Message):
     version: str
     transaction_id: str
     length: int
-    def __init__(self, *, blob_index: int | None = ..., version: str | None = ..., transaction_id: str | None = ..., length: int | None = ...) -> None: ...
+    offset: int
+    head_length: int
+    def __init__(self, *, blob_index: int | None = ..., version: str | None = ..., transaction_id: str | None = ..., length: int | None = ..., offset: int | None = ..., head_length: int | None = ...) -> None: ...
 
 class PutExtendingResponse(Message):
     transaction_id: str
