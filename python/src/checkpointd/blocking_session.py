@@ -12,7 +12,7 @@ from time import monotonic
 from .address import CONNECT_TIMEOUT, Address, prepare, turned
 from .errors import CheckpointdError, NoSessions, broken, timed_out
 from .http1 import Exchange
-from .messages import OpenSessionRequest, OpenSessionResponse
+from .messages import OpenSessionResponse
 from .wire import Pending, Session
 
 # How long a thread reads before it looks at deadlines.
@@ -94,7 +94,7 @@ class BlockingSession:
                 self._is_reading = False
 
     def run(
-        self, request: OpenSessionRequest, name: str, deadline: float, timeout: float
+        self, request: bytes, name: str, deadline: float, timeout: float
     ) -> OpenSessionResponse:
         """Carries out one operation. Raises as an AsyncSession's does."""
         wire = self._wire

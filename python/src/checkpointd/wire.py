@@ -152,11 +152,13 @@ class Session:
         """How many bytes there are to come at least before there is another message."""
         return self._envelopes.missing
 
-    def encode(self, pending: Pending, request: OpenSessionRequest, now: float) -> None:
-        """Gives the operation an id and makes its bytes. Safe for threads."""
-        pending.id = request.id = next(self._ids)
-        request.timeout_ms = max(1, int((pending.deadline - now) * 1000))
-        pending.data = request.SerializeToString()
+    def encode(self, pending: Pending, data: bytes, now: float) -> None:
+        """Gives the operation, a request without an id, an id. Safe for threads."""
+        pending.id = next(self._ids)
+        timeout_ms = max(1, int((pending.deadline - now) * 1000))
+        # What comes later in a message adds to it.
+        begin = OpenSessionRequest(id=pending.id, timeout_ms=timeout_ms).SerializeToString()
+        pending.data = begin + data
 
     def submit(self, pending: Pending) -> None:
         """Sends the operation, or has it wait for its turn."""
