@@ -62,13 +62,16 @@ def opened(**options) -> Session:
 def submit(session: Session, operation: Operation) -> Operation:
     request = OpenSessionRequest()
     getattr(request, operation.name).SetInParent()
-    session.encode(operation, request, time.monotonic())
+    session.encode(operation, request.SerializeToString(), time.monotonic())
     session.submit(operation)
     return operation
 
 
 def sent(session: Session) -> list[OpenSessionRequest]:
-    return [OpenSessionRequest.FromString(it) for _, it in Envelopes().feed(session.take_output())]
+    return [
+        OpenSessionRequest.FromString(it)
+        for _, it in Envelopes().feed(b"".join(session.take_output()))
+    ]
 
 
 def test_handshake():
@@ -191,7 +194,7 @@ def test_what_a_session_does_not_carry():
     large = Operation()
     request = OpenSessionRequest()
     request.get_tuple.thread_id = "x" * 2000
-    session.encode(large, request, time.monotonic())
+    session.encode(large, request.SerializeToString(), time.monotonic())
     session.submit(large)
     assert isinstance(large.told[0], NotCarried) and session.is_idle
 

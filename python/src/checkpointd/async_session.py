@@ -109,7 +109,7 @@ class AsyncSession(asyncio.Protocol):
         pending = _Pending(name, deadline, timeout, future)
         wire.encode(pending, request, monotonic())
         # All of a tick in one write; but neither the first nor a large one waits for others.
-        is_at_once = not wire.sent or len(pending.data) > PORTION_BYTES
+        is_at_once = not wire.sent or pending.size > PORTION_BYTES
         wire.submit(pending)
         if is_at_once:
             self._flush()
@@ -193,7 +193,8 @@ class AsyncSession(asyncio.Protocol):
         transport = self._transport
         # The handshake is written, and nothing is to come before the answer to it.
         if transport is not None and self._wire.has_output:
-            transport.write(self._wire.take_output())
+            for part in self._wire.take_output():
+                transport.write(part)
 
     def _sweep(self) -> None:
         if self._wire.is_idle or self._wire.over is not None:

@@ -198,8 +198,8 @@ class BlockingSession:
             try:
                 with self._lock:
                     output = self._wire.take_output()
-                if output:
-                    self._send(output)
+                for part in output:
+                    self._send(part)
             except BaseException as error:
                 self._end(error)
                 if not isinstance(error, Exception):

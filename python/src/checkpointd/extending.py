@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .client import Client
 from .errors import CheckpointdError, NotCarried
 from .messages import OpenSessionRequest
-from .value_cache import Extended, Large
+from .value_cache import Extended
 
 
-def put(client: Client, request: OpenSessionRequest) -> None:
-    """Stores a checkpoint. Raises CheckpointdError.
+def put(client: Client, request: OpenSessionRequest, large: Mapping[int, bytes]) -> None:
+    """Stores a checkpoint, of which the large values are not in the request yet.
 
-    Of a value that has most of the one before only the rest is sent, where the server's sessions
-    carry that.
+    Raises CheckpointdError. Of a value that has most of the one before only the rest is sent,
+    where the server's sessions carry that.
     """
     cache = client.values
-    while values := cache.large(request.put):
+    values = cache.worthwhile(request.put, large)
+    while values:
         extended = cache.extend(values)
         try:
-            answer = client.call(_name(extended), _extending(request, values, extended))
+            answer = client.call(_name(extended), _extending(request, large, extended))
         except NotCarried:
             break
         except CheckpointdError as error:
@@ -31,16 +32,17 @@ def put(client: Client, request: OpenSessionRequest) -> None:
         else:
             cache.remember(values, answer.put_extending.transaction_id)
             return
-    client.call("put", request)
+    client.call("put", _whole(request, large))
 
 
-async def aput(client: Client, request: OpenSessionRequest) -> None:
+async def aput(client: Client, request: OpenSessionRequest, large: Mapping[int, bytes]) -> None:
     """As `put`. Cancelled, the checkpoint is stored all the same."""
     cache = client.values
-    while values := cache.large(request.put):
+    values = cache.worthwhile(request.put, large)
+    while values:
         extended = cache.extend(values)
         try:
-            answer = await client.acall(_name(extended), _extending(request, values, extended))
+            answer = await client.acall(_name(extended), _extending(request, large, extended))
         except NotCarried:
             break
         except CheckpointdError as error:
@@ -49,12 +51,12 @@ async def aput(client: Client, request: OpenSessionRequest) -> None:
             cache.forget(values)
         except asyncio.CancelledError:
             # Nobody would hear that it was not stored, and send the whole.
-            client.post("put", request)
+            client.post("put", _whole(request, large))
             raise
         else:
             cache.remember(values, answer.put_extending.transaction_id)
             return
-    await client.acall("put", request)
+    await client.acall("put", _whole(request, large))
 
 
 def _name(extended: Sequence[Extended]) -> str:
@@ -65,19 +67,14 @@ def _name(extended: Sequence[Extended]) -> str:
 
 
 def _extending(
-    request: OpenSessionRequest, values: Sequence[Large], extended: Sequence[Extended]
+    request: OpenSessionRequest, large: Mapping[int, bytes], extended: Sequence[Extended]
 ) -> OpenSessionRequest:
     told = OpenSessionRequest()
     put = told.put_extending.put
-    # Not even copied are the values of which only a part is sent.
-    blobs = request.put.blobs
-    for value in values:
-        blobs[value.blob_index].value.data = b""
     put.CopyFrom(request.put)
     rests = {it.value.blob_index: it.rest for it in extended}
-    for value in values:
-        blobs[value.blob_index].value.data = value.data
-        put.blobs[value.blob_index].value.data = rests.get(value.blob_index, value.data)
+    for index, data in large.items():
+        put.blobs[index].value.data = rests.get(index, data)
     for value, version, transaction_id, kept in extended:
         told.put_extending.prefixes.add(
             blob_index=value.blob_index,
@@ -88,3 +85,9 @@ def _extending(
             length=kept.length,
         )
     return told
+
+
+def _whole(request: OpenSessionRequest, large: Mapping[int, bytes]) -> OpenSessionRequest:
+    for index, data in large.items():
+        request.put.blobs[index].value.data = data
+    return request

@@ -193,10 +193,10 @@ class ConnectSaver(BaseCheckpointSaver[str]):
 
         Returns when it is durable, with the config that names it.
         """
-        request = codec.put_request(
+        request, large = codec.put_request(
             self.serde, config, checkpoint, metadata, new_versions, self.graph
         )
-        extending.put(self._client, request)
+        extending.put(self._client, request, large)
         return codec.next_config(config, checkpoint)
 
     async def aput(
@@ -210,10 +210,10 @@ class ConnectSaver(BaseCheckpointSaver[str]):
 
         Returns when it is durable, with the config that names it.
         """
-        request = codec.put_request(
+        request, large = codec.put_request(
             self.serde, config, checkpoint, metadata, new_versions, self.graph
         )
-        await extending.aput(self._client, request)
+        await extending.aput(self._client, request, large)
         return codec.next_config(config, checkpoint)
 
     def put_writes(

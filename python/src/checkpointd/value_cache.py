@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from .kept_bytes import KeptBytes, kept_bytes
@@ -63,15 +63,15 @@ class ValueCache:
         self._values: dict[Key, _Stored] = {}
         self._lock = threading.Lock()
 
-    def large(self, put: PutRequest) -> list[Large]:
-        """The values of a put that are extended, or that a later one could extend."""
-        most = self._most_bytes // LARGEST_PART
-        if most < LEAST_BYTES or put.ByteSize() < LEAST_BYTES or put.lease_token:
+    def worthwhile(self, put: PutRequest, large: Mapping[int, bytes]) -> list[Large]:
+        """The large values of a put that are extended, or that a later one could extend."""
+        if put.lease_token:
             return []
+        most = self._most_bytes // LARGEST_PART
         found = []
-        for index, blob in enumerate(put.blobs):
-            data = blob.value.data
-            if LEAST_BYTES <= len(data) <= most:
+        for index, data in large.items():
+            if len(data) <= most:
+                blob = put.blobs[index]
                 key = (put.thread_id, put.checkpoint_ns, blob.channel)
                 found.append(Large(index, key, blob.version, data))
         return found
