@@ -87,7 +87,7 @@ def test_answers_in_pieces(size):
     session = Session("host", "", [], 1000)
     session.begin()
     operations = [submit(session, Operation()) for _ in range(2)]
-    assert not session.has_output
+    assert not session.output_parts
     data = UPGRADED + welcome() + answer(2) + answer(1)
     for at in range(0, len(data), size):
         session.receive(data[at : at + size])
@@ -131,7 +131,7 @@ def test_silent_server_is_pinged_and_left():
     sent(session)
     now = time.monotonic()
     session.check(now + 1.9)
-    assert not session.has_output
+    assert not session.output_parts
     session.check(now + 2.1)
     assert [it.WhichOneof("operation") for it in sent(session)] == ["ping"]
     session.check(now + 5)

@@ -192,7 +192,7 @@ class AsyncSession(asyncio.Protocol):
     def _flush(self) -> None:
         transport = self._transport
         # The handshake is written, and nothing is to come before the answer to it.
-        if transport is not None and self._wire.has_output:
+        if transport is not None and self._wire.output_parts:
             for part in self._wire.take_output():
                 transport.write(part)
 

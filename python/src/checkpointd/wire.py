@@ -205,9 +205,9 @@ class Session:
         return [*parts, b"".join(small)] if small else parts
 
     @property
-    def has_output(self) -> bool:
-        """Whether anything is to be written."""
-        return bool(self._output)
+    def output_parts(self) -> int:
+        """How many pieces are to be written."""
+        return len(self._output)
 
     def receive(self, chunk: bytes) -> None:
         """Takes what was read, and settles what it answers. Raises what the session ends with."""
