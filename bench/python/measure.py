@@ -24,6 +24,7 @@ from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.graph import END, START, StateGraph
+import psycopg
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
@@ -65,9 +66,7 @@ async def open_savers(options: argparse.Namespace) -> Any:
         if options.proxy:
             from http_saver import HttpSaver
 
-            savers["async"]["http-json"] = await stack.enter_async_context(
-                HttpSaver(options.proxy)
-            )
+            savers["async"]["http-json"] = await stack.enter_async_context(HttpSaver(options.proxy))
         yield savers
 
 
@@ -214,6 +213,11 @@ def cpu(pids: Iterator[int]) -> float:
     return spent / TICKS
 
 
+def parent(pid: int) -> int:
+    """The process that started another."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
 def family(pid: int) -> Iterator[int]:
     """A process and its children."""
     yield pid
@@ -291,11 +295,12 @@ async def main() -> None:
     parser.add_argument("--proxy")
     parser.add_argument("--service", type=int, required=True, help="the service's process")
     parser.add_argument("--proxy-pid", type=int)
-    parser.add_argument("--postgres", type=int, required=True, help="Postgres's first process")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("cells", nargs="+", help="such as aput:32")
     options = parser.parse_args()
+    with psycopg.connect(options.dsn) as connection:
+        options.postgres = parent(connection.info.backend_pid)
     async with open_savers(options) as savers:
         for each in options.cells:
             name, at_once = each.split(":")
