@@ -72,7 +72,8 @@ async def put(body: Put) -> None:
     async with pool.connection() as connection, connection.transaction():
         for blob in body.blobs:
             await connection.execute(
-                "INSERT INTO checkpoint_blobs VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                """INSERT INTO checkpoint_blobs VALUES (%s, %s, %s, %s, %s, %s)
+                   ON CONFLICT DO NOTHING""",
                 (
                     body.thread_id,
                     body.checkpoint_ns,
@@ -104,8 +105,8 @@ async def put_writes(body: PutWrites) -> None:
         for write in body.writes:
             await connection.execute(
                 """INSERT INTO checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id,
-                     task_path, idx, channel, type, blob) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
-                   ON CONFLICT DO NOTHING""",
+                     task_path, idx, channel, type, blob)
+                   VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING""",
                 (
                     body.thread_id,
                     body.checkpoint_ns,
@@ -156,8 +157,9 @@ def shown(row: Any) -> Any:
 
 
 if __name__ == "__main__":
-    listening = socket.create_server(("127.0.0.1", 0))
+    # asyncio sets TCP_NODELAY only where the protocol is named.
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.bind(("127.0.0.1", 0))
     print(f"listens on http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
-    # Given its number only, uvicorn takes it for a Unix socket, and does without TCP_NODELAY.
     config = uvicorn.Config(app, log_level="warning", access_log=False)
     uvicorn.Server(config).run(sockets=[listening])
