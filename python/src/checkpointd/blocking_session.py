@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import ssl
@@ -306,8 +307,12 @@ def _wait_in_the_system(sock: socket.socket) -> None:
 
     With Python's each of them is two system calls, and the interpreter's lock is given up twice.
     """
+    if os.name == "nt":
+        # Which takes milliseconds there.
+        sock.settimeout(TICK)
+        return
     sock.settimeout(None)
-    ticks = struct.pack("@ll", 0, int(TICK * 1e6))
+    ticks = struct.pack("@ll", int(TICK), int(TICK % 1 * 1e6))
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         sock.setsockopt(socket.SOL_SOCKET, option, ticks)
 
