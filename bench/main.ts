@@ -3,6 +3,7 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { toChart } from "./chart.js";
 import { type Plan, readPlan, usage } from "./plan.js";
+import { benchPython } from "./python.js";
 import { runPlan } from "./run.js";
 import { createTable, describeMachine, type Results, toBarLines } from "./summary.js";
 import { withEnvironment } from "./with_environment.js";
@@ -35,11 +36,13 @@ async function bench(plan: Plan): Promise<void> {
   print("\nKept in bench/results/: latest.json, latest.svg");
 }
 
-if (process.argv.includes("--help")) {
+const args = process.argv.slice(2);
+if (args.includes("--help")) {
   print(usage);
 } else {
   try {
-    await bench(readPlan(process.argv.slice(2)));
+    if (args.includes("--python")) await benchPython(args, print);
+    else await bench(readPlan(args));
   } catch (error) {
     process.stderr.write(`bench: ${error instanceof Error ? error.message : error}\n`);
     process.exitCode ||= 1;

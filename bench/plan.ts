@@ -108,6 +108,7 @@ export const usage = `npm run bench -- [flags]
   --contenders a,b     these of ${contenders.join(", ")}
   --rounds N           rounds of each contender
   --seconds S          length of a round
+  --python             Python's savers instead, with --rounds, --seconds, --cells aput:32,get_tuple:1
   --keep               keep the results in bench/results/, as a run of everything does`;
 
 /** Reads the command line. Throws with a sentence for the person who typed it. */

@@ -83,13 +83,17 @@ const serveArgs = (databaseUrl: string, flags: readonly string[]) => [
   ...flags,
 ];
 
-async function listen(file: string, args: string[], readyLine: string): Promise<Server> {
-  const child = keep(
-    spawn(process.execPath, [fileOf(file), ...args], {
-      env,
-      stdio: ["ignore", "pipe", "pipe", "ipc"],
-    }),
-  );
+const listen = (file: string, args: string[], readyLine: string) =>
+  startListening(process.execPath, [fileOf(file), ...args], readyLine);
+
+/** Starts a program that says where it listens, and waits for the line that says it is ready. */
+export async function startListening(
+  program: string,
+  args: string[],
+  readyLine: string,
+): Promise<Server> {
+  const file = args[0]!;
+  const child = keep(spawn(program, args, { env, stdio: ["ignore", "pipe", "pipe", "ipc"] }));
   let said = "";
   child.stderr!.setEncoding("utf8").on("data", (chunk: string) => {
     said = (said + chunk).slice(-4000);
@@ -108,6 +112,19 @@ async function listen(file: string, args: string[], readyLine: string): Promise<
     });
     return Promise.race([ready, gone]);
   });
+}
+
+/** Runs a program to its end, which must be a good one; `onLine` hears what it prints. */
+export async function runProgram(
+  program: string,
+  args: string[],
+  onLine: (line: string) => void,
+): Promise<void> {
+  const child = keep(spawn(program, args, { env, stdio: ["ignore", "pipe", "inherit"] }));
+  createInterface({ input: child.stdout! }).on("line", onLine);
+  const [code, signal] = await once(child, "close");
+  running.delete(child);
+  if (code !== 0) throw new Error(`${args[0]} ended with ${code ?? signal}`);
 }
 
 async function within<T>(

@@ -21,7 +21,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from relay import Relay
 from test_interop import checkpoint_of, config_of
 
-from checkpointd import CheckpointdError, ConnectSaver, Retry
+from checkpointd import CheckpointdError, ConnectSaver, Retry, blocking_session
 
 
 def put(saver, config, value="x"):
@@ -137,6 +137,35 @@ async def test_synchronous_methods_in_a_running_loop(saver, thread):
     config = await aput(saver, config_of(thread), 1)
     assert value_of(saver.get_tuple(config)) == 1
     assert [value_of(it) for it in saver.list(config_of(thread))] == [1]
+
+
+def test_every_thread_that_was_answered_is_woken(saver, thread, monkeypatch):
+    """By another thread, not because it looks for itself after a while: it never would here."""
+    monkeypatch.setattr(blocking_session, "TICK", 1000.0)
+    configs = [put(saver, config_of(f"{thread}-{n}"), n) for n in range(4)]
+
+    def work(n: int) -> int:
+        for i in range(60):
+            if i % 7 == n % 7:
+                with pytest.raises(CheckpointdError, match="thread_id"):
+                    saver.get_tuple(config_of("x" * 100_000))
+            elif i % 2:
+                assert value_of(saver.get_tuple(configs[n % 4])) == n % 4
+            else:
+                saver.put_writes(configs[n % 4], [("a", n)], f"{n}-{i}")
+        return n
+
+    # Not a pool, whose threads would be waited for when the test has failed.
+    done: list[int] = []
+    threads = [
+        threading.Thread(target=lambda n=n: done.append(work(n)), daemon=True) for n in range(32)
+    ]
+    for each in threads:
+        each.start()
+    until = time.monotonic() + 120
+    for each in threads:
+        each.join(max(0.0, until - time.monotonic()))
+    assert sorted(done) == list(range(32))
 
 
 def test_32_threads(saver, thread):

@@ -13,7 +13,7 @@ from checkpointd.errors import CheckpointdError, NoSessions, NotCarried
 from checkpointd.http1 import Exchange
 from checkpointd.messages import GetTupleResponse, OpenSessionRequest, OpenSessionResponse
 from checkpointd.retry import Retry, Tries
-from checkpointd.wire import HEAD, Envelopes, Pending, Session
+from checkpointd.wire import HEAD, WHOLE_BYTES, Envelopes, Pending, Session
 
 UPGRADED = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: checkpointd-session\r\nx-request-id: r1\r\n\r\n"
@@ -62,13 +62,16 @@ def opened(**options) -> Session:
 def submit(session: Session, operation: Operation) -> Operation:
     request = OpenSessionRequest()
     getattr(request, operation.name).SetInParent()
-    session.encode(operation, request, time.monotonic())
+    session.encode(operation, request.SerializeToString(), time.monotonic())
     session.submit(operation)
     return operation
 
 
 def sent(session: Session) -> list[OpenSessionRequest]:
-    return [OpenSessionRequest.FromString(it) for _, it in Envelopes().feed(session.take_output())]
+    return [
+        OpenSessionRequest.FromString(it)
+        for _, it in Envelopes().feed(b"".join(session.take_output()))
+    ]
 
 
 def test_handshake():
@@ -84,7 +87,7 @@ def test_answers_in_pieces(size):
     session = Session("host", "", [], 1000)
     session.begin()
     operations = [submit(session, Operation()) for _ in range(2)]
-    assert not session.has_output
+    assert not session.output_parts
     data = UPGRADED + welcome() + answer(2) + answer(1)
     for at in range(0, len(data), size):
         session.receive(data[at : at + size])
@@ -128,7 +131,7 @@ def test_silent_server_is_pinged_and_left():
     sent(session)
     now = time.monotonic()
     session.check(now + 1.9)
-    assert not session.has_output
+    assert not session.output_parts
     session.check(now + 2.1)
     assert [it.WhichOneof("operation") for it in sent(session)] == ["ping"]
     session.check(now + 5)
@@ -191,7 +194,7 @@ def test_what_a_session_does_not_carry():
     large = Operation()
     request = OpenSessionRequest()
     request.get_tuple.thread_id = "x" * 2000
-    session.encode(large, request, time.monotonic())
+    session.encode(large, request.SerializeToString(), time.monotonic())
     session.submit(large)
     assert isinstance(large.told[0], NotCarried) and session.is_idle
 
@@ -365,3 +368,27 @@ def test_stored_message_of_a_later_server_is_read():
     assert GetTupleResponse.FromString(b"\xf8\x07\x01") == GetTupleResponse.FromString(
         b"\xf8\x07\x01"
     )
+
+
+def test_what_is_large_is_written_without_being_copied():
+    session = Session("host", "", [], 1 << 30)
+    session.begin()
+    session.receive(UPGRADED + welcome(max_in_flight=9, operations=["put"]))
+    large = b"x" * WHOLE_BYTES
+    operations = []
+    for data in (b"", large, b"", b"", large):
+        operation = Operation("put")
+        request = OpenSessionRequest()
+        request.put.thread_id = "t"
+        encoded = request.SerializeToString()
+        # An unknown field, in the place of a large value.
+        encoded += b"\xfa\x7f" + bytes([len(data) & 127 | 128, len(data) >> 7 & 127 | 128])
+        encoded += bytes([len(data) >> 14]) + data if data else b"\x00"
+        operations.append(encoded)
+        session.encode(operation, encoded, time.monotonic())
+        session.submit(operation)
+    parts = session.take_output()
+    assert [part is operations[at] for at, part in ((1, parts[1]), (4, parts[3]))] == [True, True]
+    assert len(parts) == 4
+    assert len(list(Envelopes().feed(b"".join(parts)))) == 5
+    assert not session.take_output()

@@ -11,7 +11,7 @@ from typing import Any
 from .address import CONNECT_TIMEOUT, Address, prepare, turned
 from .errors import NoSessions, broken, timed_out
 from .http1 import Exchange
-from .messages import OpenSessionRequest, OpenSessionResponse
+from .messages import OpenSessionResponse
 from .wire import GREETING_TIMEOUT, PARTING_TIMEOUT, Pending, Session
 
 # How often deadlines are looked at while operations wait.
@@ -75,26 +75,41 @@ class AsyncSession(asyncio.Protocol):
         return self._wire.over_at if isinstance(self._wire.over, NoSessions) else None
 
     async def run(
-        self,
-        request: OpenSessionRequest,
-        name: str,
-        deadline: float,
-        timeout: float,
-        is_write: bool,
+        self, request: bytes, name: str, deadline: float, timeout: float, is_write: bool
     ) -> OpenSessionResponse:
-        """Carries out one operation.
+        """Carries out one operation, an encoded request without an id.
 
         Raises the error that a call of its own would have, "unavailable" when the session breaks
         (it may or may not have been carried out), "deadline_exceeded", and NotCarried. A cancelled
         read is given up; a cancelled write is carried out all the same, for it stores what a run
         has done by then.
         """
+        pending = self._submit(request, name, deadline, timeout)
+        future = pending.future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                # Nobody else looks at it any more.
+                future.exception()
+            elif not is_write:
+                self._wire.give_up(pending)
+                self._flush()
+                self._rest_if_idle()
+            raise
+
+    def post(self, request: bytes, name: str, deadline: float, timeout: float) -> None:
+        """Has an operation carried out, whatever comes of it."""
+        pending = self._submit(request, name, deadline, timeout)
+        pending.future.add_done_callback(asyncio.Future.exception)
+
+    def _submit(self, request: bytes, name: str, deadline: float, timeout: float) -> _Pending:
         wire = self._wire
         future: asyncio.Future[OpenSessionResponse] = self._loop.create_future()
         pending = _Pending(name, deadline, timeout, future)
         wire.encode(pending, request, monotonic())
         # All of a tick in one write; but neither the first nor a large one waits for others.
-        is_at_once = not wire.sent or len(pending.data) > PORTION_BYTES
+        is_at_once = not wire.sent or pending.size > PORTION_BYTES
         wire.submit(pending)
         if is_at_once:
             self._flush()
@@ -104,17 +119,7 @@ class AsyncSession(asyncio.Protocol):
         if not self._is_sweeping:
             self._is_sweeping = True
             self._loop.call_later(SWEEP, self._sweep)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                # Nobody else looks at it any more.
-                future.exception()
-            elif not is_write:
-                wire.give_up(pending)
-                self._flush()
-                self._rest_if_idle()
-            raise
+        return pending
 
     def leave(self) -> None:
         """Ends it when what is under way is answered."""
@@ -187,8 +192,9 @@ class AsyncSession(asyncio.Protocol):
     def _flush(self) -> None:
         transport = self._transport
         # The handshake is written, and nothing is to come before the answer to it.
-        if transport is not None and self._wire.has_output:
-            transport.write(self._wire.take_output())
+        if transport is not None and self._wire.output_parts:
+            for part in self._wire.take_output():
+                transport.write(part)
 
     def _sweep(self) -> None:
         if self._wire.is_idle or self._wire.over is not None:

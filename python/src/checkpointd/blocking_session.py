@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import ssl
+import struct
 import threading
+from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from time import monotonic
 
 from .address import CONNECT_TIMEOUT, Address, prepare, turned
 from .errors import CheckpointdError, NoSessions, broken, timed_out
 from .http1 import Exchange
-from .messages import OpenSessionRequest, OpenSessionResponse
+from .messages import OpenSessionResponse
 from .wire import Pending, Session
 
 # How long a thread reads before it looks at deadlines.
@@ -20,12 +24,17 @@ TICK = 0.25
 # Not heard of for so long, a session is looked at before it is used.
 SUSPECT_AFTER = 1.0
 READ_BYTES = 64 * 1024
+# Operations that are not written yet, because threads that are just being answered may add theirs;
+# in pieces of the output, three each.
+GATHERED = 8 * 3
 
 
 class _Pending(Pending):
-    __slots__ = ("answer", "error", "is_done", "wake")
+    __slots__ = ("answer", "error", "is_done", "settled", "wake")
 
-    def __init__(self, name: str, deadline: float, timeout: float) -> None:
+    def __init__(
+        self, name: str, deadline: float, timeout: float, settled: deque[threading.Lock]
+    ) -> None:
         self.name = name
         self.deadline = deadline
         self.timeout = timeout
@@ -33,6 +42,7 @@ class _Pending(Pending):
         self.answer: OpenSessionResponse | None = None
         self.error: Exception | None = None
         self.is_done = False
+        self.settled = settled
         self.wake: threading.Lock | None = None
 
     def settle(self, answer: OpenSessionResponse | None, error: Exception | None) -> None:
@@ -40,12 +50,19 @@ class _Pending(Pending):
         self.error = error
         self.is_done = True
         if self.wake is not None:
-            self.wake.release()
+            self.settled.append(self.wake)
             self.wake = None
 
 
 class BlockingSession:
-    """A session for any number of threads: one that waits for its answer reads for all."""
+    """A session for any number of threads: one that waits for its answer reads for all.
+
+    Threads that were answered are woken one by the other: as only one of them can run at a time, to
+    wake all at once costs each of them another wait, for the interpreter's lock. Measured with 32
+    threads: half the switches, put_writes 1.3 to 1.5 times as often, get_tuple 1.1 to 1.3 times.
+    Tried and dropped: all woken at once, each after the one before had decoded its answer, a pause
+    before each write to gather more, and two sessions (get_tuple 1.1 times, put_writes 0.7 times).
+    """
 
     def __init__(self, address: Address, most_bytes: int, deadline: float) -> None:
         """Connects. Raises CheckpointdError if there is no way to the server."""
@@ -54,6 +71,9 @@ class BlockingSession:
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._is_reading = False
+        # What wakes those that were answered and still sleep: while there are any, one is about to
+        # wake the next.
+        self._settled: deque[threading.Lock] = deque()
         try:
             sock = open_socket(address, deadline)
         except OSError as error:
@@ -62,7 +82,7 @@ class BlockingSession:
         if isinstance(sock, ssl.SSLSocket):
             self._socket = _TlsSocket(sock)
         else:
-            sock.settimeout(TICK)
+            _wait_in_the_system(sock)
         self._wire.begin()
         self._send(self._wire.handshake)
 
@@ -94,11 +114,11 @@ class BlockingSession:
                 self._is_reading = False
 
     def run(
-        self, request: OpenSessionRequest, name: str, deadline: float, timeout: float
+        self, request: bytes, name: str, deadline: float, timeout: float
     ) -> OpenSessionResponse:
         """Carries out one operation. Raises as an AsyncSession's does."""
         wire = self._wire
-        pending = _Pending(name, deadline, timeout)
+        pending = _Pending(name, deadline, timeout, self._settled)
         now = monotonic()
         wire.encode(pending, request, now)
         try:
@@ -107,7 +127,8 @@ class BlockingSession:
                 # Idle for so long that something on the way may have forgotten it.
                 if now > wire.heard_at + 2 * SUSPECT_AFTER and not wire.is_idle:
                     wire.ping(now)
-            self._flush()
+            if not self._settled or wire.output_parts > GATHERED:
+                self._flush()
             while True:
                 with self._lock:
                     if pending.is_done:
@@ -120,11 +141,14 @@ class BlockingSession:
                         self._is_reading = True
                 if wake is None:
                     self._read_for(pending)
-                else:
-                    wake.acquire(timeout=TICK)
+                elif not wake.acquire(timeout=TICK):
+                    self._flush()
         except BaseException as error:
             self._forget(pending, error)
             raise
+        self._wake_next()
+        if wire.output_parts and not self._settled:
+            self._flush()
         if pending.error is not None:
             raise pending.error
         assert pending.answer is not None
@@ -163,7 +187,7 @@ class BlockingSession:
     def _read(self) -> None:
         try:
             chunk = self._socket.recv(max(READ_BYTES, min(self._wire.missing, 1 << 20)))
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             chunk = None
         except OSError as error:
             raise self._wire.lost(error) from error
@@ -174,6 +198,12 @@ class BlockingSession:
                 raise self._wire.lost("the connection was closed")
             else:
                 self._wire.check(monotonic())
+        self._wake_next()
+
+    def _wake_next(self) -> None:
+        # Each thread does it that was answered, so that none is forgotten.
+        with suppress(IndexError):
+            self._settled.popleft().release()
 
     def _hand_on(self) -> None:
         for other in self._wire.sent.values():
@@ -191,15 +221,16 @@ class BlockingSession:
                 self._wire.give_up(pending)
             if not self._is_reading:
                 self._hand_on()
+        self._wake_next()
 
     def _flush(self) -> None:
         # Who writes also writes what others give out meanwhile.
-        while self._wire.has_output and self._writing.acquire(blocking=False):
+        while self._wire.output_parts and self._writing.acquire(blocking=False):
             try:
                 with self._lock:
                     output = self._wire.take_output()
-                if output:
-                    self._send(output)
+                for part in output:
+                    self._send(part)
             except BaseException as error:
                 self._end(error)
                 if not isinstance(error, Exception):
@@ -214,7 +245,7 @@ class BlockingSession:
             try:
                 view = view[self._socket.send(view) :]
                 by = monotonic() + CONNECT_TIMEOUT
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
                 if monotonic() > by:
                     raise broken("the server reads nothing") from None
             except OSError as error:
@@ -226,6 +257,7 @@ class BlockingSession:
     def _end(self, error: BaseException) -> None:
         with self._lock:
             self._wire.end(error if isinstance(error, Exception) else broken(repr(error)))
+        self._wake_next()
         self._socket.close()
 
 
@@ -268,6 +300,21 @@ class _TlsSocket:
     def _wait(self, by: float, to_write: bool) -> None:
         if not _is_ready(self._socket.fileno(), to_write, max(0.0, by - monotonic())):
             raise TimeoutError("timed out")
+
+
+def _wait_in_the_system(sock: socket.socket) -> None:
+    """Has reads and writes end after a tick by the system's own timeout.
+
+    With Python's each of them is two system calls, and the interpreter's lock is given up twice.
+    """
+    if os.name == "nt":
+        # Which takes milliseconds there.
+        sock.settimeout(TICK)
+        return
+    sock.settimeout(None)
+    ticks = struct.pack("@ll", int(TICK), int(TICK % 1 * 1e6))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        sock.setsockopt(socket.SOL_SOCKET, option, ticks)
 
 
 def _is_ready(fd: int, to_write: bool, within: float) -> bool:

@@ -25,11 +25,22 @@ from .errors import CheckpointdError, NotCarried, closed, timed_out
 from .http1 import Exchange
 from .messages import OpenSessionRequest, OpenSessionResponse
 from .retry import Retry, Tries
+from .value_cache import ValueCache
 
 # Larger requests, and the pages of lists, have a session of their own, so that small operations
 # need not wait behind them.
 SMALL_BYTES = 256 * 1024
-_WRITES = frozenset(("put", "put_writes", "delete_thread", "copy_thread", "delete_runs"))
+_WRITES = frozenset(
+    (
+        "put",
+        "put_extending",
+        "put_extending.offset",
+        "put_writes",
+        "delete_thread",
+        "copy_thread",
+        "delete_runs",
+    )
+)
 
 # By the names of the operations the calls that are the same.
 _METHODS = {
@@ -117,11 +128,14 @@ class _Loop:
 class Client:
     """Makes the calls of a saver and of all its copies in this process, and in its children."""
 
-    def __init__(self, address: Address, timeout: float, retry: Retry, most_bytes: int) -> None:
+    def __init__(
+        self, address: Address, timeout: float, retry: Retry, most_bytes: int, cache_bytes: int
+    ) -> None:
         self._address = address
         self._timeout = timeout
         self._retry = retry
         self._most_bytes = most_bytes
+        self._cache_bytes = cache_bytes
         self._is_closed = False
         self._begin()
 
@@ -130,11 +144,19 @@ class Client:
         """How long a call may take."""
         return self._timeout
 
+    @property
+    def values(self) -> ValueCache:
+        """The values that were put last."""
+        if self._pid != os.getpid():
+            self._after_fork()
+        return self._values
+
     def _begin(self) -> None:
         self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
         self._small: _Place[BlockingSession] = _Place()
         self._large: _Place[BlockingSession] = _Place()
         self._lock = threading.Lock()
+        self._values = ValueCache(self._cache_bytes)
         # Also when the interpreter ends: nobody needs to close a saver.
         weakref.finalize(self, _drop, self._small, self._large)
         # At last: who sees it, uses what is above.
@@ -164,9 +186,10 @@ class Client:
         timeout = self._timeout
         deadline = monotonic() + timeout
         tries: Tries | None = None
+        data = request.SerializeToString()
         while True:
             try:
-                return self._once(name, request, deadline, timeout)
+                return self._once(name, request, data, deadline, timeout)
             except CheckpointdError as error:
                 if not idempotent or self._is_closed:
                     raise
@@ -175,16 +198,16 @@ class Client:
             time.sleep(pause)
 
     def _once(
-        self, name: str, request: OpenSessionRequest, deadline: float, timeout: float
+        self, name: str, request: OpenSessionRequest, data: bytes, deadline: float, timeout: float
     ) -> OpenSessionResponse:
         if self._pid != os.getpid():
             self._after_fork()
         if self._is_closed:
             raise closed()
         try:
-            session = self._session(name, request, deadline)
+            session = self._session(name, data, deadline)
             if session is not None:
-                return session.run(request, name, deadline, timeout)
+                return session.run(data, name, deadline, timeout)
         except NotCarried:
             pass
         method, body, answer = _unary(name, request)
@@ -193,10 +216,8 @@ class Client:
             getattr(answer, name).MergeFromString(message)
         return answer
 
-    def _session(
-        self, name: str, request: OpenSessionRequest, deadline: float
-    ) -> BlockingSession | None:
-        place = self._large if _is_large(name, request) else self._small
+    def _session(self, name: str, data: bytes, deadline: float) -> BlockingSession | None:
+        place = self._large if _is_large(name, data) else self._small
         session = place.session
         if session is not None and not session.is_leaving:
             session.look()
@@ -274,9 +295,10 @@ class Client:
         timeout = self._timeout
         deadline = monotonic() + timeout
         tries: Tries | None = None
+        data = request.SerializeToString()
         while True:
             try:
-                return await self._aonce(name, request, deadline, timeout)
+                return await self._aonce(name, request, data, deadline, timeout)
             except CheckpointdError as error:
                 if not idempotent or self._is_closed:
                     raise
@@ -284,17 +306,27 @@ class Client:
                 pause = tries.pause_after(error)
             await asyncio.sleep(pause)
 
+    def post(self, name: str, request: OpenSessionRequest) -> None:
+        """Has a write carried out that nobody waits for any more, if there is a session."""
+        data = request.SerializeToString()
+        loop = self._loops.get(asyncio.get_running_loop())
+        if loop is None:
+            return
+        session = (loop.large if _is_large(name, data) else loop.small).session
+        if session is not None and not session.is_leaving:
+            session.post(data, name, monotonic() + self._timeout, self._timeout)
+
     async def _aonce(
-        self, name: str, request: OpenSessionRequest, deadline: float, timeout: float
+        self, name: str, request: OpenSessionRequest, data: bytes, deadline: float, timeout: float
     ) -> OpenSessionResponse:
         if self._pid != os.getpid():
             self._after_fork()
         if self._is_closed:
             raise closed()
         try:
-            session = await self._asession(name, request)
+            session = await self._asession(name, data)
             if session is not None:
-                return await session.run(request, name, deadline, timeout, name in _WRITES)
+                return await session.run(data, name, deadline, timeout, name in _WRITES)
         except NotCarried:
             pass
         method, body, answer = _unary(name, request)
@@ -303,7 +335,7 @@ class Client:
             getattr(answer, name).MergeFromString(message)
         return answer
 
-    async def _asession(self, name: str, request: OpenSessionRequest) -> AsyncSession | None:
+    async def _asession(self, name: str, data: bytes) -> AsyncSession | None:
         running = asyncio.get_running_loop()
         loop = self._loops.get(running)
         if loop is None:
@@ -313,7 +345,7 @@ class Client:
                 for session in gone.sessions() if gone is not None else ():
                     session.drop()
             await loop.watch()
-        place = loop.large if _is_large(name, request) else loop.small
+        place = loop.large if _is_large(name, data) else loop.small
         current = place.session
         if current is not None and not current.is_leaving:
             return current
@@ -414,10 +446,8 @@ def _drop(*places: _Place[BlockingSession]) -> None:
             place.session.drop()
 
 
-def _is_large(name: str, request: OpenSessionRequest) -> bool:
-    if name == "put" or name == "put_writes":
-        return request.ByteSize() > SMALL_BYTES
-    return name == "list_page"
+def _is_large(name: str, data: bytes) -> bool:
+    return len(data) > SMALL_BYTES or name == "list_page"
 
 
 def _unary(name: str, request: OpenSessionRequest) -> tuple[str, bytes, OpenSessionResponse]:

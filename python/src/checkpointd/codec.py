@@ -39,6 +39,7 @@ from .messages import (
     Value,
 )
 from .names import GRAPH_KEY, LEASE_TOKEN, check_name, configurable, optional, required
+from .value_cache import LEAST_BYTES
 from .versions import next_version
 
 # What psycopg's Jsonb does, in fewer bytes.
@@ -55,8 +56,11 @@ def put_request(
     metadata: CheckpointMetadata,
     new_versions: ChannelVersions,
     graph: str | None,
-) -> OpenSessionRequest:
-    """What stores a checkpoint. Raises TypeError or ValueError naming what cannot be stored."""
+) -> tuple[OpenSessionRequest, dict[int, bytes]]:
+    """What stores a checkpoint, but for its large values: these by their place in put.blobs.
+
+    Raises TypeError or ValueError naming what cannot be stored.
+    """
     keys = configurable("put", config)
     request = OpenSessionRequest()
     put = request.put
@@ -68,6 +72,7 @@ def put_request(
         put.lease_token = optional(keys, LEASE_TOKEN)
     inline: dict[str, Any] = {}
     blobs: dict[str, Any] = {}
+    large: dict[int, bytes] = {}
     for channel, value in checkpoint["channel_values"].items():
         kind = type(value)
         if value is None or kind is str or kind is int or kind is bool:
@@ -102,10 +107,17 @@ def put_request(
             blob.channel = channel
             blob.version = version if type(version) is str else str(version)
             try:
-                _dump(serde, value, blob.value)
+                blob.value.type, data = serde.dumps_typed(value)
             except Exception as error:
                 raise _unserializable(f'the value of channel "{channel}"', error) from error
-    return request
+            if type(data) is not bytes:
+                data = bytes(data)
+            if len(data) < LEAST_BYTES:
+                blob.value.data = data
+            else:
+                # Large ones cost less the fewer times they are copied.
+                large[len(put.blobs) - 1] = data
+    return request, large
 
 
 def put_writes_request(

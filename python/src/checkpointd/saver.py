@@ -18,7 +18,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from typing_extensions import Self
 
-from . import codec
+from . import codec, extending
 from .address import Address
 from .client import Client
 from .errors import CheckpointdError, NotCarried
@@ -74,6 +74,7 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         ca: str | None = None,
         verify: bool = True,
         max_request_bytes: int = 64 * 1024 * 1024,
+        value_cache_bytes: int = 32 * 1024 * 1024,
     ) -> None:
         """Makes a saver, without connecting. Raises TypeError or ValueError naming the option.
 
@@ -93,10 +94,17 @@ class ConnectSaver(BaseCheckpointSaver[str]):
             verify: False trusts any certificate: only for tests.
             max_request_bytes: The largest request, as encoded. The service's default is 64 MiB too:
                 raise both.
+            value_cache_bytes: How many bytes of the values that were put last are remembered, so
+                that of one that has most of the one before, such as the messages of a conversation,
+                only the rest is sent. 0 sends all whole.
         """
         super().__init__(serde=serde)
         if not timeout > 0:
             raise ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}")
+        if not value_cache_bytes >= 0:
+            raise ValueError(
+                f"value_cache_bytes must be a number from 0, not {value_cache_bytes!r}"
+            )
         if graph is not None and not check_name("graph", graph):
             raise ValueError("graph must be a name, a text that is not empty")
         self.graph = graph
@@ -109,10 +117,13 @@ class ConnectSaver(BaseCheckpointSaver[str]):
             "ca": ca,
             "verify": verify,
             "max_request_bytes": max_request_bytes,
+            "value_cache_bytes": value_cache_bytes,
         }
         self._url = url
         address = Address(url, headers, token, ca, verify)
-        self._client = Client(address, timeout, retry or Retry(), max_request_bytes)
+        self._client = Client(
+            address, timeout, retry or Retry(), max_request_bytes, value_cache_bytes
+        )
         self.threads = Threads(self._client)
         self._watches = Watches()
 
@@ -190,11 +201,11 @@ class ConnectSaver(BaseCheckpointSaver[str]):
 
         Returns when it is durable, with the config that names it.
         """
-        request = codec.put_request(
+        request, large = codec.put_request(
             self.serde, config, checkpoint, metadata, new_versions, self.graph
         )
         try:
-            self._client.call("put", request)
+            extending.put(self._client, request, large)
         except CheckpointdError as error:
             self._watches.failed(config, error)
             raise
@@ -213,11 +224,11 @@ class ConnectSaver(BaseCheckpointSaver[str]):
 
         Returns when it is durable, with the config that names it.
         """
-        request = codec.put_request(
+        request, large = codec.put_request(
             self.serde, config, checkpoint, metadata, new_versions, self.graph
         )
         try:
-            await self._client.acall("put", request)
+            await extending.aput(self._client, request, large)
         except CheckpointdError as error:
             self._watches.failed(config, error)
             raise

@@ -32,6 +32,9 @@ SESSION_UPGRADE = "checkpointd-session"
 HEAD = struct.Struct(">BI")
 END_OF_STREAM = 2
 
+# From how many bytes on a part is written without being copied to the others.
+WHOLE_BYTES = 128 * 1024
+
 # A peer that vanished without a word answers neither operations nor pings: known in 5 s.
 PING_AFTER = 2.0
 PING_TIMEOUT = 3.0
@@ -48,14 +51,15 @@ PARTING_TIMEOUT = 5.0
 class Pending:
     """An operation on its way. A driver's class says in `settle` whom to tell what came of it."""
 
-    __slots__ = ("data", "deadline", "id", "name", "sent_bytes", "timeout")
+    __slots__ = ("data", "deadline", "id", "name", "sent_bytes", "size", "timeout")
 
     def __init__(self, name: str, deadline: float, timeout: float) -> None:
         self.name = name
         self.deadline = deadline
         self.timeout = timeout
         self.id = 0
-        self.data = b""
+        self.data: tuple[bytes, ...] = ()
+        self.size = 0
         self.sent_bytes = 0
 
     def settle(self, answer: OpenSessionResponse | None, error: Exception | None) -> None:
@@ -152,11 +156,14 @@ class Session:
         """How many bytes there are to come at least before there is another message."""
         return self._envelopes.missing
 
-    def encode(self, pending: Pending, request: OpenSessionRequest, now: float) -> None:
-        """Gives the operation an id and makes its bytes. Safe for threads."""
-        pending.id = request.id = next(self._ids)
-        request.timeout_ms = max(1, int((pending.deadline - now) * 1000))
-        pending.data = request.SerializeToString()
+    def encode(self, pending: Pending, data: bytes, now: float) -> None:
+        """Gives the operation, a request without an id, an id. Safe for threads."""
+        pending.id = next(self._ids)
+        timeout_ms = max(1, int((pending.deadline - now) * 1000))
+        # What comes later in a message adds to it.
+        begin = OpenSessionRequest(id=pending.id, timeout_ms=timeout_ms).SerializeToString()
+        pending.data = begin, data
+        pending.size = len(begin) + len(data)
 
     def submit(self, pending: Pending) -> None:
         """Sends the operation, or has it wait for its turn."""
@@ -178,18 +185,29 @@ class Session:
                 return
         self._send_queued()
 
-    def take_output(self) -> bytes:
-        """What is to be written now."""
+    def take_output(self) -> list[bytes]:
+        """What is to be written now, one after the other."""
         output = self._output
         if not output:
-            return b""
+            return output
         self._output = []
-        return b"".join(output)
+        if max(map(len, output)) < WHOLE_BYTES:
+            return [b"".join(output)]
+        # To copy what is large costs more than to write it by itself.
+        parts: list[bytes] = []
+        small: list[bytes] = []
+        for part in output:
+            if len(part) < WHOLE_BYTES:
+                small.append(part)
+            else:
+                parts += (b"".join(small), part)
+                small = []
+        return [*parts, b"".join(small)] if small else parts
 
     @property
-    def has_output(self) -> bool:
-        """Whether anything is to be written."""
-        return bool(self._output)
+    def output_parts(self) -> int:
+        """How many pieces are to be written."""
+        return len(self._output)
 
     def receive(self, chunk: bytes) -> None:
         """Takes what was read, and settles what it answers. Raises what the session ends with."""
@@ -286,16 +304,16 @@ class Session:
         if pending.name not in self._known:
             pending.settle(None, NotCarried(f"the server knows no {pending.name} on a session"))
             return
-        size = len(data)
+        size = pending.size
         if size > self._most_bytes:
             pending.settle(None, NotCarried(f"{size} bytes are above the limit"))
             return
         self._sent_bytes += size
         pending.sent_bytes = self._sent_bytes
         self.sent[pending.id] = pending
-        self._output += (HEAD.pack(0, size), data)
+        self._output += (HEAD.pack(0, size), *data)
         # What is sent waits in the answer's place only.
-        pending.data = b""
+        pending.data = ()
 
     def _send_queued(self) -> None:
         while self.queued and len(self.sent) < self._max_in_flight:
