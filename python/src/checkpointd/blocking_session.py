@@ -59,9 +59,11 @@ class BlockingSession:
 
     Threads that were answered are woken one by the other: as only one of them can run at a time, to
     wake all at once costs each of them another wait, for the interpreter's lock. Measured with 32
-    threads: half the switches, put_writes 1.3 to 1.5 times as often, get_tuple 1.1 to 1.3 times.
-    Tried and dropped: all woken at once, each after the one before had decoded its answer, a pause
-    before each write to gather more, and two sessions (get_tuple 1.1 times, put_writes 0.7 times).
+    threads: half the switches, up to a tenth less CPU, put_writes 1.0 to 1.5 times as often,
+    get_tuple 0.9 to 1.2 times, the more the busier the machine is otherwise. Tried and dropped:
+    each woken after the one before had decoded its answer (more switches), a pause before each
+    write to gather more (put_writes 0.6 to 0.8 times), two sessions (get_tuple 1.1 times,
+    put_writes 0.7 times).
     """
 
     def __init__(self, address: Address, most_bytes: int, deadline: float) -> None:
