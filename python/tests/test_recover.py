@@ -311,6 +311,29 @@ def test_renews_while_a_long_step_runs(form, named, thread, sql):
     assert named.threads.get(thread).claim is None
 
 
+def test_does_not_run_a_thread_again_while_its_lost_run_goes_on(named, thread, sql):
+    leave(named, thread)
+    at_once, most, stop = [0], [], threading.Event()
+
+    def node(state):
+        at_once[0] += 1
+        most.append(at_once[0])
+        if len(most) == 1:
+            sql.execute("delete from checkpointd_claims where thread_id = %s", (thread,))
+            time.sleep(0.5)
+        at_once[0] -= 1
+        return {"n": 3}
+
+    def on_recovered(it):
+        if it.outcome == "resumed":
+            stop.set()
+
+    graph = compiled(named, node)
+    options = {"concurrency": 2, "poll": 0.02, "stop": stop, "on_recovered": on_recovered}
+    assert recover("sync", named, graph, **options) == RecoverySummary(lost=1, resumed=1)
+    assert most == [1, 1]
+
+
 @BOTH
 def test_says_when_the_lease_was_lost_meanwhile(form, named, thread, sql):
     leave(named, thread)

@@ -174,10 +174,13 @@ class Recovery:
             self._arguments["durability"] = durability
         self._is_stopped = is_stopped
         self._pauses = Pauses(self._lease)
+        # By their ids. One that was freed, or lost, is not to be claimed again before its run has
+        # ended and been counted.
+        self._running: set[str] = set()
 
     def claim(self, limit: int) -> list[Run]:
         """Takes what is free and not let alone."""
-        exclude = self._pauses.threads()
+        exclude = [*self._pauses.threads(), *self._running]
         runs: list[Run] = []
         for name in self._names if len(exclude) < _MOST_EXCLUDED else ():
             if (left := limit - len(runs)) > 0:
@@ -186,11 +189,12 @@ class Recovery:
                     limit=left, exclude=exclude, graph=name, **self._wanted
                 )
                 runs += [Run(it, until) for it in leases]
+        self._running.update(it.thread.thread_id for it in runs)
         return runs
 
     async def aclaim(self, limit: int) -> list[Run]:
         """As `claim`."""
-        exclude = self._pauses.threads()
+        exclude = [*self._pauses.threads(), *self._running]
         runs: list[Run] = []
         for name in self._names if len(exclude) < _MOST_EXCLUDED else ():
             if (left := limit - len(runs)) > 0:
@@ -199,6 +203,7 @@ class Recovery:
                     limit=left, exclude=exclude, graph=name, **self._wanted
                 )
                 runs += [Run(it, until) for it in leases]
+        self._running.update(it.thread.thread_id for it in runs)
         return runs
 
     def recover(self, run: Run) -> Run:
@@ -322,6 +327,7 @@ class Recovery:
     ) -> list[Callable[[], object]]:
         """Counts it, and returns what is to be called."""
         thread, foreign = run.thread, run.foreign
+        self._running.discard(thread.thread_id)
         if foreign is None and (run.watch.has_moved or run.outcome == "lost"):
             self._pauses.forget(thread.thread_id)
         else:
