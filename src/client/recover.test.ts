@@ -459,6 +459,41 @@ describe("a database of two graphs", () => {
     expect(await recoverThreads(savers.billing, same, options)).toEqual({ ...none, resumed: 1 });
   });
 
+  it("claims no thread again before it has counted how its run ended", async () => {
+    await crash("charge", "own");
+    await crash("charge", "foreign");
+    await sql.query(
+      "update checkpoint_blobs set channel = 'branch:to:gone' where thread_id = 'foreign' and channel = 'branch:to:charge'",
+    );
+    await sql.query(
+      "update checkpoints set checkpoint = replace(checkpoint::text, 'branch:to:charge', 'branch:to:gone')::jsonb where thread_id = 'foreign'",
+    );
+    const { threads } = savers.billing;
+    const { claim, release } = threads;
+    let claimed = () => {};
+    threads.claim = async (...args) => {
+      const leases = await claim.apply(threads, args);
+      claimed();
+      return leases;
+    };
+    // It is free for whoever claims next, and this call does not know yet that it was skipped.
+    threads.release = async (...args) => {
+      await release.apply(threads, args);
+      if (args[0] !== "foreign") return;
+      const next = new Promise<void>((resolve) => {
+        claimed = resolve;
+      });
+      await Promise.race([next, delay(3_000)]);
+    };
+    try {
+      const both = { ...options, concurrency: 2 };
+      const summary = await recoverThreads(savers.billing, createBilling(savers.billing), both);
+      expect(summary).toEqual({ ...none, resumed: 1, skipped: 1 });
+    } finally {
+      Object.assign(threads, { claim, release });
+    }
+  });
+
   it("goes past threads that it skips to those that it can resume", async () => {
     for (let i = 0; i < 3; i++) await crash("charge", `own ${i}`);
     for (let i = 0; i < 5; i++) {

@@ -115,11 +115,13 @@ export async function recoverThreads(
   const { unnamed = saver.graph === undefined } = options;
   const summary: RecoverySummary = { resumed: 0, failed: 0, stuck: 0, skipped: 0, lost: 0 };
   const running = new Set<Promise<void>>();
+  // Of those that run: a thread is free at the service before this call has counted how it ended.
+  const underWay = new Set<string>();
   const pauses = createPauses(leaseMs);
 
   /** What is free and not let alone; named threads first. */
   const claim = async (limit: number): Promise<Lease[]> => {
-    const except = pauses.threads();
+    const except = [...new Set([...pauses.threads(), ...underWay])];
     if (except.length >= mostExcepted) return [];
     const claimed: Lease[] = [];
     for (const name of [saver.graph, ...(unnamed ? [null] : [])]) {
@@ -141,8 +143,10 @@ export async function recoverThreads(
       const leases = await claim(concurrency - running.size);
       for (const lease of leases) {
         const { threadId } = lease.thread;
+        underWay.add(threadId);
         const run = recover(saver, graph, lease, leaseMs, options).then(({ done, hasMoved }) => {
           running.delete(run);
+          underWay.delete(threadId);
           if (hasMoved) pauses.forget(threadId);
           else pauses.pause(threadId);
           if (done instanceof Error) {
