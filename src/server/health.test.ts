@@ -1,4 +1,5 @@
-import { setMaxListeners } from "node:events";
+import { once, setMaxListeners } from "node:events";
+import * as http2 from "node:http2";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import {
   connectNodeAdapter,
@@ -113,6 +114,22 @@ test("a Watch ends when its deadline passes", async () => {
   const error = await next().catch(ConnectError.from);
   expect(error).toMatchObject({ code: Code.DeadlineExceeded });
   await expect.poll(() => health.watchers()).toBe(0);
+});
+
+test("a Watch tells itself that its deadline passed, to clients that leave it to the server", async () => {
+  const { listener } = await startHealth();
+  const session = http2.connect(`http://127.0.0.1:${listener.port}`);
+  const stream = session.request({
+    ":method": "POST",
+    ":path": "/grpc.health.v1.Health/Watch",
+    "content-type": "application/grpc",
+    te: "trailers",
+    "grpc-timeout": "300m",
+  });
+  stream.end(Buffer.alloc(5)).resume();
+  const [trailers] = await once(stream, "trailers");
+  expect(trailers["grpc-status"]).toBe(`${Code.DeadlineExceeded}`);
+  session.close();
 });
 
 test("close tells NOT_SERVING, ends every Watch, and is final", async () => {

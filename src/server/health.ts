@@ -90,6 +90,8 @@ export function createHealth(...services: string[]): Health {
               });
             }
           }
+          // At its deadline the call is to say so, and not that all is told.
+          signal.throwIfAborted();
         } finally {
           watchers.delete(wake);
           signal.removeEventListener("abort", wake);
