@@ -93,14 +93,7 @@ function encodePutExtending(
 function writePut(writer: Writer, request: Put): void {
   const { blobs = [] } = request;
   writer.text(8, request.leaseToken);
-  for (let i = blobs.length - 1; i >= 0; i--) {
-    const { channel, version, value } = blobs[i]!;
-    const end = writer.size;
-    if (value) writer.value(3, value);
-    writer.text(2, version);
-    writer.text(1, channel);
-    writer.length(7, end);
-  }
+  writer.blobs(7, blobs);
   writer.text(6, request.metadataJson);
   writer.text(5, request.checkpointJson);
   writer.text(4, request.parentCheckpointId);

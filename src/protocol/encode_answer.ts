@@ -49,14 +49,7 @@ function writeTuple(writer: Writer, tuple: CheckpointTuple): void {
     writer.text(1, taskId);
     writer.length(6, end);
   }
-  for (let i = blobs.length - 1; i >= 0; i--) {
-    const { channel, version, value } = blobs[i]!;
-    const end = writer.size;
-    if (value) writer.value(3, value);
-    writer.text(2, version);
-    writer.text(1, channel);
-    writer.length(5, end);
-  }
+  writer.blobs(5, blobs);
   writer.text(4, tuple.metadataJson);
   writer.text(3, tuple.checkpointJson);
   if (tuple.parentCheckpointId !== undefined) writer.presentText(2, tuple.parentCheckpointId);

@@ -12,7 +12,7 @@ export const envelopeBytes = 5;
 
 /** What stands before a message of that many bytes. */
 export function envelope(flags: number, length: number): Buffer {
-  const header = Buffer.allocUnsafe(5);
+  const header = Buffer.allocUnsafe(envelopeBytes);
   header[0] = flags;
   header.writeUInt32BE(length, 1);
   return header;
@@ -54,7 +54,7 @@ export function createEnvelopeReader(
   onMessage: (flags: number, message: Uint8Array) => unknown,
 ): (chunk: Buffer) => number {
   const held = new Pieces();
-  let needed = 5;
+  let needed = envelopeBytes;
   return (chunk) => {
     let rest = chunk;
     if (held.size > 0) {
@@ -62,17 +62,17 @@ export function createEnvelopeReader(
       if (held.size < needed) return held.size;
       rest = held.take();
     }
-    needed = 5;
-    while (rest.length >= 5) {
+    needed = envelopeBytes;
+    while (rest.length >= envelopeBytes) {
       const length = rest.readUInt32BE(1);
       if (length > maxBytes) throw tooLarge(length);
-      if (rest.length < 5 + length) {
-        needed = 5 + length;
+      if (rest.length < envelopeBytes + length) {
+        needed = envelopeBytes + length;
         break;
       }
-      const message = rest.subarray(5, 5 + length);
+      const message = rest.subarray(envelopeBytes, envelopeBytes + length);
       const flags = rest[0] as number;
-      rest = rest.subarray(5 + length);
+      rest = rest.subarray(envelopeBytes + length);
       if (onMessage(flags, message) === false) break;
     }
     if (rest.length > 0) held.add(rest);

@@ -1,10 +1,11 @@
 /** Writes protobuf messages by hand, in their envelopes. */
 import { Buffer } from "node:buffer";
 import type { MessageInitShape } from "@bufbuild/protobuf";
-import type { ValueSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import type { ChannelBlobSchema, ValueSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { largeBytes } from "./envelope.js";
 
 type Value = MessageInitShape<typeof ValueSchema>;
+type Blob = MessageInitShape<typeof ChannelBlobSchema>;
 
 /** More than a character of UTF-16 ever takes in UTF-8, and more than a tag and a length take. */
 export const perCharacter = 3;
@@ -63,6 +64,18 @@ export class Writer {
     }
     this.text(1, type);
     this.length(field, end);
+  }
+
+  /** The channels' values, which requests and answers have alike. */
+  blobs(field: number, blobs: readonly Blob[]): void {
+    for (let i = blobs.length - 1; i >= 0; i--) {
+      const { channel, version, value } = blobs[i]!;
+      const end = this.size;
+      if (value) this.value(3, value);
+      this.text(2, version);
+      this.text(1, channel);
+      this.length(field, end);
+    }
   }
 
   /** Heads the part that was written since `size` was `end`. */

@@ -1,11 +1,10 @@
 /** What a pool does when its connections fail, at every message of the protocol. */
-import { chmod, chown, mkdtemp, rm, stat, writeFile } from "node:fs/promises";
+import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import pg from "pg";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from "vitest";
-import { createCertificate } from "../testing/certificate.js";
 import { createDatabase, openPool, type TestDatabase } from "../testing/postgres.js";
 import {
   type Fate,
@@ -13,6 +12,7 @@ import {
   type PostgresRelay,
   startPostgresRelay,
 } from "../testing/postgres_relay.js";
+import { startTlsPostgres } from "../testing/tls_postgres.js";
 import type { Db, Run } from "./db.js";
 import { startEmbedded } from "./embedded.js";
 
@@ -345,19 +345,7 @@ it("speaks TLS where the URL says so, and checks whom it speaks to", {
   timeout: 60_000,
 }, async () => {
   const folder = await mkdtemp(path.join(tmpdir(), "tls-"));
-  const dataDir = path.join(folder, "data");
-  const cluster = path.join(dataDir, "postgres");
-  const start = (settings: Record<string, string>) =>
-    startEmbedded({ dataDir, onProgress: () => {}, settings: { fsync: "off", ...settings } });
-  await (await start({})).stop();
-  const { uid, gid } = await stat(cluster);
-  for (const [name, text] of Object.entries(createCertificate("localhost"))) {
-    const file = path.join(cluster, `${name}.pem`);
-    await writeFile(file, text);
-    await chown(file, uid, gid);
-    await chmod(file, 0o600);
-  }
-  const postgres = await start({ ssl: "on", ssl_cert_file: "cert.pem", ssl_key_file: "key.pem" });
+  const { postgres } = await startTlsPostgres(folder);
   try {
     const isEncrypted = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
     for (const [mode, expected] of [

@@ -1,12 +1,12 @@
 /** TLS and password files mean the same to the pool, by postgres.js, and to migrations, by pg. */
-import { chmod, chown, mkdir, mkdtemp, rm, stat, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, inject, it, vi } from "vitest";
-import { createCertificate } from "../testing/certificate.js";
 import { openPool } from "../testing/postgres.js";
+import { startTlsPostgres } from "../testing/tls_postgres.js";
 import { withClient } from "./client.js";
-import { type Embedded, startEmbedded } from "./embedded.js";
+import type { Embedded } from "./embedded.js";
 import { readLogin } from "./login.js";
 import { findOpenPassfile, findPassword } from "./passfile.js";
 
@@ -16,21 +16,7 @@ let postgres: Embedded;
 
 beforeAll(async () => {
   folder = await mkdtemp(path.join(tmpdir(), "login-"));
-  const dataDir = path.join(folder, "data");
-  const cluster = path.join(dataDir, "postgres");
-  const start = (settings: Record<string, string>) =>
-    startEmbedded({ dataDir, onProgress: () => {}, settings: { fsync: "off", ...settings } });
-  await (await start({})).stop();
-  const { uid, gid } = await stat(cluster);
-  for (const [name, text] of Object.entries(createCertificate("localhost"))) {
-    const file = path.join(cluster, `${name}.pem`);
-    await writeFile(file, text);
-    await chown(file, uid, gid);
-    await chmod(file, 0o600);
-    if (name === "cert") await writeFile(path.join(folder, "root.pem"), text);
-  }
-  certificate = path.join(folder, "root.pem");
-  postgres = await start({ ssl: "on", ssl_cert_file: "cert.pem", ssl_key_file: "key.pem" });
+  ({ postgres, certificate } = await startTlsPostgres(folder));
 }, 60_000);
 afterEach(() => void vi.unstubAllEnvs());
 afterAll(async () => {
