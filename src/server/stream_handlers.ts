@@ -1,11 +1,12 @@
 import type { AnswerInit, Request, StreamName } from "../protocol/operations.js";
 import { channelHistory } from "../store/channel_history.js";
-import type { Db, Signal } from "../store/db.js";
+import type { Db } from "../store/db.js";
 import { list } from "../store/list_checkpoints.js";
 import { pruneThreads } from "../store/prune.js";
 import { listThreads } from "../store/read_threads.js";
 import { valueBytes } from "../store/tuples.js";
 import { overloaded } from "./intake.js";
+import type { Caller } from "./operation_handlers.js";
 import { checkList } from "./request_checks.js";
 import {
   checkGetChannelHistory,
@@ -18,7 +19,7 @@ import {
 export type Streams = {
   readonly [Name in StreamName]: (
     request: Request<Name>,
-    signal: Signal,
+    signal: Caller,
   ) => AsyncIterable<AnswerInit<Name>>;
 };
 

@@ -159,6 +159,10 @@ export function createBatch<Item, Result>(
     try {
       const items = batch.map((call) => call.item);
       const results = await options.run(run, items, alone ? alone.signal : abandoned.signal);
+      const shareMs = (performance.now() - now) / batch.length;
+      for (const { signal } of batch) {
+        if (signal?.databaseMs !== undefined) signal.databaseMs += shareMs;
+      }
       for (const [i, call] of batch.entries()) call.resolve(results[i] as Result);
     } catch (error) {
       if (await runAgain(batch, error)) return;

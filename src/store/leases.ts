@@ -29,6 +29,8 @@ export interface WantedLeases {
   threadId: string;
   /** None of these threads. */
   except?: readonly string[];
+  /** Whether to look for them in the order of their ids, so that none beyond the prefix is passed. */
+  byId?: boolean;
 }
 
 /** A request that is to be carried out only while its lease on the thread is held. */
@@ -44,7 +46,7 @@ export interface UnderLease {
 const mostLeases = 100;
 
 /**
- * Takes leases on threads that match and are free, newest first. Of several calls at once each
+ * Takes leases on threads that match and are free, newest first unless `byId`. Of several calls at once each
  * thread goes to one: the primary key of checkpointd_claims decides.
  *
  * Looks for candidates, takes leases, and then looks again: between the first look and the lease
@@ -74,7 +76,7 @@ export async function claimThreads(
       db,
       {
         filter,
-        order: ThreadOrder.NEWEST_FIRST,
+        order: wanted.byId ? ThreadOrder.BY_ID : ThreadOrder.NEWEST_FIRST,
         withCounts: false,
         withoutMetadata: true,
         after,
