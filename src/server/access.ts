@@ -7,6 +7,7 @@ import type { Audit } from "./audit.js";
 import type { Call } from "./call.js";
 import type { Operations } from "./operation_handlers.js";
 import type { Streams } from "./stream_handlers.js";
+import type { TenantStore } from "./tenants.js";
 
 /** What answers the calls of one tenant. */
 export interface Store {
@@ -38,14 +39,23 @@ const audited: { readonly [Name in CallName]?: (request: Request<Name>) => Done 
           threads: threadIds.length > 0 ? threadIds : [`${filter?.threadIdPrefix ?? ""}*`],
         },
 };
+/** What counts against a tenant's quota. A copy is counted at the next count. */
+const stores: ReadonlySet<CallName> = new Set(["put", "putExtending", "putWrites", "copyThread"]);
 type Done = { operation: Operation; threads: readonly string[] } | undefined;
 
 /**
  * Operations and streams that are carried out for whom the rules allow them, in the store of its
  * tenant. Without a principal there is none: a way here that forgot to ask answers UNAUTHENTICATED.
  */
-export function createAccess(storeOf: (principal: Principal) => Store, audit: Audit): Store {
-  function enter<Name extends CallName>(name: Name, request: Request<Name>, call: Call): Store {
+export function createAccess(
+  storeOf: (principal: Principal) => TenantStore | Promise<TenantStore>,
+  audit: Audit,
+): Store {
+  function enter<Name extends CallName>(
+    name: Name,
+    request: Request<Name>,
+    call: Call,
+  ): TenantStore | Promise<TenantStore> {
     const { principal } = call;
     if (!principal) throw missing();
     try {
@@ -73,30 +83,29 @@ export function createAccess(storeOf: (principal: Principal) => Store, audit: Au
   const carried = Object.keys(operations).map((key) => {
     const name = key as keyof Operations;
     const isAudited = audited[name] !== undefined;
-    const carry = (request: never, call: Call) => {
-      const carryOut = enter(name, request, call).operations[name];
-      const answer = carryOut(request, call);
-      if (!isAudited) return answer;
-      return answer.then(
-        (result) => {
-          tell(name, request, call);
-          return result;
-        },
-        (error) => {
-          tell(name, request, call, error);
-          throw error;
-        },
-      );
+    const carryOut = async (request: never, call: Call) => {
+      const entered = enter(name, request, call);
+      // Not awaited for nothing: that is one more turn for each call.
+      const { operations, quota } = entered instanceof Promise ? await entered : entered;
+      if (stores.has(name)) quota?.take(call.requestBytes);
+      if (!isAudited) return operations[name](request, call);
+      try {
+        const answer = await operations[name](request, call);
+        tell(name, request, call);
+        return answer;
+      } catch (error) {
+        tell(name, request, call, error);
+        throw error;
+      }
     };
-    // A rule that throws rejects, as an operation that fails does.
-    return [name, async (request: never, call: Call) => carry(request, call)];
+    return [name, carryOut];
   });
   const streamed = Object.keys(streams).map((key) => {
     const name = key as keyof Streams;
     return [
       name,
       async function* (request: never, call: Call) {
-        const store = enter(name, request, call);
+        const store = await enter(name, request, call);
         let error: unknown;
         try {
           yield* store.streams[name](request, call);

@@ -1,7 +1,26 @@
 /** Who did what to which thread: one line of JSON for each, apart from the log of the calls. */
+import { pino } from "pino";
+import { clean } from "../clean.js";
 import type { Log } from "../log.js";
 import type { Call } from "./call.js";
 import { toConnectError } from "./connect_error.js";
+
+/**
+ * A log that is added to a file, which its owner alone may read, line by line. A line is written when
+ * what it tells of was done, and not lost with the process.
+ */
+export function createAuditLog(path: string): Log {
+  const destination = pino.destination({ dest: path, mode: 0o600, mkdir: true, sync: true });
+  return pino(
+    {
+      base: null,
+      timestamp: pino.stdTimeFunctions.isoTime,
+      formatters: { level: () => ({}) },
+      hooks: { streamWrite: (line) => `${clean(line.slice(0, -1))}\n` },
+    },
+    destination,
+  );
+}
 
 /** What is told of a call. */
 export interface Audited {

@@ -3,8 +3,8 @@
  * one begins and ends here, so that this is where calls are measured.
  */
 import { type ConnectError, createContextKey } from "@connectrpc/connect";
-import { sweepMs } from "../protocol/wire.js";
 import type { Principal } from "../auth/principal.js";
+import { sweepMs } from "../protocol/wire.js";
 import type { Signal } from "../store/db.js";
 import { limitPassed, toConnectError } from "./connect_error.js";
 import { type Arrival, Intake } from "./intake.js";

@@ -1,14 +1,16 @@
 /** Where requests are asked who sends them, before anything of them is read. */
+
+import type { IncomingMessage } from "node:http";
+import type { Http2ServerRequest } from "node:http2";
 import type { Authenticator } from "../auth/authenticator.js";
 import type { Principal } from "../auth/principal.js";
 import type { Audit } from "./audit.js";
-import type { NodeRequest } from "./http.js";
 import { peerCertificate } from "./tls.js";
 import type { Usage } from "./usage.js";
 
 /** What a server has that asks who calls. */
 export interface Gate {
-  readonly authenticator: Pick<Authenticator, "authenticate">;
+  readonly authenticator: Authenticator;
   readonly usage: Usage;
   readonly audit: Audit;
 }
@@ -19,7 +21,7 @@ export interface Gate {
  */
 export function enter(
   { authenticator }: Gate,
-  request: NodeRequest,
+  request: IncomingMessage | Http2ServerRequest,
   then: (principal: Principal | undefined, refusal?: unknown) => void,
 ): void {
   let found: Principal | Promise<Principal>;

@@ -12,7 +12,6 @@ import type { Log } from "../log.js";
 import { requestIdHeader, sessionPath } from "../protocol/wire.js";
 import { type Call, type CallCarrier, type Calls, callKey } from "./call.js";
 import { enter, type Gate } from "./gate.js";
-import type { NodeRequest, NodeResponse } from "./http.js";
 import { Arrival } from "./intake.js";
 import { toRequestId } from "./interceptors.js";
 import { longestMs } from "./limits.js";
@@ -20,6 +19,8 @@ import { checkedBody } from "./request_body.js";
 
 /** A listener of Node's http and http2 servers. */
 export type NodeHandler = ReturnType<typeof connectNodeAdapter>;
+type NodeRequest = Parameters<NodeHandler>[0];
+type NodeResponse = Parameters<NodeHandler>[1];
 
 /**
  * Answers the RPCs of the routes; everything else goes to `fallback`. `carrySession` may take a
@@ -148,11 +149,7 @@ export function createHandler(
 }
 
 /** A signal that aborts with the request's, and when the principal's credential ends, with that reason. */
-function endsWith(
-  { ends }: Principal,
-  signal: AbortSignal,
-  response: NodeResponse,
-): AbortSignal {
+function endsWith({ ends }: Principal, signal: AbortSignal, response: NodeResponse): AbortSignal {
   const either = new AbortController();
   const onEnd = () => either.abort(ends.reason);
   // Not AbortSignal.any: Node keeps what it returns for as long as the credential lives.
@@ -164,9 +161,9 @@ function endsWith(
 }
 
 /** The body of a request that is refused whatever it says. */
-async function* unread(body: AsyncIterable<Uint8Array>, error: unknown): AsyncGenerator<Uint8Array> {
+function unread(body: AsyncIterable<Uint8Array>, error: unknown): AsyncIterable<Uint8Array> {
   void forget(body[Symbol.asyncIterator]());
-  throw error;
+  return { [Symbol.asyncIterator]: () => ({ next: () => Promise.reject(error) }) };
 }
 
 /** What balancers and orchestrators ask, who have no credential. */

@@ -2,13 +2,17 @@
 import "./base64.js";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import { startAuthenticator } from "../auth/authenticator.js";
 import type { Log } from "../log.js";
 import { defaultMessageBytes, retryAfterHeader } from "../protocol/wire.js";
 import type { RetentionRule } from "../settings/retention_rules.js";
-import { type DbOptions, openDb } from "../store/db.js";
-import { createCalls } from "./call.js";
+import { type Db, type DbOptions, openDb } from "../store/db.js";
+import { createAccess, type Store } from "./access.js";
+import { createAudit, createAuditLog } from "./audit.js";
+import { createCalls, type FinishedCall } from "./call.js";
 import { createCallLog, logLeftOut } from "./call_log.js";
 import { shuttingDown } from "./connect_error.js";
+import type { Gate } from "./gate.js";
 import type { NodeHandler } from "./handler.js";
 import { createHealth, ServingStatus } from "./health.js";
 import { startListener } from "./http.js";
@@ -19,6 +23,8 @@ import { startReadiness } from "./readiness.js";
 import { type Retention, startRetention } from "./retention.js";
 import { createRpc } from "./rpc.js";
 import { createStreams } from "./stream_handlers.js";
+import { createTenants } from "./tenants.js";
+import { Usage } from "./usage.js";
 
 /** What a server is started with. Durations in milliseconds, sizes in bytes. */
 export interface ServerOptions extends DbOptions {
@@ -49,6 +55,10 @@ export interface ServerOptions extends DbOptions {
   retentionIntervalMs: number;
   /** Origins whose pages may call from a browser. */
   corsOrigins: readonly string[];
+  /** The file that tells who may do what; undefined: everybody may do everything. */
+  authFile: string | undefined;
+  /** The file that the audit log is added to; undefined: it stands in the log. */
+  auditLog: string | undefined;
   /** Names it answers to besides those of loopback; see createWebGuard. */
   allowedHosts: readonly string[];
   log: Log;
@@ -87,17 +97,51 @@ export async function startServer(
     ageMs: options.sessionAgeMs,
     ...ownLimits,
   };
+  const { authFile } = options;
+  const authenticator = authFile ? await startAuthenticator({ file: authFile, log }) : undefined;
+  const gate: Gate | undefined = authenticator && {
+    authenticator,
+    usage: new Usage(),
+    audit: createAudit(options.auditLog ? createAuditLog(options.auditLog) : log),
+  };
   const db = openDb(options, logLeftOut(log));
+  const createStore = (db: Db): Store => ({
+    operations: createOperations(db, maxMessageSize, log),
+    streams: createStreams(db, limits.listedBytes),
+  });
   const health = createHealth(CheckpointService.typeName, ThreadService.typeName);
   const readiness = startReadiness(db, options, log, (ready) =>
     health.setAll(ready ? ServingStatus.SERVING : ServingStatus.NOT_SERVING),
   );
+  const migrateTenant = async (schema: string) => {
+    await readiness.migrated;
+    const { migrate } = await import("../store/migrate.js");
+    const databaseUrl = options.migrationUrl ?? options.databaseUrl;
+    await migrate({ databaseUrl, schema, onProgress: (line) => log.info({ schema }, line) });
+  };
+  const { operations, streams } = gate
+    ? createAccess(
+        createTenants({
+          db,
+          createStore,
+          authenticator: gate.authenticator,
+          migrate: options.migrate === false ? undefined : migrateTenant,
+          log,
+        }),
+        gate.audit,
+      )
+    : createStore(db);
+  const observers = [
+    createCallLog(log, options.slowCallMs),
+    ...(gate ? [(call: FinishedCall) => gate.usage.end(call)] : []),
+  ];
   const rpc = createRpc({
     ...options,
     limits,
-    operations: createOperations(db, maxMessageSize, log),
-    streams: createStreams(db, limits.listedBytes),
-    calls: createCalls([createCallLog(log, options.slowCallMs)], new Intake(limits)),
+    operations,
+    streams,
+    gate,
+    calls: createCalls(observers, new Intake(limits)),
     health: health.service,
     isReady: readiness.wasReady,
     fallback: (request, response) => answerProbe(request, response, readiness.isReady()),
@@ -117,6 +161,7 @@ export async function startServer(
     });
   } catch (error) {
     readiness.stop();
+    authenticator?.stop();
     await db.close(0);
     throw error;
   }
@@ -144,6 +189,7 @@ export async function startServer(
     );
     await Promise.all([listener.drain(drainTimeoutMs), retention?.stop()]);
     clearTimeout(notice);
+    authenticator?.stop();
     await db.close(500);
     log.info("drained");
   };

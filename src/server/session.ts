@@ -5,6 +5,7 @@ import type {
   OpenSessionRequest,
   OpenSessionResponseSchema,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
+import type { Principal } from "../auth/principal.js";
 import {
   type AnswerInit,
   type OperationName,
@@ -13,7 +14,6 @@ import {
   operations,
   type Request,
 } from "../protocol/operations.js";
-import type { Principal } from "../auth/principal.js";
 import type { Call, Calls } from "./call.js";
 import { notReady, toConnectError } from "./connect_error.js";
 import { longestMs, mostUnaryMs } from "./limits.js";

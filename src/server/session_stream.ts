@@ -214,8 +214,7 @@ function upgrade(
 /** As connect-es answers a call that is refused. */
 function refuseUpgrade(socket: Socket, requestId: string, error: ConnectError): void {
   const body = JSON.stringify(toJson(error));
-  const status =
-    error.code === Code.Unauthenticated ? "401 Unauthorized" : "429 Too Many Requests";
+  const status = error.code === Code.Unauthenticated ? "401 Unauthorized" : "429 Too Many Requests";
   socket.end(
     `HTTP/1.1 ${status}\r\ncontent-type: application/json\r\nwww-authenticate: Bearer\r\n` +
       `content-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n` +

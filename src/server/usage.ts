@@ -14,10 +14,7 @@ class Rate {
 
   isSpent(): boolean {
     const now = performance.now();
-    this.#left = Math.min(
-      this.perSecond,
-      this.#left + ((now - this.#at) / 1_000) * this.perSecond,
-    );
+    this.#left = Math.min(this.perSecond, this.#left + ((now - this.#at) / 1_000) * this.perSecond);
     this.#at = now;
     return this.#left <= 0;
   }

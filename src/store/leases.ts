@@ -94,6 +94,17 @@ export async function claimThreads(
   return leased;
 }
 
+/** How many leases are held whose owner begins so. */
+export async function countLeases(db: Db, owner: string, signal?: Signal): Promise<number> {
+  const [row] = await db.run(
+    `select count(*) from ${db.schema}.checkpointd_claims
+     where starts_with(owner, $1) and expires_at > clock_timestamp()`,
+    [owner],
+    signal,
+  );
+  return Number(text(row?.[0]));
+}
+
 /** Of those named, leases on the ones that are free and stand as wanted. */
 async function takeLeases(
   db: Db,
