@@ -2,6 +2,7 @@
 import { create, type DescField, type DescMessage, type Message } from "@bufbuild/protobuf";
 import { Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { ThreadOrder, ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { ServerReflection } from "../../gen/grpc/reflection/v1/reflection_pb.js";
 import { Health } from "../../gen/health/v1/health_pb.js";
@@ -74,8 +75,9 @@ async function told(transport: Transport, name: CallName, request: object): Prom
     );
     return JSON.stringify(message, plain);
   } catch (error) {
-    const { code, rawMessage, details } = ConnectError.from(error);
-    return JSON.stringify([Code[code], rawMessage, details], plain);
+    const told = ConnectError.from(error);
+    const details = told.findDetails(ErrorDetailSchema);
+    return JSON.stringify([Code[told.code], told.rawMessage, details], plain);
   }
 }
 const plain = (key: string, value: unknown) =>

@@ -31,13 +31,16 @@ export function shuttingDown(): ConnectError {
   );
 }
 
+/** With which we end calls that go on: at a deadline, at a drain, with their credential. */
+const ours = new Set([Code.DeadlineExceeded, Code.Unavailable, Code.Unauthenticated]);
+
 /** The one mapping of errors. Clients see fixed text; what Postgres said goes to the log. */
 export function toConnectError(error: unknown, signal?: Signal): ConnectError {
   if (error instanceof ConnectError) {
     if (error !== signal?.reason) return error;
     // A client may reset its call with any code (connect-node's: INTERNAL_ERROR at its own
     // deadline), which the library takes for that error. The client is gone, nothing failed.
-    const isOurs = error.code === Code.DeadlineExceeded || error.code === Code.Unavailable;
+    const isOurs = ours.has(error.code);
     if (!isOurs) return new ConnectError("the client went away", Code.Canceled);
     // A drain gives all calls the same; each call's metadata names that call.
     const own = new ConnectError(error.rawMessage, error.code, error.metadata);

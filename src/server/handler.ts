@@ -63,10 +63,14 @@ export function createHandler(
     }
     // Who calls is asked before anything of the body is read.
     const take = (principal: Principal | undefined, refusal?: unknown) => {
-      if (path === sessionPath && refusal === undefined) {
-        if (carrySession(request, response, principal)) return;
+      let reason = refusal;
+      try {
+        const isSession = path === sessionPath && refusal === undefined;
+        if (isSession && carrySession(request, response, principal)) return;
+      } catch (error) {
+        reason = error;
       }
-      carry(handler, request, response, principal, refusal);
+      carry(handler, request, response, principal, reason);
     };
     if (!gate || openPaths.has(path)) take(undefined);
     else enter(gate, request, take);

@@ -131,7 +131,7 @@ type Answer = Parameters<NodeHandler>[1];
 
 /**
  * Carries a session if the request opens one in the Connect protocol over HTTP/2; returns
- * false, having done nothing, if it does not.
+ * false, having done nothing, if it does not. Throws LIMIT_REACHED where its principal has too many.
  */
 export function carrySession(
   sessions: Sessions,
@@ -151,9 +151,10 @@ export function carrySession(
     return false;
   }
   const requestId = toRequestId(request.headers[requestIdHeader]);
-  response.writeHead(200, { "content-type": sessionContentType, [requestIdHeader]: requestId });
   const client = principal && { principal, peer: request.socket.remoteAddress };
+  // Its greeting is written a tick later.
   carry(sessions, maxMessageSize, requestId, stream, client);
+  response.writeHead(200, { "content-type": sessionContentType, [requestIdHeader]: requestId });
   return true;
 }
 

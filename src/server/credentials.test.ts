@@ -1,0 +1,243 @@
+/** What becomes of a principal's calls, streams and sessions when its credential ends, and its limits. */
+import { Code, ConnectError, createClient } from "@connectrpc/connect";
+import pg from "pg";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import { Health } from "../../gen/health/v1/health_pb.js";
+import { ConnectSaver } from "../client/saver.js";
+import { createAuthFile, everything, type GivenPrincipal } from "../testing/auth_file.js";
+import { createTransport } from "../testing/edge.js";
+import { createDatabase, type TestDatabase } from "../testing/postgres.js";
+import { createSessionTransport } from "../testing/session_transport.js";
+import { startTestServer } from "../testing/test_server.js";
+import type { Server } from "./server.js";
+
+const limited = (limits: GivenPrincipal["limits"]): GivenPrincipal => ({
+  grants: everything,
+  ...(limits ? { limits } : {}),
+});
+const principals: Record<string, GivenPrincipal> = {
+  stays: { grants: everything },
+  leaves: { grants: everything },
+  calls: limited({ calls: 5 }),
+  at_once: limited({ callsAtOnce: 2 }),
+  bytes_in: limited({ bytesIn: 1_000 }),
+  bytes_out: limited({ bytesOut: 1_000 }),
+  streams: limited({ streams: 1 }),
+  sessions: limited({ sessions: 1 }),
+  leases: limited({ leases: 2 }),
+  database: limited({ databaseMs: 20 }),
+  full: { tenant: "full", grants: everything },
+};
+const auth = createAuthFile({ full: { schema: "full", storedBytes: 20_000 } }, principals);
+let database: TestDatabase;
+let server: Server;
+beforeAll(async () => {
+  database = await createDatabase();
+  server = await startTestServer(database.url, { authFile: auth.file });
+  await checkpoints("stays").put(put("t"));
+});
+afterAll(async () => {
+  await server?.drain();
+  await database?.drop();
+  auth.remove();
+});
+
+const put = (threadId: string, bytes = 10, checkpointId = "1") => ({
+  threadId,
+  checkpointId,
+  checkpointJson: '{"v": 4, "channel_versions": {"c": "1"}}',
+  blobs: [
+    { channel: "c", version: checkpointId, value: { type: "bytes", data: Buffer.alloc(bytes) } },
+  ],
+});
+const transport = (name: string) => createTransport("connect", server.url, auth.keys[name]);
+const checkpoints = (name: string) => createClient(CheckpointService, transport(name));
+const threads = (name: string) => createClient(ThreadService, transport(name));
+const sessionOf = (name: string) =>
+  createClient(CheckpointService, createSessionTransport(transport(name)));
+
+/** What a call is refused with: its code, reason and limit. */
+async function refusal(call: Promise<unknown>): Promise<unknown> {
+  const error = await call.then(
+    () => undefined,
+    (reason) => ConnectError.from(reason),
+  );
+  if (!error) return undefined;
+  const [detail] = error.findDetails(ErrorDetailSchema);
+  return [Code[error.code], detail?.reason, detail?.field, Number(detail?.limit)];
+}
+const reached = (field: string, limit: number) => [
+  "ResourceExhausted",
+  "LIMIT_REACHED",
+  field,
+  limit,
+];
+
+describe("a limit", () => {
+  it("of calls a second", async () => {
+    const client = checkpoints("calls");
+    const answers = await Promise.all(
+      Array.from({ length: 12 }, () => refusal(client.getTuple({ threadId: "t" }))),
+    );
+    const refused = answers.filter((answer) => answer !== undefined);
+    expect(refused.length).toBeGreaterThanOrEqual(5);
+    expect(refused[0]).toEqual(reached("calls", 5));
+    // Others are not concerned, and a second later it may again.
+    await checkpoints("stays").getTuple({ threadId: "t" });
+    await expect
+      .poll(() => refusal(client.getTuple({ threadId: "t" })), { timeout: 10_000 })
+      .toBe(undefined);
+  });
+
+  it("of calls at a time, which end", async () => {
+    const sql = new pg.Client({ connectionString: database.url });
+    await sql.connect();
+    await sql.query("begin; lock table checkpoints");
+    const client = sessionOf("at_once");
+    const waiting = [1, 2].map(() => client.getTuple({ threadId: "t" }));
+    await expect
+      .poll(() => refusal(client.getTuple({ threadId: "t" }, { timeoutMs: 1_000 })))
+      .toEqual(reached("callsAtOnce", 2));
+    await sql.query("rollback");
+    await sql.end();
+    await Promise.all(waiting);
+    await client.getTuple({ threadId: "t" });
+  });
+
+  it.each(["bytes_in", "bytes_out"])("of %s, which is owed", async (name) => {
+    const client = sessionOf(name);
+    const id = `of ${name}`;
+    await checkpoints("stays").put(put(id, 3_000));
+    const call = () =>
+      name === "bytes_in" ? client.put(put("t2", 3_000)) : client.getTuple({ threadId: id });
+    await call();
+    const field = name === "bytes_in" ? "bytesIn" : "bytesOut";
+    expect(await refusal(call())).toEqual(reached(field, 1_000));
+    await expect.poll(() => refusal(call()), { timeout: 20_000, interval: 200 }).toBe(undefined);
+  });
+
+  it("of streams and of sessions", async () => {
+    for (let i = 0; i < 40; i++) await checkpoints("stays").put(put("long", 200_000, `${100 + i}`));
+    const client = checkpoints("streams");
+    const stop = new AbortController();
+    const first = client
+      .list({ threadId: "long" }, { signal: stop.signal })
+      [Symbol.asyncIterator]();
+    await first.next();
+    const second = () => client.list({ threadId: "t" })[Symbol.asyncIterator]().next();
+    expect(await refusal(second())).toEqual(reached("streams", 1));
+    stop.abort();
+    await expect.poll(() => refusal(second()), { timeout: 10_000 }).toBe(undefined);
+
+    const open = sessionOf("sessions");
+    await open.getTuple({ threadId: "t" });
+    expect(await refusal(sessionOf("sessions").getTuple({ threadId: "t" }))).toEqual(
+      expect.arrayContaining(["ResourceExhausted"]),
+    );
+  });
+
+  it("of leases that are held", async () => {
+    const ids = ["l1", "l2", "l3"];
+    for (const id of ids) await checkpoints("stays").put(put(id));
+    const client = threads("leases");
+    const claim = (threadId: string) => client.claimThreads({ owner: "w", threadId });
+    for (const id of ids.slice(0, 2)) expect((await claim(id)).threads).toHaveLength(1);
+    expect(await refusal(claim("l3"))).toEqual(reached("leases", 2));
+    expect(
+      (await threads("stays").claimThreads({ owner: "w", threadId: "l3" })).threads,
+    ).toHaveLength(1);
+  });
+
+  it("of the database's time", async () => {
+    const sql = new pg.Client({ connectionString: database.url });
+    await sql.connect();
+    await sql.query("begin; lock table checkpoints");
+    const client = sessionOf("database");
+    const slow = client.getTuple({ threadId: "t" });
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    await sql.query("rollback");
+    await sql.end();
+    await slow;
+    expect(await refusal(client.getTuple({ threadId: "t" }))).toEqual(reached("databaseMs", 20));
+  });
+
+  it("of what a tenant stores", async () => {
+    const client = sessionOf("full");
+    await client.put(put("big", 15_000));
+    // Counted in the background, at the first write.
+    await expect
+      .poll(() => refusal(client.put(put("big2", 15_000))), { timeout: 10_000 })
+      .toEqual(["ResourceExhausted", "QUOTA_REACHED", "", 20_000]);
+    await client.getTuple({ threadId: "big" });
+    await client.deleteThread({ threadId: "big" });
+  });
+});
+
+describe("a credential that is taken away", () => {
+  it("ends the sessions and streams of its principal, and no other's", async () => {
+    const long = checkpoints("leaves").list({ threadId: "long" })[Symbol.asyncIterator]();
+    await long.next();
+    const watch = createClient(Health, transport("leaves")).watch({})[Symbol.asyncIterator]();
+    await watch.next();
+    const session = sessionOf("leaves");
+    await session.getTuple({ threadId: "t" });
+    const sql = new pg.Client({ connectionString: database.url });
+    await sql.connect();
+    // A put of this row waits for the end of this transaction.
+    await sql.query(
+      "begin; insert into checkpoints (thread_id, checkpoint_id, checkpoint) values ('held', '1', '{}')",
+    );
+    const running = refusal(session.put(put("held")));
+
+    const saver = ConnectSaver.fromUrl(server.url, {
+      headers: { authorization: `Bearer ${auth.keys.stays}` },
+    });
+    const others: Promise<unknown>[] = [];
+    const get = () => saver.getTuple({ configurable: { thread_id: "nobody" } });
+    const load = setInterval(() => others.push(get()), 20);
+
+    const { leaves: _, ...left } = principals;
+    auth.write(left);
+    expect(await running).toEqual(
+      expect.arrayContaining(["Unauthenticated", "CREDENTIAL_CHANGED"]),
+    );
+    await expect(watch.next()).rejects.toMatchObject({ code: Code.Unauthenticated });
+    await expect(
+      (async () => {
+        while (!(await long.next()).done);
+      })(),
+    ).rejects.toMatchObject({ code: Code.Unauthenticated });
+    expect(await refusal(checkpoints("leaves").getTuple({ threadId: "t" }))).toEqual(
+      expect.arrayContaining(["Unauthenticated", "CREDENTIAL_INVALID"]),
+    );
+    clearInterval(load);
+    await sql.query("rollback");
+    await sql.end();
+    expect(await Promise.allSettled(others)).toEqual(
+      others.map(() => expect.objectContaining({ status: "fulfilled" })),
+    );
+    auth.write(principals);
+  });
+
+  it("by its expiry ends them too", async () => {
+    const expires = new Date(Date.now() + 4_000).toISOString();
+    auth.write({ ...principals, short: { grants: everything, expires } });
+    const client = checkpoints("short");
+    await expect
+      .poll(() => refusal(client.getTuple({ threadId: "t" })), { timeout: 20_000 })
+      .toBe(undefined);
+    const watch = createClient(Health, transport("short")).watch({})[Symbol.asyncIterator]();
+    await watch.next();
+    await expect(watch.next()).rejects.toMatchObject({ code: Code.Unauthenticated });
+    expect(await refusal(client.getTuple({ threadId: "t" }))).toEqual(
+      expect.arrayContaining(["Unauthenticated", "CREDENTIAL_EXPIRED"]),
+    );
+    expect(await refusal(sessionOf("short").getTuple({ threadId: "t" }))).toEqual(
+      expect.arrayContaining(["Unauthenticated"]),
+    );
+    auth.write(principals);
+  });
+});
