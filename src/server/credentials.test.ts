@@ -48,7 +48,7 @@ afterAll(async () => {
 const put = (threadId: string, bytes = 10, checkpointId = "1") => ({
   threadId,
   checkpointId,
-  checkpointJson: '{"v": 4, "channel_versions": {"c": "1"}}',
+  checkpointJson: JSON.stringify({ v: 4, channel_versions: { c: checkpointId } }),
   blobs: [
     { channel: "c", version: checkpointId, value: { type: "bytes", data: Buffer.alloc(bytes) } },
   ],
