@@ -3,10 +3,20 @@ import * as http2 from "node:http2";
 import * as net from "node:net";
 import type { Log } from "../log.js";
 import { partingMs } from "../protocol/wire.js";
+import { atTime } from "./at_time.js";
 import { createBacklog, type Sender } from "./backlog.js";
 import { createCors } from "./cors.js";
+import { awaitHello, type Language, refusePlain } from "./hello.js";
 import { defaultLimits, type Limits, longestMs } from "./limits.js";
 import { mostConnections } from "./open_files.js";
+import {
+  closeWhenLeft,
+  endWhenAnswered,
+  endWhenAnswered1,
+  hurry,
+  type Parting,
+} from "./parting.js";
+import { expiryOf, shareCertificate, startTls, type TlsFiles } from "./tls.js";
 import { trackAnswer, type Writer, watchUnread } from "./unread.js";
 import { createWebGuard } from "./web_guard.js";
 
@@ -18,8 +28,12 @@ export type NodeResponse = http.ServerResponse | http2.Http2ServerResponse;
 /** What `startListener` takes. */
 export interface ListenerOptions {
   host: string;
-  /** 0 lets the system choose a free one. */
-  port: number;
+  /** 0 lets the system choose a free one; undefined: none, only the socket. */
+  port: number | undefined;
+  /** The path of a socket of Unix, without TLS, besides the port. */
+  socketPath?: string | undefined;
+  /** Has the port speak TLS. The files are read anew when they change. */
+  tls?: TlsFiles | undefined;
   /** Answers every request that is not a CORS preflight. */
   handler: (request: NodeRequest, response: NodeResponse) => void | Promise<void>;
   /**
@@ -36,11 +50,10 @@ export interface ListenerOptions {
   log: Log;
 }
 
-/** A port that is being listened on. */
+/** A port, or a socket of Unix, or both, that are being listened on. */
 export interface Listener {
+  /** 0 where there is only the socket. */
   readonly port: number;
-  /** The IP address that the host's name led to. */
-  readonly address: string;
   /** How many connections are open. */
   connections(): number;
   /**
@@ -52,7 +65,8 @@ export interface Listener {
 }
 
 interface Connection extends Writer, Sender {
-  readonly socket: net.Socket;
+  /** Where there is TLS what is spoken inside of it, once there is that. */
+  socket: net.Socket;
   /** Set as soon as the connection turns out to speak HTTP/2. */
   session?: http2.ServerHttp2Session;
   /** HTTP/1.1 responses under way. */
@@ -62,35 +76,31 @@ interface Connection extends Writer, Sender {
   retiring: boolean;
 }
 
-/**
- * How long a client has to close its side, or its stream, that has all its answers and was asked to
- * go. It is counted from what was last heard of it: of one that still reads that is not long ago, as
- * HTTP/2 makes it tell how far it is. And what the system holds for one that reads in silence, the
- * system delivers after the end of ours.
- */
-const quietMs = 300;
-
 /** Far above unreadBytes, which is where we end a connection that has more. */
 const maxSessionMemory = 1024;
 
-/** What every HTTP/2 connection begins with, as far as it tells it from HTTP/1.1. */
-const preface = Buffer.from("PRI * HTTP/2.0", "latin1");
+/**
+ * How long before its client's certificate ends the client of a connection is asked to open another,
+ * if there is so much time.
+ */
+const beforeExpiryMs = 10_000;
 
 /**
- * Listens on one cleartext port for HTTP/1.1 and for HTTP/2 with prior knowledge. Rejects
- * with a sentence for the operator when the port cannot be had.
+ * Listens on one port for HTTP/1.1 and for HTTP/2 (without TLS with prior knowledge). Rejects with a
+ * sentence for the operator when the port cannot be had, or the files of TLS cannot be used.
  *
  * Nothing that a client sends or fails to send ends the process. A handler that writes
  * faster than its client reads is held back by `write` and `drain`, as always in Node.
  */
 export async function startListener(options: ListenerOptions): Promise<Listener> {
-  const { host, port, handler, log } = options;
+  const { host, port, socketPath, handler, log } = options;
   const limits = { ...defaultLimits, ...options.limits };
   const most = mostConnections(limits.connections);
   const answerCors = createCors(options.corsOrigins ?? []);
   const refusal = createWebGuard(host, options.allowedHosts ?? [], options.corsOrigins ?? []);
   const connections = new Map<net.Socket, Connection>();
   const parting: Parting = { limitMs: partingMs, streams: new Set() };
+  const tls = options.tls && (await startTls(options.tls, limits.handshakes, log));
 
   async function answer(request: NodeRequest, response: NodeResponse): Promise<void> {
     response.on("error", (error: Error) => log.debug({ err: error }, "a response failed"));
@@ -193,12 +203,59 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
   });
 
   const trackBacklog = createBacklog(limits, log);
-  const server = net.createServer({
-    noDelay: true,
-    keepAlive: true,
-    keepAliveInitialDelay: 30_000,
-  });
-  server.on("connection", (socket) => {
+
+  /** What is told of a connection whatever it speaks; of one with TLS once more, of what is inside. */
+  function follow(connection: Connection, socket: net.Socket): void {
+    connections.delete(connection.socket);
+    connection.socket = socket;
+    connections.set(socket, connection);
+    // An HTTP/2 session's errors arrive here too. grpc-go's client causes one whenever it
+    // leaves: nghttp2 takes the stream id in its GOAWAY for a protocol error. Hence debug.
+    socket.on("error", (error) => log.debug({ err: error }, "a connection failed"));
+    socket.on("close", () => connections.delete(socket));
+    closeWhenLeft(socket);
+  }
+
+  function speak(connection: Connection, language: Language): void {
+    const { socket } = connection;
+    if (language !== "http2") {
+      // Of TLS where there is none the parser says 400, which is what a client of TLS takes for that.
+      if (language === "tls") log.info("a client speaks TLS where there is none");
+      http1.emit("connection", socket);
+      return;
+    }
+    http2Server.once("session", (session) => {
+      connection.session = session;
+      shareCertificate(socket, session);
+      // Before who answers.
+      session.prependListener("stream", (stream) => {
+        trackAnswer(connection, stream);
+        trackBacklog(connection, stream);
+      });
+      session.setLocalWindowSize(limits.connectionWindowBytes);
+    });
+    // Of a client that negotiated nothing Node would not believe that it speaks HTTP/2.
+    if ("alpnProtocol" in socket) socket.alpnProtocol = "h2";
+    http2Server.emit("connection", socket);
+  }
+
+  function endWithCertificate(connection: Connection): void {
+    const { socket } = connection;
+    const expiry = expiryOf(socket);
+    if (expiry === undefined) return;
+    const beforeMs = Math.min(beforeExpiryMs, (expiry - Date.now()) / 2);
+    const cancelNotice = atTime(expiry - beforeMs, () => retire(connection, true));
+    const cancelEnd = atTime(expiry, () => {
+      log.info("closed a connection whose client's certificate has ended");
+      socket.destroy();
+    });
+    socket.on("close", () => {
+      cancelNotice();
+      cancelEnd();
+    });
+  }
+
+  function accept(socket: net.Socket, withTls: typeof tls): void {
     // Not server.maxConnections: a cluster's worker gives what is above it back to the primary,
     // which offers it again at once and without end.
     if (connections.size >= most) {
@@ -217,58 +274,81 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
       upgraded: false,
       retiring: false,
     };
-    connections.set(socket, connection);
     const age = limits.ageMs && limits.ageMs * (0.9 + Math.random() * 0.2);
     const timer = age ? setTimeout(() => retire(connection, true), age).unref() : undefined;
     const lifeMs = Math.min(2 * limits.ageMs, longestMs);
     const end = age ? setTimeout(() => cutOld(connection, log), lifeMs).unref() : undefined;
-    // An HTTP/2 session's errors arrive here too. grpc-go's client causes one whenever it
-    // leaves: nghttp2 takes the stream id in its GOAWAY for a protocol error. Hence debug.
-    socket.on("error", (error) => log.debug({ err: error }, "a connection failed"));
+    const hello = setTimeout(() => connection.socket.destroy(), limits.helloMs);
     socket.on("close", () => {
       clearTimeout(timer);
       clearTimeout(end);
-      connections.delete(socket);
+      clearTimeout(hello);
     });
-    closeWhenLeft(socket);
-    awaitHello(socket, limits.helloMs, (speaksHttp2) => {
-      if (!speaksHttp2) {
-        http1.emit("connection", socket);
+    follow(connection, socket);
+    const speakNow = (language: Language) => {
+      clearTimeout(hello);
+      speak(connection, language);
+    };
+    if (!withTls) {
+      awaitHello(socket, speakNow);
+      return;
+    }
+    awaitHello(socket, (language) => {
+      if (language !== "tls") {
+        log.info("a client does not speak TLS where it is wanted");
+        refusePlain(socket, language);
         return;
       }
-      http2Server.once("session", (session) => {
-        connection.session = session;
-        // Before who answers.
-        session.prependListener("stream", (stream) => {
-          trackAnswer(connection, stream);
-          trackBacklog(connection, stream);
-        });
-        session.setLocalWindowSize(limits.connectionWindowBytes);
+      withTls.secure(socket, (secured) => {
+        follow(connection, secured);
+        endWithCertificate(connection);
+        awaitHello(secured, speakNow);
       });
-      http2Server.emit("connection", socket);
     });
-  });
+  }
 
-  await listen(server, host, port);
-  server.on("error", (error) => log.error({ err: error }, "a connection could not be accepted"));
-  const bound = server.address() as net.AddressInfo;
+  const servers: net.Server[] = [];
+  const serve = async (where: string | { host: string; port: number }, withTls: typeof tls) => {
+    const server = net.createServer({
+      noDelay: true,
+      keepAlive: true,
+      keepAliveInitialDelay: 30_000,
+    });
+    server.on("connection", (socket) => accept(socket, withTls));
+    await (typeof where === "string"
+      ? listenOnPath(server, where)
+      : listen(server, where.host, where.port));
+    server.on("error", (error) => log.error({ err: error }, "a connection could not be accepted"));
+    servers.push(server);
+    return server.address();
+  };
+  let bound: net.AddressInfo | undefined;
+  try {
+    if (port !== undefined) bound = (await serve({ host, port }, tls)) as net.AddressInfo;
+    if (socketPath !== undefined) await serve(socketPath, undefined);
+  } catch (error) {
+    tls?.stop();
+    http1.close();
+    for (const server of servers) server.close();
+    throw error;
+  }
   const stopWatching = watchUnread(() => connections.values(), limits, log);
 
   async function closeServers(): Promise<void> {
     // It counts a connection as closed somewhat earlier than the connection's own event.
-    await new Promise((resolve) => server.close(resolve));
+    await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
     const closes = [...connections.keys()].map(
       (socket) => new Promise((resolve) => socket.once("close", resolve)),
     );
     await Promise.all(closes);
     stopWatching();
+    tls?.stop();
     http1.close(); // ends the timer that "listening" started
   }
 
   let closed: Promise<void> | undefined;
   return {
-    port: bound.port,
-    address: bound.address,
+    port: bound?.port ?? 0,
     connections: () => connections.size,
     async drain(timeoutMs) {
       closed ??= closeServers();
@@ -283,26 +363,6 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
       await closed;
     },
   };
-}
-
-/** Waits for enough bytes to tell the protocol, puts them back, and calls `then` once. */
-function awaitHello(socket: net.Socket, timeoutMs: number, then: (speaksHttp2: boolean) => void) {
-  let hello = Buffer.alloc(0);
-  const timer = setTimeout(() => socket.destroy(), timeoutMs);
-  const onReadable = () => {
-    const bytes: Buffer | null = socket.read();
-    if (bytes === null) return;
-    hello = Buffer.concat([hello, bytes]);
-    const length = Math.min(hello.length, preface.length);
-    const isPreface = hello.subarray(0, length).equals(preface.subarray(0, length));
-    if (isPreface && length < preface.length) return;
-    clearTimeout(timer);
-    socket.off("readable", onReadable);
-    socket.unshift(hello);
-    then(isPreface);
-  };
-  socket.on("readable", onReadable);
-  socket.on("close", () => clearTimeout(timer));
 }
 
 /** The request line and the headers as they came, but for the one that asks to upgrade. */
@@ -336,82 +396,6 @@ function tellWriter(response: NodeResponse): void {
   const error = Object.assign(new Error("the client went away"), { code: "ECONNRESET" });
   // Later than the other listeners for "close", which abort the handler's signal.
   setImmediate(() => response.emit("error", error));
-}
-
-/** The streams whose response is whole while their client has not ended its request. */
-interface Parting {
-  /** For how long they are kept so. */
-  limitMs: number;
-  /** Each ends one. */
-  readonly streams: Set<() => void>;
-}
-
-/**
- * Ends a stream whose response is whole while the client never finishes its request, which Node
- * keeps open: a drain would wait for a client that is frozen, and streams would pile up.
- */
-function endWhenAnswered({ stream }: http2.Http2ServerRequest, parting: Parting): void {
-  // Not the response's own event of that name, which comes when the stream is closed.
-  stream.on("finish", () => {
-    if (stream.readableEnded || stream.closed) return;
-    const end = () => {
-      stream.close();
-      stream.resume();
-    };
-    const timer = setTimeout(end, parting.limitMs).unref();
-    parting.streams.add(end);
-    stream.on("close", () => {
-      clearTimeout(timer);
-      parting.streams.delete(end);
-    });
-  });
-}
-
-/** The same over HTTP/1.1, where the client's next request would never come to be read. */
-function endWhenAnswered1(
-  request: http.IncomingMessage,
-  response: http.ServerResponse,
-  parting: Parting,
-): void {
-  response.on("finish", () => {
-    if (request.complete) return;
-    const { socket } = request;
-    const end = () => {
-      if (!request.complete) socket.destroy();
-    };
-    const timer = setTimeout(end, parting.limitMs).unref();
-    parting.streams.add(end);
-    const stop = () => {
-      clearTimeout(timer);
-      parting.streams.delete(end);
-    };
-    // It comes when the request is whole, and when its connection is closed.
-    request.on("close", stop);
-  });
-}
-
-/** From now on they are kept no longer than a client needs that goes when it is asked to. */
-function hurry(parting: Parting): void {
-  if (parting.limitMs === quietMs) return;
-  parting.limitMs = quietMs;
-  const left = [...parting.streams];
-  setTimeout(() => {
-    for (const end of left) if (parting.streams.has(end)) end();
-  }, quietMs).unref();
-}
-
-/**
- * Closes a connection that was ended from our side and whose client neither closes it nor sends
- * anything. Node waits for that client for ever: for one that is frozen, and for one that keeps
- * an HTTP/2 stream which it has not read to its end (connect-node's did so), and a drain with it.
- */
-function closeWhenLeft(socket: net.Socket): void {
-  socket.once("finish", () => {
-    if (socket.destroyed) return;
-    const timer = setTimeout(() => socket.destroy(), quietMs);
-    socket.on("data", () => timer.refresh());
-    socket.on("close", () => clearTimeout(timer));
-  });
 }
 
 function trackResponse(connection: Connection, response: http.ServerResponse): void {
@@ -469,22 +453,51 @@ async function settlesWithin(promise: Promise<void>, timeoutMs: number): Promise
 
 /** Listens, or rejects with a sentence for the operator. Port 0 is a free one. */
 export function listen(server: net.Server, host: string, port: number): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const onError = (error: NodeJS.ErrnoException) => {
-      const reason = listenErrors[error.code ?? ""] ?? error.message;
-      reject(new Error(`cannot listen on ${host} port ${port}: ${reason}`, { cause: error }));
-    };
-    server.once("error", onError);
-    server.listen(port, host, () => {
-      server.off("error", onError);
-      resolve();
-    });
+  return listenThere(server, `${host} port ${port}`, portErrors, () => server.listen(port, host));
+}
+
+/** Listens on a socket of Unix to which only this user may connect, and the group if the umask lets it. */
+function listenOnPath(server: net.Server, path: string): Promise<void> {
+  return listenThere(server, path, pathErrors, () => {
+    // It is made at once; that of a worker by its primary, which has such an umask.
+    const before = process.umask();
+    process.umask(before | othersMask);
+    server.listen(path);
+    process.umask(before);
   });
 }
 
-const listenErrors: Record<string, string> = {
+function listenThere(
+  server: net.Server,
+  where: string,
+  reasons: Record<string, string>,
+  begin: () => void,
+): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const onError = (error: NodeJS.ErrnoException) => {
+      const reason = reasons[error.code ?? ""] ?? error.message;
+      reject(new Error(`cannot listen on ${where}: ${reason}`, { cause: error }));
+    };
+    server.once("error", onError);
+    server.once("listening", () => {
+      server.off("error", onError);
+      resolve();
+    });
+    begin();
+  });
+}
+
+/** Takes from files and sockets that are made all rights of other users. */
+export const othersMask = 0o007;
+
+const portErrors: Record<string, string> = {
   EADDRINUSE: "another process is listening there; stop it or choose another port",
   EADDRNOTAVAIL: "this machine has no such address",
   EACCES: "this user may not use that port; choose one above 1023",
   ENOTFOUND: "there is no host of that name",
+};
+const pathErrors: Record<string, string> = {
+  EADDRINUSE: "another process is listening there; stop it or choose another path",
+  EACCES: "this user may make no file there",
+  ENOENT: "there is no such folder",
 };

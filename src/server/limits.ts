@@ -13,8 +13,10 @@ export const defaultLimits = {
   streams: 256,
   /** All headers of one request together. */
   headerBytes: 32 * 1024,
-  /** From the first byte of a connection's life until it is known what it speaks. */
+  /** From the beginning of a connection until it is known what it speaks, a handshake of TLS included. */
   helloMs: 10_000,
+  /** Handshakes of TLS under way; one more ends the oldest of them. */
+  handshakes: 1_024,
   /** HTTP/1.1: the time in which a request's headers must have arrived. */
   headersMs: 15_000,
   /** HTTP/1.1: the time in which a whole request must have arrived, however fast it comes. */
