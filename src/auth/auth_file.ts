@@ -187,7 +187,7 @@ function toIssuer(value: unknown, path: string): Issuer {
     typ: typ === null ? undefined : toText(typ, pathOf("typ")),
     skewSeconds: toInteger(skewSeconds, pathOf("skewSeconds"), 0, 300, 30),
   };
-  const minutes = toInteger(outageMinutes, pathOf("outageMinutes"), 1, 10_080, 60);
+  const minutes = toInteger(outageMinutes, pathOf("outageMinutes"), 5, 10_080, 60);
   return { ...judging, outageMs: minutes * 60_000, text: JSON.stringify(judging) };
 }
 

@@ -167,10 +167,12 @@ export async function startAuthenticator(options: AuthenticatorOptions): Promise
   }
 
   function findKey(key: string): Principal {
-    if (!isKey(key)) throw invalid("checksum");
     const sha256 = hashKey(key);
     const principal = byKey.get(sha256);
-    if (!principal) throw invalid(loaded.file.keys.has(sha256) ? "no principal" : "unknown key");
+    if (!principal) {
+      if (loaded.file.keys.has(sha256)) throw invalid("no principal");
+      throw invalid(isKey(key) ? "unknown key" : "checksum");
+    }
     if (isOver(principal)) throw expired(principal.name);
     return principal;
   }

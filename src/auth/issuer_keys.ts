@@ -83,8 +83,8 @@ export function fetchKeys(options: FetchOptions): IssuerKeys {
       const signal = AbortSignal.any([stop.signal, AbortSignal.timeout(timeoutMs)]);
       keys = toKeys(parseJson(await fetchText(url, signal)));
       const ms = outageMs();
-      // Shorter where the patience is shorter, so that one failure does not use it up.
-      nextMs = Math.max(pauseMs, Math.min(refreshMs, ms / 2));
+      // Sooner where the patience is short, so that one failure does not use it up.
+      nextMs = Math.min(refreshMs, ms / 4);
       callOffEnd();
       callOffEnd = clock.after(ms, giveUp);
       onChange();

@@ -93,12 +93,13 @@ function toIdentity(
   credential: Credential,
   given: Omit<Identity, "expiresAt" | "text">,
 ): Identity {
-  const key = credential.kind === "key" ? file.keys.get(credential.sha256) : undefined;
-  const expiresAt = credential.kind === "key" ? (key as KeyEntry).expiresAt : credential.expiresAt;
-  // What the credential was judged by is part of it: a token of an audience that is no longer asked
-  // for has to be judged again.
+  const expiresAt =
+    credential.kind === "key"
+      ? (file.keys.get(credential.sha256) as KeyEntry).expiresAt
+      : credential.expiresAt;
+  // A token that another audience or typ was asked of has to be judged again.
   const judgedBy =
-    credential.kind === "token" ? file.issuers.get(credential.issuer)?.text : key?.id;
+    credential.kind === "token" ? file.issuers.get(credential.issuer)?.text : undefined;
   const { name, tenant, grants, limits } = given;
   const rights = grants.map(({ operations, threads }) => [[...operations].sort(), threads]);
   const { schema } = file.tenants.get(tenant) ?? {};

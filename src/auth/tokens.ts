@@ -49,6 +49,8 @@ export async function verifyToken(
       },
     );
     const expiresAt = ((payload.exp as number) + issuer.skewSeconds) * 1000;
+    // JSON's 1e999 is Infinity, which jose takes for a number.
+    if (!Number.isFinite(expiresAt)) throw invalid("claim exp");
     return { claims: payload, keyId, expiresAt };
   } catch (error) {
     if (error instanceof Refusal) throw error;

@@ -16,7 +16,7 @@ describe("the command line", () => {
 
   it.each([
     [[], {}, "Usage:"],
-    [["surf"], {}, 'Unknown command "surf". Commands are serve, migrate, threads.'],
+    [["surf"], {}, 'Unknown command "surf". Commands are serve, migrate, threads, keys.'],
     [["migrat"], {}, 'Unknown command "migrat". Did you mean migrate?'],
     [["--port", "1"], {}, "The command comes before its flags, such as --port."],
     [["serve", "--prot", "1"], {}, "Unknown flag --prot. Did you mean --port?"],

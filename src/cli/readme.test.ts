@@ -202,7 +202,7 @@ describe("README and docs", () => {
   const toRun = (command: string, databaseUrl: string) =>
     atTestServer(/^(grpcurl|curl -s -H) /.test(command) ? substitute(command) : fetched(command))
       .replaceAll("postgres://user:password@host:5432/database", databaseUrl)
-      .replace(/\bcheckpointd (?=serve|migrate|threads)/, `${main} `);
+      .replace(/\bcheckpointd (?=serve|migrate|threads|keys)/, `${main} `);
 
   /** Starts the service, and ends it when it is ready. */
   async function expectServed(command: string, databaseUrl: string) {

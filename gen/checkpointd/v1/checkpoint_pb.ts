@@ -270,6 +270,10 @@ export type ErrorDetail = Message<"checkpointd.v1.ErrorDetail"> & {
    * TOO_LONG, TOO_MANY, OUT_OF_RANGE, NUL_CHARACTER, LONE_SURROGATE, INVALID_JSON,
    * NOT_A_JSON_OBJECT, DUPLICATE, RESERVED.
    *
+   * The server asks who calls, and cannot tell (UNAUTHENTICATED): CREDENTIAL_MISSING,
+   * CREDENTIAL_INVALID, CREDENTIAL_EXPIRED (get a new one), CREDENTIAL_CHANGED (it was taken away, or may
+   * do other things now, while a stream or a session was open: authenticate again).
+   *
    * The request does not fit what is stored (FAILED_PRECONDITION): LEASE_LOST, TARGET_NOT_EMPTY,
    * STILL_NEEDED, NOT_STORED, UNDELIVERABLE (a checkpoint is too large to be told: its values and
    * writes have more than 256 MiB, or its JSON, which a direct saver stored, prints to more than
