@@ -6,6 +6,8 @@
 /** gRPC's status codes that we raise ourselves, in Connect's spelling. */
 export type ErrorCode =
   | "invalid_argument"
+  | "unauthenticated"
+  | "permission_denied"
   | "resource_exhausted"
   | "failed_precondition"
   | "aborted"
@@ -27,6 +29,10 @@ export type ErrorReason =
   | "NOT_A_JSON_OBJECT"
   | "DUPLICATE"
   | "RESERVED"
+  | "CREDENTIAL_MISSING"
+  | "CREDENTIAL_INVALID"
+  | "CREDENTIAL_EXPIRED"
+  | "CREDENTIAL_CHANGED"
   | "LEASE_LOST"
   | "TARGET_NOT_EMPTY"
   | "STILL_NEEDED"

@@ -11,6 +11,7 @@ const commands: Record<string, (args: string[]) => Promise<number>> = {
   serve: async (args) => (await import("./serve.js")).runServe(args),
   migrate: async (args) => (await import("./migrate_command.js")).runMigrate(args),
   threads: async (args) => (await import("./threads_command.js")).runThreads(args),
+  keys: async (args) => (await import("./keys_command.js")).runKeys(args),
 };
 
 async function main(args: string[]): Promise<number> {
@@ -28,8 +29,9 @@ async function main(args: string[]): Promise<number> {
   if (!command) return unknownCommand(name, Object.keys(commands));
   const flags = rest.includes("--") ? rest.slice(0, rest.indexOf("--")) : rest;
   if (flags.includes("--help") || flags.includes("-h")) {
-    const text = name === "threads" ? (await import("./threads_help.js")).threadsHelp() : help();
-    printText(text);
+    if (name === "threads") printText((await import("./threads_help.js")).threadsHelp());
+    else if (name === "keys") printText((await import("./keys_command.js")).keysHelp());
+    else printText(help());
     return 0;
   }
   return command(rest);
@@ -44,7 +46,8 @@ export async function run(args: string[]): Promise<number> {
     const message = error instanceof Error ? error.message : String(error);
     complain(message);
     if (usage) {
-      const command = args[0] === "threads" ? "checkpointd threads" : "checkpointd";
+      const hasHelp = args[0] === "threads" || args[0] === "keys";
+      const command = hasHelp ? `checkpointd ${args[0]}` : "checkpointd";
       say(`Run ${command} --help for all flags.`);
     }
     return usage ? 2 : 1;

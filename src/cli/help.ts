@@ -10,6 +10,7 @@ Usage:
   checkpointd migrate [flags]          bring the tables up to date and exit
   checkpointd migrate --dry-run        print the SQL that migrate would run
   checkpointd threads COMMAND [flags]  look at and change threads (threads --help)
+  checkpointd keys new --id ID         make an API key for the auth file (keys --help)
   checkpointd --help | --version
   checkpointd-server [flags]           the same as checkpointd serve; it takes all commands too
 

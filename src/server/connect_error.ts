@@ -83,6 +83,8 @@ function toRetryInfo(delay: Duration): Uint8Array {
 
 const codes: Record<ErrorCode, Code> = {
   invalid_argument: Code.InvalidArgument,
+  unauthenticated: Code.Unauthenticated,
+  permission_denied: Code.PermissionDenied,
   resource_exhausted: Code.ResourceExhausted,
   failed_precondition: Code.FailedPrecondition,
   aborted: Code.Aborted,

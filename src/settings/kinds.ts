@@ -137,6 +137,15 @@ export const age = amount("an age", times, "0s", "36525d", "30m, 12h or 90d");
 /** A size in bytes. A row of Postgres ends at 1 GiB, and what it prints of one to a dump at half of it. */
 export const size = amount("a size", sizes, "1KiB", "255MiB", "512KiB or 64MiB");
 
+/** A number of bytes that is not held in memory. */
+export const bytes = amount(
+  "a number of bytes",
+  { ...sizes, GiB: 1024 ** 3, TiB: 1024 ** 4 },
+  "1B",
+  "1024TiB",
+  "512KiB or 10GiB",
+);
+
 /** A point in time: a date, or an age from now on backwards. */
 export const time = kind(
   "a time such as 2026-01-31T12:00:00Z or an age such as 12h",
