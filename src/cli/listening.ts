@@ -15,6 +15,7 @@ type Given = Pick<
   | "tlsKey"
   | "tlsClientCa"
   | "tokenFile"
+  | "authFile"
   | "behindTlsProxy"
   | "insecure"
 >;
@@ -35,10 +36,15 @@ export async function chooseListening(
   if (clientCa !== undefined && cert === undefined) {
     throw new UsageError("--tls-client-ca needs --tls-cert and --tls-key.");
   }
+  if (given.tokenFile !== undefined && given.authFile !== undefined) {
+    throw new UsageError(
+      "--token-file is for servers without --auth-file, which has keys of its own.",
+    );
+  }
   const tls = cert !== undefined && key !== undefined ? { cert, key, clientCa } : undefined;
   const { refusal, warning } = judgeListening({
     host: given.port === undefined ? undefined : await addressOf(given.host),
-    hasAuthentication: given.tokenFile !== undefined,
+    hasAuthentication: (given.tokenFile ?? given.authFile) !== undefined,
     hasTls: tls !== undefined,
     hasSocket: given.socketPath !== undefined,
     behindTlsProxy,

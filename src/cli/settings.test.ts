@@ -253,6 +253,22 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     wrong: ["example.com", "https://a.example/"],
     unset: [],
   },
+  authFile: {
+    flag: "--auth-file",
+    env: "CHECKPOINTD_AUTH_FILE",
+    text: "/auth.json",
+    value: "/auth.json",
+    wrong: [""],
+    unset: undefined,
+  },
+  auditLog: {
+    flag: "--audit-log",
+    env: "CHECKPOINTD_AUDIT_LOG",
+    text: "/audit.jsonl",
+    value: "/audit.jsonl",
+    wrong: [""],
+    unset: undefined,
+  },
   allowedHosts: {
     flag: "--allowed-hosts",
     env: "CHECKPOINTD_ALLOWED_HOSTS",

@@ -313,6 +313,20 @@ export const settings = {
     unset: [],
     help: "origins whose pages may call from a browser",
   }),
+  authFile: define({
+    flag: "auth-file",
+    env: "CHECKPOINTD_AUTH_FILE",
+    kind: text,
+    unset: undefined,
+    help: "the file that tells who may do what; see docs/security.md",
+  }),
+  auditLog: define({
+    flag: "audit-log",
+    env: "CHECKPOINTD_AUDIT_LOG",
+    kind: text,
+    unset: undefined,
+    help: "the file that the audit log is added to; unless given it stands in the log",
+  }),
   allowedHosts: define({
     flag: "allowed-hosts",
     env: "CHECKPOINTD_ALLOWED_HOSTS",

@@ -3,6 +3,7 @@
  * one begins and ends here, so that this is where calls are measured.
  */
 import { type ConnectError, createContextKey } from "@connectrpc/connect";
+import type { Principal } from "../auth/principal.js";
 import { sweepMs } from "../protocol/wire.js";
 import type { Signal } from "../store/db.js";
 import { limitPassed, toConnectError } from "./connect_error.js";
@@ -47,6 +48,14 @@ export class Call implements Signal, FinishedCall {
   deadline = Number.POSITIVE_INFINITY;
   /** The connection or session that it came on. */
   source: object | undefined;
+  /** Who makes it; undefined where the server asks nobody. */
+  principal: Principal | undefined;
+  /** The address that it came from. */
+  peer: string | undefined;
+  /** Why it is not carried out, whatever it asks for. */
+  refusal: unknown;
+  /** What its statements took, where that is counted. */
+  databaseMs: number | undefined;
   queueMs = 0;
   batchSize = 0;
   requestBytes = 0;

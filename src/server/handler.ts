@@ -1,13 +1,17 @@
 import type { ConnectRouter, ConnectRouterOptions } from "@connectrpc/connect";
 import { Code, ConnectError, createConnectRouter, createContextValues } from "@connectrpc/connect";
+import type { UniversalHandler } from "@connectrpc/connect/protocol";
 import type { connectNodeAdapter } from "@connectrpc/connect-node";
 import {
   universalRequestFromNodeRequest,
   universalResponseToNodeResponse,
 } from "@connectrpc/connect-node";
+import { Health } from "../../gen/health/v1/health_pb.js";
+import type { Principal } from "../auth/principal.js";
 import type { Log } from "../log.js";
 import { requestIdHeader, sessionPath } from "../protocol/wire.js";
 import { type Call, type CallCarrier, type Calls, callKey } from "./call.js";
+import { enter, type Gate } from "./gate.js";
 import { Arrival } from "./intake.js";
 import { toRequestId } from "./interceptors.js";
 import { longestMs } from "./limits.js";
@@ -15,6 +19,8 @@ import { checkedBody } from "./request_body.js";
 
 /** A listener of Node's http and http2 servers. */
 export type NodeHandler = ReturnType<typeof connectNodeAdapter>;
+type NodeRequest = Parameters<NodeHandler>[0];
+type NodeResponse = Parameters<NodeHandler>[1];
 
 /**
  * Answers the RPCs of the routes; everything else goes to `fallback`. `carrySession` may take a
@@ -31,7 +37,8 @@ export function createHandler(
   mostStreams: number,
   calls: Calls,
   log: Log,
-  carrySession: (...exchange: Parameters<NodeHandler>) => boolean,
+  gate: Gate | undefined,
+  carrySession: (request: NodeRequest, response: NodeResponse, principal?: Principal) => boolean,
   fallback: NodeHandler,
 ): NodeHandler {
   const router = createConnectRouter(options);
@@ -40,7 +47,6 @@ export function createHandler(
   let openStreams = 0;
   return (request, response) => {
     const path = request.url?.split("?", 1)[0] ?? "";
-    if (path === sessionPath && carrySession(request, response)) return;
     const handler = handlers.get(path);
     if (handler === undefined) {
       if (!request.headers["content-type"]?.startsWith("application/grpc")) {
@@ -55,6 +61,24 @@ export function createHandler(
       response.end();
       return;
     }
+    // Who calls is asked before anything of the body is read.
+    const take = (principal: Principal | undefined, refusal?: unknown) => {
+      if (path === sessionPath && refusal === undefined) {
+        if (carrySession(request, response, principal)) return;
+      }
+      carry(handler, request, response, principal, refusal);
+    };
+    if (!gate || openPaths.has(path)) take(undefined);
+    else enter(gate, request, take);
+  };
+
+  function carry(
+    handler: UniversalHandler,
+    request: NodeRequest,
+    response: NodeResponse,
+    principal: Principal | undefined,
+    refusal: unknown,
+  ): void {
     const { headers } = request;
     const isUnary = handler.method.methodKind === "unary";
     // To refuse it in its own words would cost as much as to carry it. Clients take it for UNAVAILABLE.
@@ -66,13 +90,26 @@ export function createHandler(
     if (!isUnary) openStreams++;
     const call = calls.begin(
       toRequestId(headers[requestIdHeader]),
-      path.slice(1),
+      handler.requestPath.slice(1),
       carrierOf(headers["content-type"]),
     );
     // The socket of HTTP/2 is another object for each request.
     call.source = "stream" in request ? request.stream.session : request.socket;
+    call.principal = principal;
+    call.peer = request.socket.remoteAddress;
+    call.refusal = refusal;
+    let leave = () => {};
+    try {
+      if (gate && principal) {
+        gate.usage.begin(call);
+        if (!isUnary) leave = gate.usage.open(principal, "streams");
+      }
+    } catch (error) {
+      call.refusal = error;
+    }
     const values = createContextValues().set(callKey, call);
     const asked = universalRequestFromNodeRequest(request, response, undefined, values);
+    if (!isUnary && principal) asked.signal = endsWith(principal, asked.signal, response);
     boundTimeout(asked.header);
     const refuse = (error: unknown) => call.conclude(0, error);
     const arrival = new Arrival(calls.intake);
@@ -80,7 +117,11 @@ export function createHandler(
     const isSession = handler.method.methodKind === "bidi_streaming";
     if (isSession) call.messageBytes = [];
     else arrival.begin();
-    asked.body = receive(asked.body as AsyncIterable<Uint8Array>, call, arrival, refuse);
+    const body = asked.body as AsyncIterable<Uint8Array>;
+    asked.body =
+      call.refusal === undefined
+        ? receive(body, call, arrival, refuse)
+        : unread(body, refuse(call.refusal));
     asked.body = checkedBody(asked, handler.method.input, maxMessageSize, refuse, call, arrival);
     handler(asked)
       .then(({ body, ...answer }) => {
@@ -101,10 +142,32 @@ export function createHandler(
     // an event that only what is read has.
     response.on("close", () => {
       arrival.close();
+      leave();
       if (!isUnary) openStreams--;
     });
-  };
+  }
 }
+
+/** A signal that aborts with the request's, and when the principal's credential ends, with that reason. */
+function endsWith({ ends }: Principal, signal: AbortSignal, response: NodeResponse): AbortSignal {
+  const either = new AbortController();
+  const onEnd = () => either.abort(ends.reason);
+  // Not AbortSignal.any: Node keeps what it returns for as long as the credential lives.
+  ends.addEventListener("abort", onEnd);
+  response.on("close", () => ends.removeEventListener("abort", onEnd));
+  signal.addEventListener("abort", () => either.abort(signal.reason));
+  if (ends.aborted) onEnd();
+  return either.signal;
+}
+
+/** The body of a request that is refused whatever it says. */
+function unread(body: AsyncIterable<Uint8Array>, error: unknown): AsyncIterable<Uint8Array> {
+  void forget(body[Symbol.asyncIterator]());
+  return { [Symbol.asyncIterator]: () => ({ next: () => Promise.reject(error) }) };
+}
+
+/** What balancers and orchestrators ask, who have no credential. */
+const openPaths = new Set([`/${Health.typeName}/${Health.method.check.name}`]);
 
 const unitMs: Record<string, number> = { H: 3_600_000, M: 60_000, S: 1_000 };
 

@@ -25,6 +25,8 @@ export function createInterceptor(isReady: () => boolean): Interceptor {
       return answer;
     };
     try {
+      // What has no body, as a GET of Connect has none, was not refused with it.
+      if (call.refusal !== undefined) throw call.refusal;
       if (usesDatabase && !isReady()) throw notReady();
       const response = await next(request);
       response.header.set(requestIdHeader, call.requestId);

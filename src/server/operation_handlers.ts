@@ -2,19 +2,22 @@ import { create } from "@bufbuild/protobuf";
 import { timestampDate } from "@bufbuild/protobuf/wkt";
 import type { PutRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { ThreadFilterSchema } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import type { Principal } from "../auth/principal.js";
+import { CheckpointdError } from "../errors.js";
 import type { Log } from "../log.js";
 import type { AnswerInit, OperationName, Request } from "../protocol/operations.js";
 import { copyThread } from "../store/copy_thread.js";
 import type { Db, Signal } from "../store/db.js";
 import { deleteRuns } from "../store/delete_runs.js";
 import { deleteThread } from "../store/delete_thread.js";
-import { claimThreads, endLease, releaseLease, renewLease } from "../store/leases.js";
+import { claimThreads, countLeases, endLease, releaseLease, renewLease } from "../store/leases.js";
 import { listPage } from "../store/list_checkpoints.js";
 import { createPut } from "../store/put.js";
 import { createPutExtending } from "../store/put_extending.js";
 import { createPutWrites } from "../store/put_writes.js";
 import { createGetTuple } from "../store/read.js";
 import { getThread } from "../store/read_threads.js";
+import { mayAll } from "./access_rules.js";
 import {
   checkDeleteThread,
   checkGetTuple,
@@ -33,11 +36,16 @@ import {
   toMs,
 } from "./thread_checks.js";
 
+/** Who waits for an operation, and who that is where the server asks. */
+export interface Caller extends Signal {
+  readonly principal?: Principal | undefined;
+}
+
 /** Every operation, for whatever carries it: RPCs and sessions. Errors rise to who carries it. */
 export type Operations = {
   readonly [Name in OperationName]: (
     request: Request<Name>,
-    signal: Signal,
+    signal: Caller,
   ) => Promise<AnswerInit<Name>>;
 };
 
@@ -92,11 +100,13 @@ export function createOperations(db: Db, maxMessageSize: number, log: Log): Oper
       return thread ? { thread } : {};
     }),
     claimThreads: checked(checkClaimThreads, async (request, signal) => {
+      const { principal } = signal;
       const claim = {
-        owner: request.owner,
+        owner: principal ? ownerOf(principal, request.owner) : request.owner,
+        byId: principal !== undefined && !mayAll(principal, "lease"),
         leaseMs: toMs(request.leaseDuration, defaultLeaseMs),
         graceMs: toMs(request.grace, defaultGraceMs),
-        limit: request.limit || 1,
+        limit: Math.min(request.limit || 1, await leasesLeft(db, signal)),
         filter: request.filter ?? create(ThreadFilterSchema),
         threadId: request.threadId,
         except: request.exceptThreadIds,
@@ -131,10 +141,27 @@ export function createOperations(db: Db, maxMessageSize: number, log: Log): Oper
   };
 }
 
+/** A lease's owner is the principal, whatever else the worker calls itself. */
+const ownerOf = ({ name }: Principal, owner: string) => `${name}/${owner}`;
+
+/** How many leases the caller may yet take. Throws LIMIT_REACHED if it is none. */
+async function leasesLeft(db: Db, signal: Caller): Promise<number> {
+  const { name = "", limits } = signal.principal ?? {};
+  const limit = limits?.leases;
+  if (limit === undefined) return Number.POSITIVE_INFINITY;
+  const left = limit - (await countLeases(db, `${name}/`, signal));
+  if (left > 0) return left;
+  throw new CheckpointdError(
+    "resource_exhausted",
+    `the credential holds its ${limit} leases; release one or wait until one ends`,
+    { reason: "LIMIT_REACHED", field: "leases", limit },
+  );
+}
+
 function checked<Message, Answer>(
   check: (request: Message) => unknown,
-  run: (request: Message, signal: Signal) => Promise<Answer>,
-): (request: Message, signal: Signal) => Promise<Answer> {
+  run: (request: Message, signal: Caller) => Promise<Answer>,
+): (request: Message, signal: Caller) => Promise<Answer> {
   return async (request, signal) => {
     check(request);
     return run(request, signal);

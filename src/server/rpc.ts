@@ -9,6 +9,7 @@ import { Health } from "../../gen/health/v1/health_pb.js";
 import type { Log } from "../log.js";
 import { compressFromBytes } from "../protocol/wire.js";
 import type { Calls } from "./call.js";
+import type { Gate } from "./gate.js";
 import { createHandler, type NodeHandler } from "./handler.js";
 import { createInterceptor } from "./interceptors.js";
 import { defaultLimits, type Limits } from "./limits.js";
@@ -38,6 +39,8 @@ export interface RpcOptions {
   callTimeoutMs: number;
   sessionAgeMs: number;
   limits?: Pick<Limits, "streamedAnswers" | "streamsInAll">;
+  /** Asks who calls; undefined: everybody may do everything. */
+  gate?: Gate | undefined;
   log: Log;
 }
 
@@ -54,7 +57,7 @@ export interface Rpc {
 
 /** Serves the operations and streams by RPCs, in each protocol that connect-es speaks, and sessions. */
 export function createRpc(options: RpcOptions): Rpc {
-  const { operations, streams, calls, isReady, maxMessageSize, callTimeoutMs, log } = options;
+  const { operations, streams, calls, isReady, maxMessageSize, callTimeoutMs, gate, log } = options;
   const { streamedAnswers, streamsInAll } = options.limits ?? defaultLimits;
   const shutdown = new AbortController();
   // Every running call listens to it.
@@ -67,6 +70,7 @@ export function createRpc(options: RpcOptions): Rpc {
     callTimeoutMs,
     maxInFlight: 256,
     maxAgeMs: options.sessionAgeMs,
+    usage: gate?.usage,
   });
   const handler = createHandler(
     (router) => {
@@ -95,12 +99,14 @@ export function createRpc(options: RpcOptions): Rpc {
     streamsInAll,
     calls,
     log,
-    (request, response) => carrySession(sessions, maxMessageSize, request, response),
+    gate,
+    (request, response, principal) =>
+      carrySession(sessions, maxMessageSize, request, response, principal),
     options.fallback,
   );
   return {
     handler,
-    upgrade: (request, socket) => carryUpgraded(sessions, maxMessageSize, request, socket),
+    upgrade: (request, socket) => carryUpgraded(sessions, maxMessageSize, gate, request, socket),
     sayGoodbye: () => sessions.sayGoodbye(),
     abort(error) {
       sessions.abort(error);

@@ -3,13 +3,18 @@ import "./base64.js";
 import path from "node:path";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import { type Authenticator, startAuthenticator } from "../auth/authenticator.js";
+import { createKeyAuthenticator } from "../auth/key_authenticator.js";
 import type { Log } from "../log.js";
 import { defaultMessageBytes, retryAfterHeader } from "../protocol/wire.js";
 import type { RetentionRule } from "../settings/retention_rules.js";
-import { type DbOptions, openDb } from "../store/db.js";
-import { createCalls } from "./call.js";
+import { type Db, type DbOptions, openDb } from "../store/db.js";
+import { createAccess, type Store } from "./access.js";
+import { createAudit, createAuditLog } from "./audit.js";
+import { createCalls, type FinishedCall } from "./call.js";
 import { createCallLog, logLeftOut } from "./call_log.js";
 import { shuttingDown } from "./connect_error.js";
+import type { Gate } from "./gate.js";
 import type { NodeHandler } from "./handler.js";
 import { createHealth, ServingStatus } from "./health.js";
 import { startListener } from "./http.js";
@@ -20,7 +25,10 @@ import { startReadiness } from "./readiness.js";
 import { type Retention, startRetention } from "./retention.js";
 import { createRpc } from "./rpc.js";
 import { createStreams } from "./stream_handlers.js";
+import { createTenants } from "./tenants.js";
 import type { TlsFiles } from "./tls.js";
+import { readTokenFile } from "./token_file.js";
+import { Usage } from "./usage.js";
 
 /** What a server is started with. Durations in milliseconds, sizes in bytes. */
 export interface ServerOptions extends DbOptions {
@@ -57,6 +65,10 @@ export interface ServerOptions extends DbOptions {
   retentionIntervalMs: number;
   /** Origins whose pages may call from a browser. */
   corsOrigins: readonly string[];
+  /** The file that tells who may do what; undefined: everybody may do everything. */
+  authFile: string | undefined;
+  /** The file that the audit log is added to; undefined: it stands in the log. */
+  auditLog: string | undefined;
   /** Names it answers to besides those of loopback; see createWebGuard. */
   allowedHosts: readonly string[];
   log: Log;
@@ -96,17 +108,50 @@ export async function startServer(
     ageMs: options.sessionAgeMs,
     ...ownLimits,
   };
+  const authenticator = await authenticatorOf(options);
+  const gate: Gate | undefined = authenticator && {
+    authenticator,
+    usage: new Usage(),
+    audit: createAudit(options.auditLog ? createAuditLog(options.auditLog) : log),
+  };
   const db = openDb(options, logLeftOut(log));
+  const createStore = (db: Db): Store => ({
+    operations: createOperations(db, maxMessageSize, log),
+    streams: createStreams(db, limits.listedBytes),
+  });
   const health = createHealth(CheckpointService.typeName, ThreadService.typeName);
   const readiness = startReadiness(db, options, log, (ready) =>
     health.setAll(ready ? ServingStatus.SERVING : ServingStatus.NOT_SERVING),
   );
+  const migrateTenant = async (schema: string) => {
+    await readiness.migrated;
+    const { migrate } = await import("../store/migrate.js");
+    const databaseUrl = options.migrationUrl ?? options.databaseUrl;
+    await migrate({ databaseUrl, schema, onProgress: (line) => log.info({ schema }, line) });
+  };
+  const { operations, streams } = gate
+    ? createAccess(
+        createTenants({
+          db,
+          createStore,
+          authenticator: gate.authenticator,
+          migrate: options.migrate === false ? undefined : migrateTenant,
+          log,
+        }),
+        gate.audit,
+      )
+    : createStore(db);
+  const observers = [
+    createCallLog(log, options.slowCallMs),
+    ...(gate ? [(call: FinishedCall) => gate.usage.end(call)] : []),
+  ];
   const rpc = createRpc({
     ...options,
     limits,
-    operations: createOperations(db, maxMessageSize, log),
-    streams: createStreams(db),
-    calls: createCalls([createCallLog(log, options.slowCallMs)], new Intake(limits)),
+    operations,
+    streams,
+    gate,
+    calls: createCalls(observers, new Intake(limits)),
     health: health.service,
     isReady: readiness.wasReady,
     fallback: (request, response) => answerProbe(request, response, readiness.isReady()),
@@ -128,6 +173,7 @@ export async function startServer(
     });
   } catch (error) {
     readiness.stop();
+    authenticator?.stop();
     await db.close(0);
     throw error;
   }
@@ -155,6 +201,7 @@ export async function startServer(
     );
     await Promise.all([listener.drain(drainTimeoutMs), retention?.stop()]);
     clearTimeout(notice);
+    authenticator?.stop();
     await db.close(500);
     log.info("drained");
   };
@@ -164,6 +211,16 @@ export async function startServer(
     ready: readiness.firstTime,
     drain: () => (draining ??= drain()),
   };
+}
+
+/** undefined: everybody may do everything. */
+async function authenticatorOf({
+  authFile,
+  tokenFile,
+  log,
+}: ServerOptions): Promise<Authenticator | undefined> {
+  if (authFile !== undefined) return startAuthenticator({ file: authFile, log });
+  return tokenFile === undefined ? undefined : createKeyAuthenticator(readTokenFile(tokenFile));
 }
 
 function toUrl({ host, port, socketPath, tls }: ServerOptions, bound: number): string {

@@ -5,6 +5,7 @@ import type {
   OpenSessionRequest,
   OpenSessionResponseSchema,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
+import type { Principal } from "../auth/principal.js";
 import {
   type AnswerInit,
   type OperationName,
@@ -14,9 +15,10 @@ import {
   type Request,
 } from "../protocol/operations.js";
 import type { Call, Calls } from "./call.js";
-import { notReady } from "./connect_error.js";
+import { notReady, toConnectError } from "./connect_error.js";
 import { longestMs, mostUnaryMs } from "./limits.js";
 import type { Operations } from "./operation_handlers.js";
+import type { Usage } from "./usage.js";
 
 type Response = MessageInitShape<typeof OpenSessionResponseSchema>;
 
@@ -31,6 +33,8 @@ export interface SessionOptions {
   maxInFlight: number;
   /** After which a client is asked to open another session; at twice that its session is ended. */
   maxAgeMs: number;
+  /** Set where the server asks who calls. */
+  usage?: Usage | undefined;
 }
 
 /** The server's side of one session, whatever stream carries it. */
@@ -48,15 +52,26 @@ export interface Session {
   close(): void;
 }
 
+/** Who opened a session, where the server asks. */
+export interface SessionClient {
+  principal: Principal;
+  peer: string | undefined;
+}
+
 /** All sessions of a server. */
 export interface Sessions {
   readonly options: SessionOptions;
   /**
    * Begins a session and greets the client. The log has each operation as `requestId/id`. `send`
    * returns how many bytes it sent, 0 if it cannot tell. `end` is to end the stream: the client was
-   * asked to go, has nothing under way, and yet stays.
+   * asked to go, has nothing under way, and yet stays; or with an error, its credential has ended.
    */
-  begin(requestId: string, send: (response: Response) => number, end: () => void): Session;
+  begin(
+    requestId: string,
+    send: (response: Response) => number,
+    end: (error?: ConnectError) => void,
+    client?: SessionClient,
+  ): Session;
   /** Asks every client to move, and those that come later at once. */
   sayGoodbye(): void;
   /** Gives up everything that runs, which is answered with the error. */
@@ -68,6 +83,9 @@ export interface Sessions {
  * is frozen or gone, and a drain would wait for it in vain.
  */
 const leaveMs = 3_000;
+
+/** How long before its credential ends a client is asked to move. */
+const renewMs = 10_000;
 
 /** What a server knows. */
 const known = [
@@ -81,8 +99,8 @@ export function createSessions(options: SessionOptions): Sessions {
   let leaving = false;
   return {
     options,
-    begin(requestId, send, end) {
-      const session = new OpenSession(options, requestId, send, end);
+    begin(requestId, send, end, client) {
+      const session = new OpenSession(options, requestId, send, end, client);
       open.add(session);
       session.onClose = () => open.delete(session);
       const { maxInFlight } = options;
@@ -108,20 +126,41 @@ class OpenSession implements Session {
   /** Looks, once goodbye was said, from time to time whether nothing is under way: then it ends. */
   #leaving: NodeJS.Timeout | undefined;
   readonly #lastEnd: NodeJS.Timeout;
+  readonly #beforeExpiry: NodeJS.Timeout | undefined;
+  readonly #leave: () => void;
   #closed = false;
+  readonly #onCredentialEnd = () => {
+    const error = toConnectError(this.client?.principal.ends.reason);
+    this.abort(error);
+    // What runs is answered first.
+    setImmediate(() => this.end(error));
+  };
 
   constructor(
     readonly options: SessionOptions,
     readonly requestId: string,
     readonly send: (response: Response) => number,
-    readonly end: () => void,
+    readonly end: (error?: ConnectError) => void,
+    readonly client: SessionClient | undefined,
   ) {
-    this.#movesAt = performance.now() + options.maxAgeMs * (0.9 + 0.2 * Math.random());
+    const { principal } = client ?? {};
+    this.#leave = options.usage?.open(principal, "sessions") ?? (() => {});
+    const expiresMs = (principal?.expiresAt ?? Number.POSITIVE_INFINITY) - Date.now();
+    const ageMs = options.maxAgeMs * (0.9 + 0.2 * Math.random());
+    // Before the credential's end, so that its client moves with a new one and loses nothing.
+    const movesMs = Math.min(ageMs, Math.max(expiresMs - renewMs, expiresMs / 2));
+    this.#movesAt = performance.now() + movesMs;
+    if (movesMs < ageMs) {
+      this.#beforeExpiry = setTimeout(() => this.sayGoodbye(), Math.max(0, movesMs)).unref();
+    }
     const lifeMs = Math.min(2 * options.maxAgeMs, longestMs);
     this.#lastEnd = setTimeout(() => {
       this.abort(new ConnectError("the session is too old", Code.Unavailable));
       this.end();
     }, lifeMs).unref();
+    principal?.ends.addEventListener("abort", this.#onCredentialEnd);
+    // Not before who begins it has it.
+    if (principal?.ends.aborted) process.nextTick(this.#onCredentialEnd);
   }
 
   receive({ id, timeoutMs, operation }: OpenSessionRequest, bytes: number): void {
@@ -141,6 +180,8 @@ class OpenSession implements Session {
     const rpc = `checkpointd.v1.SessionService/${operation.case}`;
     const call = calls.begin(`${this.requestId}/${id}`, rpc, "session", timeoutMs);
     call.source = this;
+    call.principal = this.client?.principal;
+    call.peer = this.client?.peer;
     call.requestBytes = bytes;
     calls.bound(call, Math.min(timeoutMs || callTimeoutMs, Math.max(callTimeoutMs, mostUnaryMs)));
     this.#running.set(id, call);
@@ -164,6 +205,9 @@ class OpenSession implements Session {
     this.#closed = true;
     clearInterval(this.#leaving);
     clearTimeout(this.#lastEnd);
+    clearTimeout(this.#beforeExpiry);
+    this.client?.principal.ends.removeEventListener("abort", this.#onCredentialEnd);
+    this.#leave();
     this.abort(new ConnectError("the client went away", Code.Canceled));
     this.onClose();
   }
@@ -181,6 +225,7 @@ class OpenSession implements Session {
     try {
       if (!this.options.isReady()) throw notReady();
       call.take(call.requestBytes);
+      this.options.usage?.begin(call);
       if (operation.case === undefined || !(operation.case in operations)) {
         const unknown = "operation: must be set to one this server knows";
         throw new ConnectError(unknown, Code.Unimplemented);

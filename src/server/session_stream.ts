@@ -17,6 +17,7 @@ import {
   type OpenSessionResponseSchema,
   type SessionService,
 } from "../../gen/checkpointd/v1/session_service_pb.js";
+import type { Principal } from "../auth/principal.js";
 import { CheckpointdError } from "../errors.js";
 import { encodeAnswer } from "../protocol/encode_answer.js";
 import {
@@ -35,11 +36,12 @@ import {
 } from "../protocol/wire.js";
 import { callKey } from "./call.js";
 import { toConnectError } from "./connect_error.js";
+import { enter, type Gate } from "./gate.js";
 import type { NodeHandler } from "./handler.js";
 import { Arrival } from "./intake.js";
 import { toRequestId } from "./interceptors.js";
 import { checkBinarySize } from "./message_size.js";
-import type { Session, Sessions } from "./session.js";
+import type { Session, SessionClient, Sessions } from "./session.js";
 
 /**
  * How many messages of one session are taken before the others are looked at. Node reads up to 2 MiB
@@ -63,6 +65,7 @@ export function createSessionService(sessions: Sessions): ServiceImpl<typeof Ses
       const requestId = context.requestHeader.get(requestIdHeader) as string;
       let over = false;
       let broken: unknown;
+      const { principal, peer } = context.values.get(callKey) ?? {};
       const session = sessions.begin(
         requestId,
         (response) => {
@@ -70,10 +73,12 @@ export function createSessionService(sessions: Sessions): ServiceImpl<typeof Ses
           wakeWriter();
           return 0;
         },
-        () => {
+        (error) => {
+          broken = error;
           over = true;
           wakeWriter();
         },
+        principal && { principal, peer },
       );
       const read = async () => {
         for await (const request of requests) {
@@ -133,6 +138,7 @@ export function carrySession(
   maxMessageSize: number,
   request: Request,
   response: Answer,
+  principal?: Principal,
 ): boolean {
   // The stream below Node's request and response, which would hand every chunk on a tick later.
   const stream = "stream" in response ? response.stream : undefined;
@@ -146,17 +152,20 @@ export function carrySession(
   }
   const requestId = toRequestId(request.headers[requestIdHeader]);
   response.writeHead(200, { "content-type": sessionContentType, [requestIdHeader]: requestId });
-  carry(sessions, maxMessageSize, requestId, stream);
+  const client = principal && { principal, peer: request.socket.remoteAddress };
+  carry(sessions, maxMessageSize, requestId, stream, client);
   return true;
 }
 
 /**
  * Carries a session on the connection of a request that asks to upgrade it to one; returns false,
- * having done nothing, if it asks for something else.
+ * having done nothing, if it asks for something else. A client that `gate` refuses is told with
+ * HTTP's 401.
  */
 export function carryUpgraded(
   sessions: Sessions,
   maxMessageSize: number,
+  gate: Gate | undefined,
   request: IncomingMessage,
   socket: Socket,
 ): boolean {
@@ -164,18 +173,54 @@ export function carryUpgraded(
   if (request.method !== "GET" || path !== sessionPath) return false;
   if (request.headers.upgrade?.toLowerCase() !== sessionUpgrade) return false;
   const requestId = toRequestId(request.headers[requestIdHeader]);
+  if (!gate) {
+    upgrade(sessions, maxMessageSize, requestId, socket, undefined);
+    return true;
+  }
+  enter(gate, request, (principal, refusal) => {
+    if (socket.destroyed) return;
+    try {
+      if (!principal) throw refusal;
+      const client = { principal, peer: socket.remoteAddress };
+      upgrade(sessions, maxMessageSize, requestId, socket, client);
+    } catch (error) {
+      refuseUpgrade(socket, requestId, toConnectError(error));
+    }
+  });
+  return true;
+}
+
+function upgrade(
+  sessions: Sessions,
+  maxMessageSize: number,
+  requestId: string,
+  socket: Socket,
+  client: SessionClient | undefined,
+): void {
+  // Its greeting is written a tick later.
+  const session = carry(sessions, maxMessageSize, requestId, socket, client);
   // The stream's last message goes to a client that sends no more.
   socket.allowHalfOpen = true;
   socket.write(
     `HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: ${sessionUpgrade}\r\n` +
       `${requestIdHeader}: ${requestId}\r\n\r\n`,
   );
-  const session = carry(sessions, maxMessageSize, requestId, socket);
   // A client that went away ends its side too, so one that waits for answers may not.
   socket.on("end", () => {
     if (session.inFlight() > 0) socket.destroy();
   });
-  return true;
+}
+
+/** As connect-es answers a call that is refused. */
+function refuseUpgrade(socket: Socket, requestId: string, error: ConnectError): void {
+  const body = JSON.stringify(toJson(error));
+  const status = error.code === Code.Unauthenticated ? "401 Unauthorized" : "429 Too Many Requests";
+  socket.end(
+    `HTTP/1.1 ${status}\r\ncontent-type: application/json\r\nwww-authenticate: Bearer\r\n` +
+      `content-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n` +
+      `${requestIdHeader}: ${requestId}\r\n\r\n${body}`,
+  );
+  socket.resume();
 }
 
 function carry(
@@ -183,6 +228,7 @@ function carry(
   maxMessageSize: number,
   requestId: string,
   stream: Duplex,
+  client: SessionClient | undefined,
 ): Session {
   let frames: Uint8Array[] = [];
   let ended = false;
@@ -277,7 +323,7 @@ function carry(
   };
 
   const arrival = new Arrival(sessions.options.calls.intake, (error) => finish(error));
-  const begun = sessions.begin(requestId, send, () => finish());
+  const begun = sessions.begin(requestId, send, finish, client);
   session = begun;
   let read = createEnvelopeReader(
     maxMessageSize,

@@ -28,6 +28,8 @@ export interface Signal {
   readonly source?: object | undefined;
   /** Where there is one, how long its statements waited for a connection is added, in ms. */
   queueMs?: number;
+  /** Where there is one, how long its statements ran is added, in ms; of a shared one its share. */
+  databaseMs?: number | undefined;
   /** Where there is one, it is raised to the number of calls that shared a statement. */
   batchSize?: number;
 }
@@ -210,7 +212,9 @@ export function openDb(options: DbOptions, leaveOut: Db["leaveOut"] = () => {}):
       throw error;
     }
     // The caller is told at once; the connection is free when the statement has ended.
+    const since = performance.now();
     const rows = tryAgain(() => send(connection, text, parameters, limit), limit).finally(() => {
+      if (signal?.databaseMs !== undefined) signal.databaseMs += performance.now() - since;
       giveBack(connection);
       onEnd();
     });

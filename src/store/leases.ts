@@ -29,6 +29,8 @@ export interface WantedLeases {
   threadId: string;
   /** None of these threads. */
   except?: readonly string[];
+  /** Whether to look for them in the order of their ids, so that none beyond the prefix is passed. */
+  byId?: boolean;
 }
 
 /** A request that is to be carried out only while its lease on the thread is held. */
@@ -44,7 +46,7 @@ export interface UnderLease {
 const mostLeases = 100;
 
 /**
- * Takes leases on threads that match and are free, newest first. Of several calls at once each
+ * Takes leases on threads that match and are free, newest first unless `byId`. Of several calls at once each
  * thread goes to one: the primary key of checkpointd_claims decides.
  *
  * Looks for candidates, takes leases, and then looks again: between the first look and the lease
@@ -74,7 +76,7 @@ export async function claimThreads(
       db,
       {
         filter,
-        order: ThreadOrder.NEWEST_FIRST,
+        order: wanted.byId ? ThreadOrder.BY_ID : ThreadOrder.NEWEST_FIRST,
         withCounts: false,
         withoutMetadata: true,
         after,
@@ -90,6 +92,17 @@ export async function claimThreads(
     after = page.next;
   } while (after && leased.length < limit);
   return leased;
+}
+
+/** How many leases are held whose owner begins so. */
+export async function countLeases(db: Db, owner: string, signal?: Signal): Promise<number> {
+  const [row] = await db.run(
+    `select count(*) from ${db.schema}.checkpointd_claims
+     where starts_with(owner, $1) and expires_at > clock_timestamp()`,
+    [owner],
+    signal,
+  );
+  return Number(text(row?.[0]));
 }
 
 /** Of those named, leases on the ones that are free and stand as wanted. */

@@ -3,7 +3,14 @@
  * at what is stored and at what is logged.
  */
 import { create, type DescMessage, type MessageInitShape, toJsonString } from "@bufbuild/protobuf";
-import { type Client, Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
+import {
+  type Client,
+  Code,
+  ConnectError,
+  createClient,
+  type Interceptor,
+  type Transport,
+} from "@connectrpc/connect";
 import {
   createConnectTransport,
   createGrpcTransport,
@@ -67,13 +74,18 @@ export const secret = "s3cr3t";
 
 /**
  * Creates a transport to a server by the name of its protocol, over an HTTP/2 connection of
- * its own.
+ * its own, with an API key where one is given.
  */
-export function createTransport(protocol: Protocol, baseUrl: string): Transport {
+export function createTransport(protocol: Protocol, baseUrl: string, key?: string): Transport {
   // In MB. While more than this waits to be sent, and Node's default is 10, Node's client
   // answers the headers of every response with a reset (ENHANCE_YOUR_CALM).
   const sessionManager = new Http2SessionManager(baseUrl, {}, { maxSessionMemory: 1024 });
-  const common = { baseUrl, sessionManager, httpVersion: "2" as const };
+  const bearer: Interceptor = (next) => (request) => {
+    request.header.set("authorization", `Bearer ${key}`);
+    return next(request);
+  };
+  const interceptors = key === undefined ? [] : [bearer];
+  const common = { baseUrl, sessionManager, interceptors, httpVersion: "2" as const };
   switch (protocol) {
     case "grpc":
       return createGrpcTransport(common);
@@ -85,15 +97,18 @@ export function createTransport(protocol: Protocol, baseUrl: string): Transport 
 }
 
 /** Creates a client for every way. */
-export function createClients(baseUrl: string): Record<Way, Client<typeof CheckpointService>> {
+export function createClients(
+  baseUrl: string,
+  key?: string,
+): Record<Way, Client<typeof CheckpointService>> {
   const client = (transport: Transport) => createClient(CheckpointService, transport);
   const session = (protocol: Protocol) =>
-    client(createSessionTransport(createTransport(protocol, baseUrl)));
+    client(createSessionTransport(createTransport(protocol, baseUrl, key)));
   return {
-    connect: client(createTransport("connect", baseUrl)),
-    "connect-json": client(createTransport("connect-json", baseUrl)),
-    grpc: client(createTransport("grpc", baseUrl)),
-    "grpc-web": client(createTransport("grpc-web", baseUrl)),
+    connect: client(createTransport("connect", baseUrl, key)),
+    "connect-json": client(createTransport("connect-json", baseUrl, key)),
+    grpc: client(createTransport("grpc", baseUrl, key)),
+    "grpc-web": client(createTransport("grpc-web", baseUrl, key)),
     session: session("connect"),
     "session-grpc": session("grpc"),
   };

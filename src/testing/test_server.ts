@@ -29,6 +29,8 @@ export function startUnreadyServer(
     retentionIntervalMs: 3_600_000,
     corsOrigins: [],
     allowedHosts: [],
+    authFile: undefined,
+    auditLog: undefined,
     log: createLog("silent"),
     ...options,
   };

@@ -1,0 +1,36 @@
+/** Where requests are asked who sends them, before anything of them is read. */
+
+import type { IncomingMessage } from "node:http";
+import type { Http2ServerRequest } from "node:http2";
+import type { Authenticator } from "../auth/authenticator.js";
+import type { Principal } from "../auth/principal.js";
+import type { Audit } from "./audit.js";
+import { peerCertificate } from "./tls.js";
+import type { Usage } from "./usage.js";
+
+/** What a server has that asks who calls. */
+export interface Gate {
+  readonly authenticator: Authenticator;
+  readonly usage: Usage;
+  readonly audit: Audit;
+}
+
+/**
+ * Tells `then` who sends a request, or why it is refused: at once where that is known, which it is for
+ * all but new tokens.
+ */
+export function enter(
+  { authenticator }: Gate,
+  request: IncomingMessage | Http2ServerRequest,
+  then: (principal: Principal | undefined, refusal?: unknown) => void,
+): void {
+  let found: Principal | Promise<Principal>;
+  try {
+    found = authenticator.authenticate(request.headers, peerCertificate(request));
+  } catch (error) {
+    then(undefined, error);
+    return;
+  }
+  if (!(found instanceof Promise)) then(found);
+  else found.then(then, (error) => then(undefined, error));
+}

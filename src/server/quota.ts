@@ -1,0 +1,52 @@
+/** What a tenant may store. */
+import { CheckpointdError } from "../errors.js";
+import type { Log } from "../log.js";
+import type { Db } from "../store/db.js";
+import { storedBytes } from "../store/stored_bytes.js";
+import { describeCause } from "./call_log.js";
+
+/** How long a count holds; what is written meanwhile is added to it. */
+const countMs = 60_000;
+
+/**
+ * Refuses what would be stored beyond a limit. What is stored is counted from time to time, with
+ * nothing that waits for it, so a tenant gets beyond its limit by what it writes until the first count
+ * after the server's start. What it deletes counts at the next.
+ */
+export class Quota {
+  limit = Number.POSITIVE_INFINITY;
+  #stored = 0;
+  #countedAt = Number.NEGATIVE_INFINITY;
+  #counting = false;
+
+  constructor(
+    readonly db: Db,
+    readonly log: Log,
+  ) {}
+
+  /** To be called before so many bytes are stored. Throws QUOTA_REACHED. */
+  take(bytes: number): void {
+    if (performance.now() - this.#countedAt > countMs) void this.#count();
+    if (this.#stored + bytes > this.limit) {
+      throw new CheckpointdError(
+        "resource_exhausted",
+        `the tenant stores as much as it may, ${this.limit} bytes: delete or prune threads, or have its limit raised`,
+        { reason: "QUOTA_REACHED", limit: this.limit },
+      );
+    }
+    this.#stored += bytes;
+  }
+
+  async #count(): Promise<void> {
+    if (this.#counting) return;
+    this.#counting = true;
+    try {
+      this.#stored = await storedBytes(this.db);
+    } catch (error) {
+      this.log.warn({ error: describeCause(error) }, "what a tenant stores could not be counted");
+    } finally {
+      this.#countedAt = performance.now();
+      this.#counting = false;
+    }
+  }
+}
