@@ -4,10 +4,13 @@ import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { setFlagsFromString } from "node:v8";
 import { createLog, type Log } from "../log.js";
+import { removeDeadSocket } from "../server/local_socket.js";
 import { type Server, startServer } from "../server/server.js";
+import { makeTokenFile } from "../server/token_file.js";
 import { readFlags, UsageError } from "../settings/flags.js";
 import { type Embedded, startEmbedded } from "../store/embedded.js";
 import { chooseDatabase } from "./database_url.js";
+import { chooseListening } from "./listening.js";
 import { print, printText } from "./print.js";
 import { serverOptions, settings } from "./settings.js";
 import { isWorker, stopSignal as stop } from "./stop_signal.js";
@@ -29,9 +32,18 @@ export async function runServe(args: string[]): Promise<number> {
   if (isWorker) return runWorker();
   const { values } = readFlags(settings, args, process.env);
   // These serve takes itself, the others are the server's: see serverOptions.
-  const { databaseUrl: _, databaseUrlFile: _1, dataDir, workers, logLevel, ...given } = values;
+  const { databaseUrl: _, databaseUrlFile: _1, dataDir, workers, logLevel, ...others } = values;
+  const {
+    tlsCert: _2,
+    tlsKey: _3,
+    tlsClientCa: _4,
+    behindTlsProxy: _5,
+    insecure: _6,
+    ...given
+  } = others;
   const { databaseUrl, warnings } = chooseDatabase(values, args);
-  const { poolSize, drainTimeoutMs } = given;
+  const { tls, warnings: more } = await chooseListening(values);
+  const { poolSize, drainTimeoutMs, socketPath, tokenFile } = given;
   if (workers > poolSize) {
     throw new UsageError(
       `--workers (${workers}) must not be greater than --pool-size (${poolSize}): each worker needs a connection.`,
@@ -39,7 +51,14 @@ export async function runServe(args: string[]): Promise<number> {
   }
   const log = createLog(logLevel);
   logUnhandled(log);
-  for (const warning of warnings) log.warn(warning);
+  for (const warning of [...warnings, ...more]) log.warn(warning);
+  if (tokenFile !== undefined) {
+    const made = makeTokenFile(tokenFile);
+    print(
+      `${made ? "made a key, which" : "the key that"} every caller has to send: it is in ${tokenFile}`,
+    );
+  }
+  if (socketPath !== undefined) await removeDeadSocket(socketPath);
   let embedded: Embedded | undefined;
   let server: (Server & Partial<Workers>) | undefined;
   try {
@@ -57,18 +76,15 @@ export async function runServe(args: string[]): Promise<number> {
     const options = serverOptions(given, {
       databaseUrl: databaseUrl ?? (roles?.servingUrl as string),
       ...(roles ? { migrationUrl: roles.migrationUrl } : {}),
+      tls,
       log,
     });
     server =
       workers === 1 ? await startServer(options) : await startWorkers(workers, options, stop);
-    print(`checkpointd listens on ${server.url}`);
     const { url } = server;
-    const look = `npx checkpointd-server threads ls${url === defaultUrl ? "" : ` --url ${url}`}`;
-    void server.ready.then(() => {
-      printText(
-        `checkpointd is ready\nnext: ConnectSaver.fromUrl("${url}") in an agent; then: ${look}`,
-      );
-    });
+    const besides = given.port !== undefined && socketPath !== undefined;
+    print(`checkpointd listens on ${url}${besides ? ` and unix:${path.resolve(socketPath)}` : ""}`);
+    void server.ready.then(() => printText(`checkpointd is ready\n${nextSteps(url, tokenFile)}`));
     const end = await Promise.race([
       aborted(stop).then(() => "stop"),
       ...(embedded ? [embedded.exited.then(() => "embedded")] : []),
@@ -88,6 +104,17 @@ export async function runServe(args: string[]): Promise<number> {
 
 /** Where `checkpointd threads` looks unless it is told otherwise. */
 const defaultUrl = connectionFlags.url.fallback;
+
+/** What an agent and a person need to call. */
+function nextSteps(url: string, tokenFile: string | undefined): string {
+  const options = tokenFile === undefined ? "" : ", { token }";
+  const flags = [
+    ...(url === defaultUrl ? [] : ["--url", url]),
+    ...(tokenFile === undefined ? [] : ["--token-file", tokenFile]),
+  ];
+  const look = ["npx checkpointd-server threads ls", ...flags].join(" ");
+  return `next: ConnectSaver.fromUrl("${url}"${options}) in an agent; then: ${look}`;
+}
 
 /** The command that opens the embedded database, to be typed where `serve` was. */
 function psqlLine(databaseUrl: string, dataDir: string): string {

@@ -77,6 +77,62 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     wrong: ["-1", "65536"],
     unset: 8080,
   },
+  socketPath: {
+    flag: "--listen-socket",
+    env: "CHECKPOINTD_LISTEN_SOCKET",
+    text: "/run/c.sock",
+    value: "/run/c.sock",
+    wrong: ["", "x".repeat(104)],
+    unset: undefined,
+  },
+  tlsCert: {
+    flag: "--tls-cert",
+    env: "CHECKPOINTD_TLS_CERT",
+    text: "/etc/file",
+    value: "/etc/file",
+    wrong: [""],
+    unset: undefined,
+  },
+  tlsKey: {
+    flag: "--tls-key",
+    env: "CHECKPOINTD_TLS_KEY",
+    text: "/etc/file",
+    value: "/etc/file",
+    wrong: [""],
+    unset: undefined,
+  },
+  tlsClientCa: {
+    flag: "--tls-client-ca",
+    env: "CHECKPOINTD_TLS_CLIENT_CA",
+    text: "/etc/file",
+    value: "/etc/file",
+    wrong: [""],
+    unset: undefined,
+  },
+  tokenFile: {
+    flag: "--token-file",
+    env: "CHECKPOINTD_TOKEN_FILE",
+    text: "/etc/file",
+    value: "/etc/file",
+    wrong: [""],
+    unset: undefined,
+  },
+  behindTlsProxy: {
+    flag: "--behind-tls-proxy",
+    env: "CHECKPOINTD_BEHIND_TLS_PROXY",
+    text: "true",
+    value: true,
+    wrong: ["yes"],
+    unset: false,
+  },
+  insecure: {
+    flag: "--insecure",
+    env: "CHECKPOINTD_INSECURE",
+    text: "true",
+    value: true,
+    wrong: ["yes"],
+    unset: false,
+  },
   workers: {
     flag: "--workers",
     env: "CHECKPOINTD_WORKERS",
@@ -285,6 +341,10 @@ describe("a setting", () => {
     expect(() => read(["--no-migrat"])).toThrow("Did you mean --no-migrate?");
   });
 
+  it("of the port may be none", () => {
+    expect(read(["--port", "none"]).port).toBeUndefined();
+  });
+
   it("has a flag and a variable of its own", () => {
     const all = Object.values(settings);
     expect(new Set(all.map(({ flag }) => flag)).size).toBe(all.length);
@@ -348,13 +408,18 @@ describe("the database", () => {
 });
 
 describe("the options of the server", () => {
-  const made = { databaseUrl: "postgres://h/x", log: captureLog().log };
+  const made = { databaseUrl: "postgres://h/x", tls: undefined, log: captureLog().log };
   const {
     databaseUrl: _,
     databaseUrlFile: _1,
     dataDir: _2,
     workers: _3,
     logLevel: _4,
+    tlsCert: _5,
+    tlsKey: _6,
+    tlsClientCa: _7,
+    behindTlsProxy: _8,
+    insecure: _9,
     ...given
   } = read([]);
 

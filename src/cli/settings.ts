@@ -96,6 +96,25 @@ const hosts = kind("names of hosts without ports, separated by commas", (value) 
   return list.every(isName) ? list : undefined;
 });
 
+const anyPort = integer(0, 65535);
+/** undefined: none. */
+const portOrNone: Kind<number | undefined> = {
+  allowed: `${anyPort.allowed}, or none`,
+  parse(value) {
+    if (value === "none") return undefined;
+    try {
+      return anyPort.parse(value);
+    } catch {
+      throw new Refusal(`must be ${this.allowed}, not "${value}".`);
+    }
+  },
+};
+
+/** As long as every system takes it. */
+const socketPath = kind("a path of 1 to 103 bytes", (value) =>
+  value !== "" && Buffer.byteLength(value) <= 103 ? value : undefined,
+);
+
 /** What `checkpointd serve` can be told. */
 export const settings = {
   databaseUrl: define({
@@ -136,9 +155,58 @@ export const settings = {
   port: define({
     flag: "port",
     env: "CHECKPOINTD_PORT",
-    kind: integer(0, 65535),
+    kind: portOrNone,
     fallback: "8080",
-    help: "the port; 0 takes a free one",
+    help: "the port; 0 takes a free one, none leaves it to --listen-socket",
+  }),
+  socketPath: define({
+    flag: "listen-socket",
+    env: "CHECKPOINTD_LISTEN_SOCKET",
+    kind: socketPath,
+    unset: undefined,
+    help: "a Unix socket to listen on besides the port, which no other user of the machine may connect to",
+  }),
+  tlsCert: define({
+    flag: "tls-cert",
+    env: "CHECKPOINTD_TLS_CERT",
+    kind: text,
+    unset: undefined,
+    help: "a file with the port's certificate and those between it and its authority; read anew when it changes",
+  }),
+  tlsKey: define({
+    flag: "tls-key",
+    env: "CHECKPOINTD_TLS_KEY",
+    kind: text,
+    unset: undefined,
+    help: "the file with the key of --tls-cert",
+  }),
+  tlsClientCa: define({
+    flag: "tls-client-ca",
+    env: "CHECKPOINTD_TLS_CLIENT_CA",
+    kind: text,
+    unset: undefined,
+    help: "a file with the authorities of clients' certificates, which clients are asked for then",
+  }),
+  tokenFile: define({
+    flag: "token-file",
+    env: "CHECKPOINTD_TOKEN_FILE",
+    kind: text,
+    unset: undefined,
+    help: "a file with the key that every caller has to send; made, for its owner only, if it is not there",
+  }),
+  behindTlsProxy: define({
+    flag: "behind-tls-proxy",
+    env: "CHECKPOINTD_BEHIND_TLS_PROXY",
+    kind: boolean,
+    fallback: "false",
+    help: "says that a proxy ends TLS in front of the server, so that its port may be open without",
+  }),
+  insecure: define({
+    flag: "insecure",
+    env: "CHECKPOINTD_INSECURE",
+    kind: boolean,
+    fallback: "false",
+    help: "listen on any address, without authentication or TLS",
   }),
   workers: define({
     flag: "workers",
@@ -289,7 +357,7 @@ export const migrateSettings = {
 };
 
 /** The options of the server that no setting gives as it stands. */
-type MadeByServe = Pick<ServerOptions, "databaseUrl" | "migrationUrl" | "log">;
+type MadeByServe = Pick<ServerOptions, "databaseUrl" | "migrationUrl" | "tls" | "log">;
 
 /** `Given` where it has what `Wanted` has and nothing else; anything else cannot be passed. */
 export type Exactly<Wanted, Given> = Given & Record<Exclude<keyof Given, keyof Wanted>, never>;

@@ -2,7 +2,7 @@ import cluster, { type Worker } from "node:cluster";
 import { type AddressInfo, createServer } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { createLog } from "../log.js";
-import { listen } from "../server/http.js";
+import { listen, othersMask } from "../server/http.js";
 import { startReadiness } from "../server/readiness.js";
 import { type Server, type ServerOptions, startServer } from "../server/server.js";
 import { openDb } from "../store/db.js";
@@ -57,9 +57,11 @@ export async function startWorkers(
   // takes it over when the first of them is about to listen. (Told port 0, Node would give them
   // the same one too, but another one after all of them had died.)
   const reserved = createServer((socket) => socket.destroy());
-  await listen(reserved, options.host, options.port);
-  const { port } = reserved.address() as AddressInfo;
+  if (options.port !== undefined) await listen(reserved, options.host, options.port);
+  const port = (reserved.address() as AddressInfo | null)?.port;
   const release = once(() => new Promise<void>((resolve) => reserved.close(() => resolve())));
+  // The socket is made here, whichever worker asks for it.
+  if (options.socketPath !== undefined) process.umask(process.umask() | othersMask);
 
   const migration = options.migrate ? startMigration(options) : undefined;
   const running = new Set<Worker>();
@@ -163,7 +165,7 @@ export async function startWorkers(
   }
   return {
     url,
-    port,
+    port: port ?? 0,
     ready: Promise.all(slots.map(({ ready }) => ready)).then(() => {}),
     failed: failed.promise,
     drain,

@@ -287,7 +287,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     follow(connection, socket);
     const speakNow = (language: Language) => {
       clearTimeout(hello);
-      speak(connection, language);
+      if (!connection.socket.destroyed) speak(connection, language);
     };
     if (!withTls) {
       awaitHello(socket, speakNow);
@@ -302,7 +302,8 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
       withTls.secure(socket, (secured) => {
         follow(connection, secured);
         endWithCertificate(connection);
-        awaitHello(secured, speakNow);
+        // In the turn of the handshake Node would lose a refusal that is followed by the end.
+        awaitHello(secured, (inside) => setImmediate(speakNow, inside));
       });
     });
   }

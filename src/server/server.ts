@@ -1,8 +1,10 @@
 // First, see there.
 import "./base64.js";
+import path from "node:path";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
-import { startAuthenticator } from "../auth/authenticator.js";
+import { type Authenticator, startAuthenticator } from "../auth/authenticator.js";
+import { createKeyAuthenticator } from "../auth/key_authenticator.js";
 import type { Log } from "../log.js";
 import { defaultMessageBytes, retryAfterHeader } from "../protocol/wire.js";
 import type { RetentionRule } from "../settings/retention_rules.js";
@@ -24,6 +26,8 @@ import { type Retention, startRetention } from "./retention.js";
 import { createRpc } from "./rpc.js";
 import { createStreams } from "./stream_handlers.js";
 import { createTenants } from "./tenants.js";
+import type { TlsFiles } from "./tls.js";
+import { readTokenFile } from "./token_file.js";
 import { Usage } from "./usage.js";
 
 /** What a server is started with. Durations in milliseconds, sizes in bytes. */
@@ -31,8 +35,14 @@ export interface ServerOptions extends DbOptions {
   host: string;
   /** Of the role that migrates; the same as serves unless given. */
   migrationUrl?: string;
-  /** 0 takes a free port. */
-  port: number;
+  /** 0 takes a free port; undefined: none. */
+  port: number | undefined;
+  /** A socket of Unix to listen on besides. */
+  socketPath?: string | undefined;
+  /** Has the port speak TLS. */
+  tls?: TlsFiles | undefined;
+  /** Whose key every caller has to send, which may do everything then. */
+  tokenFile?: string | undefined;
   /**
    * Whether to bring the tables up to date before becoming ready; a promise when somebody else
    * does, which resolves when it is done.
@@ -66,8 +76,9 @@ export interface ServerOptions extends DbOptions {
 
 /** A server that listens. */
 export interface Server {
-  /** Where it listens: `http://127.0.0.1:8080`. */
+  /** Where it listens: `http://127.0.0.1:8080`, or `unix:/path` where there is no port. */
   readonly url: string;
+  /** 0 where there is none. */
   readonly port: number;
   /** Resolves when the database was reached and its tables are there, for the first time. */
   readonly ready: Promise<void>;
@@ -97,8 +108,7 @@ export async function startServer(
     ageMs: options.sessionAgeMs,
     ...ownLimits,
   };
-  const { authFile } = options;
-  const authenticator = authFile ? await startAuthenticator({ file: authFile, log }) : undefined;
+  const authenticator = await authenticatorOf(options);
   const gate: Gate | undefined = authenticator && {
     authenticator,
     usage: new Usage(),
@@ -152,6 +162,8 @@ export async function startServer(
     listener = await startListener({
       host: options.host,
       port: options.port,
+      socketPath: options.socketPath,
+      tls: options.tls,
       handler: rpc.handler,
       upgrade: rpc.upgrade,
       corsOrigins: options.corsOrigins,
@@ -194,11 +206,26 @@ export async function startServer(
     log.info("drained");
   };
   return {
-    url: `http://${options.host.includes(":") ? `[${options.host}]` : options.host}:${listener.port}`,
+    url: toUrl(options, listener.port),
     port: listener.port,
     ready: readiness.firstTime,
     drain: () => (draining ??= drain()),
   };
+}
+
+/** undefined: everybody may do everything. */
+async function authenticatorOf({
+  authFile,
+  tokenFile,
+  log,
+}: ServerOptions): Promise<Authenticator | undefined> {
+  if (authFile !== undefined) return startAuthenticator({ file: authFile, log });
+  return tokenFile === undefined ? undefined : createKeyAuthenticator(readTokenFile(tokenFile));
+}
+
+function toUrl({ host, port, socketPath, tls }: ServerOptions, bound: number): string {
+  if (port === undefined) return `unix:${path.resolve(socketPath ?? "")}`;
+  return `${tls ? "https" : "http"}://${host.includes(":") ? `[${host}]` : host}:${bound}`;
 }
 
 /** Plain HTTP for probes: /healthz says the process lives, /readyz that the database does too. */
@@ -207,14 +234,14 @@ function answerProbe(
   response: Parameters<NodeHandler>[1],
   ready: boolean,
 ): void {
-  const path = request.url?.split("?", 1)[0];
-  const known = path === "/healthz" || path === "/readyz";
+  const asked = request.url?.split("?", 1)[0];
+  const known = asked === "/healthz" || asked === "/readyz";
   const get = request.method === "GET" || request.method === "HEAD";
   const [status, body] = !known
     ? [404, "not found\n"]
     : !get
       ? [405, "method not allowed\n"]
-      : path === "/healthz" || ready
+      : asked === "/healthz" || ready
         ? [200, "ok\n"]
         : [503, "not ready\n"];
   response.writeHead(status as number, {

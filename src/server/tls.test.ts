@@ -364,6 +364,19 @@ test("garbage harms nobody", async () => {
   await expect.poll(() => listener.connections()).toBe(0);
 });
 
+test("a refusal of the first request arrives", async () => {
+  const { port } = await start();
+  for (const [line, status] of [
+    [`GET / HTTP/1.1\r\nhost: localhost\r\nbig: ${"x".repeat(40_000)}\r\n`, 431],
+    ["GARBAGE\r\n", 400],
+  ] as const) {
+    // With the last bytes of the handshake.
+    const socket = tls.connect({ port, host: "127.0.0.1", ca });
+    socket.write(`${line}\r\n`);
+    expect(await readAll(socket)).toMatch(new RegExp(`^HTTP/1.1 ${status} `));
+  }
+});
+
 test("files that cannot be used are told in a sentence", async () => {
   const good = await writeFiles(createServerCert(), clients.cert);
   const other = await writeFiles(createServerCert());

@@ -87,7 +87,7 @@ export async function startTls(files: TlsFiles, mostHandshakes: number, log: Log
   let seen = await stampOf(files);
   // Of all that a server of Node's is, only its handshakes are wanted: it gets its sockets from ours.
   const server = tls.createServer({
-    ...(await load(files, log)),
+    ...(await loadWith(files, log)),
     ALPNProtocols: ["h2", "http/1.1"],
     requestCert: files.clientCa !== undefined,
     // Who has none may be known by something else.
@@ -111,7 +111,7 @@ export async function startTls(files: TlsFiles, mostHandshakes: number, log: Log
     if (stamp === seen) return;
     seen = stamp;
     try {
-      server.setSecureContext(await load(files, log));
+      server.setSecureContext(await loadWith(files, log));
       log.info("the files of TLS have changed: new connections get the new certificate");
     } catch (error) {
       const { message } = error as Error;
@@ -146,6 +146,11 @@ export async function startTls(files: TlsFiles, mostHandshakes: number, log: Log
   };
 }
 
+/** @throws Error with a sentence for the operator about files that cannot be used */
+export async function checkTlsFiles(files: TlsFiles): Promise<void> {
+  await load(files);
+}
+
 /** Node tells nobody what a server's TLSSocket was made of, and has had it there since 2015. */
 function carrierOf(secured: tls.TLSSocket): net.Socket {
   return (secured as unknown as { _parent: net.Socket })._parent;
@@ -177,8 +182,21 @@ async function stampOf({ cert, key, clientCa }: TlsFiles): Promise<string> {
   return (await Promise.all(stamps)).join(" ");
 }
 
-async function load(files: TlsFiles, log: Log): Promise<tls.SecureContextOptions> {
-  const { cert, key, clientCa } = files;
+/** With a line in the log about what can be used and is dangerous. */
+async function loadWith(files: TlsFiles, log: Log): Promise<tls.SecureContextOptions> {
+  const { options, leaf } = await load(files);
+  if (Date.parse(leaf.validTo) < Date.now()) {
+    log.warn(`the certificate in ${files.cert} has ended: ${leaf.validTo}`);
+  }
+  if (process.platform !== "win32" && ((await stat(files.key)).mode & 0o004) !== 0) {
+    log.warn(
+      `all users of this machine can read ${files.key}: take the right from them (chmod o-r)`,
+    );
+  }
+  return options;
+}
+
+async function load({ cert, key, clientCa }: TlsFiles) {
   const options: tls.SecureContextOptions = {
     ...pinned,
     cert: await read(cert),
@@ -197,10 +215,7 @@ async function load(files: TlsFiles, log: Log): Promise<tls.SecureContextOptions
     throw new Error(`the key in ${key} does not belong to the certificate in ${cert}`);
   }
   attempt(() => tls.createSecureContext(options), `${cert} and ${key} cannot be used`);
-  if (Date.parse(leaf.validTo) < Date.now()) {
-    log.warn(`the certificate in ${cert} has ended: ${leaf.validTo}`);
-  }
-  return options;
+  return { options, leaf };
 }
 
 /** OpenSSL takes a file without any for one that trusts nobody. */
