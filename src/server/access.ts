@@ -87,7 +87,7 @@ export function createAccess(
       const entered = enter(name, request, call);
       // Not awaited for nothing: that is one more turn for each call.
       const { operations, quota } = entered instanceof Promise ? await entered : entered;
-      if (stores.has(name)) quota?.take(call.requestBytes);
+      if (stores.has(name)) quota.take(call.requestBytes);
       if (!isAudited) return operations[name](request, call);
       try {
         const answer = await operations[name](request, call);

@@ -150,6 +150,7 @@ export const retryDelayMs: Partial<Record<ErrorReason, number>> = {
   STATEMENT_CANCELLED: 250,
   DATABASE_UNAVAILABLE: 500,
   LOCK_TIMEOUT: 500,
+  LIMIT_REACHED: 1000,
   NOT_READY: 500,
   READ_ONLY: 500,
   STARTING_UP: 500,

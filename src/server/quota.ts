@@ -26,6 +26,7 @@ export class Quota {
 
   /** To be called before so many bytes are stored. Throws QUOTA_REACHED. */
   take(bytes: number): void {
+    if (this.limit === Number.POSITIVE_INFINITY) return;
     if (performance.now() - this.#countedAt > countMs) void this.#count();
     if (this.#stored + bytes > this.limit) {
       throw new CheckpointdError(

@@ -129,18 +129,25 @@ export async function startServer(
     const databaseUrl = options.migrationUrl ?? options.databaseUrl;
     await migrate({ databaseUrl, schema, onProgress: (line) => log.info({ schema }, line) });
   };
-  const { operations, streams } = gate
-    ? createAccess(
-        createTenants({
-          db,
-          createStore,
-          authenticator: gate.authenticator,
-          migrate: options.migrate === false ? undefined : migrateTenant,
-          log,
-        }),
-        gate.audit,
-      )
-    : createStore(db);
+  let draining: Promise<void> | undefined;
+  const retentions: Retention[] = [];
+  const beginRetention = (schema: string) => {
+    if (options.retention.length === 0 || draining) return;
+    const { retention, retentionIntervalMs } = options;
+    retentions.push(startRetention({ ...options, schema }, retention, retentionIntervalMs, log));
+  };
+  const tenants =
+    gate &&
+    createTenants({
+      db,
+      createStore,
+      authenticator: gate.authenticator,
+      migrate: options.migrate === false ? undefined : migrateTenant,
+      onReady: beginRetention,
+      log,
+    });
+  const { operations, streams } =
+    gate && tenants ? createAccess(tenants.storeOf, gate.audit) : createStore(db);
   const observers = [
     createCallLog(log, options.slowCallMs),
     ...(gate ? [(call: FinishedCall) => gate.usage.end(call)] : []),
@@ -178,15 +185,11 @@ export async function startServer(
     throw error;
   }
 
-  let retention: Retention | undefined;
-  if (options.retention.length > 0) {
-    void readiness.firstTime.then(() => {
-      if (draining) return;
-      retention = startRetention(options, options.retention, options.retentionIntervalMs, log);
-    });
-  }
+  void readiness.firstTime.then(() => {
+    beginRetention(options.schema);
+    tenants?.prepareAll();
+  });
 
-  let draining: Promise<void> | undefined;
   const drain = async () => {
     log.info({ connections: listener.connections() }, "draining");
     readiness.stop();
@@ -199,7 +202,10 @@ export async function startServer(
       () => rpc.abort(shuttingDown()),
       drainTimeoutMs - Math.min(1000, drainTimeoutMs / 4),
     );
-    await Promise.all([listener.drain(drainTimeoutMs), retention?.stop()]);
+    await Promise.all([
+      listener.drain(drainTimeoutMs),
+      ...retentions.map((retention) => retention.stop()),
+    ]);
     clearTimeout(notice);
     authenticator?.stop();
     await db.close(500);

@@ -274,6 +274,11 @@ export type ErrorDetail = Message<"checkpointd.v1.ErrorDetail"> & {
    * CREDENTIAL_INVALID, CREDENTIAL_EXPIRED (get a new one), CREDENTIAL_CHANGED (it was taken away, or may
    * do other things now, while a stream or a session was open: authenticate again).
    *
+   * It may not do that (PERMISSION_DENIED): NOT_GRANTED. Whether there is such a thread has no part in it.
+   *
+   * It may do no more of it (RESOURCE_EXHAUSTED): LIMIT_REACHED (of the principal: try again later),
+   * QUOTA_REACHED (of what its tenant stores: delete or prune threads).
+   *
    * The request does not fit what is stored (FAILED_PRECONDITION): LEASE_LOST, TARGET_NOT_EMPTY,
    * STILL_NEEDED, NOT_STORED, UNDELIVERABLE (a checkpoint is too large to be told: its values and
    * writes have more than 256 MiB, or its JSON, which a direct saver stored, prints to more than
