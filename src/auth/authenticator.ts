@@ -12,7 +12,7 @@ import { createLivePrincipals, type Live } from "./live_principals.js";
 import { type Loaded, loadAuthFile, watchFiles } from "./load.js";
 import type { Principal } from "./principal.js";
 import { changed, expired, invalid, missing, Refusal } from "./refusal.js";
-import { type Credential, identify } from "./rules.js";
+import { type Credential, identify, isSame } from "./rules.js";
 import { claimedIssuer, verifyToken } from "./tokens.js";
 
 /** A tenant of the auth file. */
@@ -112,7 +112,9 @@ export async function startAuthenticator(options: AuthenticatorOptions): Promise
       clock,
       log,
       timeoutMs: fetchTimeoutMs,
-      onChange: () => void live.endWhere(whyEnded),
+      // Rules are as before, and there may be thousands of tokens.
+      onChange: () =>
+        void live.endWhere((it) => (isStillValid(it) ? undefined : changed(it.identity.name))),
     });
   }
 
@@ -126,8 +128,10 @@ export async function startAuthenticator(options: AuthenticatorOptions): Promise
       for (const [issuer, source] of before) {
         if (keysOf.get(issuer) !== source) source.keys.stop();
       }
-      const ended = live.endWhere(whyEnded);
+      // At once for keys, which are few.
+      const ofKeys = live.endAmong(byKey.values(), whyEnded);
       beginKeys();
+      const ended = ofKeys + (await live.endWhere(whyEnded));
       log.info({ keys: next.file.keys.size, ended }, "auth file reloaded");
       return next.stamp;
     } catch (error) {
@@ -138,12 +142,12 @@ export async function startAuthenticator(options: AuthenticatorOptions): Promise
   }
 
   /** Why a principal is no longer what it was; undefined: it is. */
-  function whyEnded({ credential, identity }: Live): Refusal | undefined {
-    const now = isStillValid(credential) ? identify(loaded.file, credential) : undefined;
-    return now?.text === identity.text ? undefined : changed(identity.name);
+  function whyEnded(it: Live): Refusal | undefined {
+    const now = isStillValid(it) ? identify(loaded.file, it.credential) : undefined;
+    return isSame(it.identity, now) ? undefined : changed(it.identity.name);
   }
 
-  function isStillValid(credential: Credential): boolean {
+  function isStillValid({ credential }: Live): boolean {
     if (credential.kind === "key") return loaded.file.keys.has(credential.sha256);
     if (credential.kind === "certificate") return true;
     return keysOf.get(credential.issuer)?.keys.has(credential.keyId) ?? false;

@@ -21,6 +21,7 @@ const identity = (expiresAt: number): Identity => ({
   grants: [],
   limits: {},
   expiresAt,
+  judgedBy: undefined,
   text: "",
 });
 
@@ -42,15 +43,17 @@ test("a principal ends at its expiry, and not before, however far away that is",
   }
 });
 
-test("a principal without an expiry waits for nothing, and ends when it is told to", () => {
+test("a principal without an expiry waits for nothing, and ends when it is told to", async () => {
   const clock = createManualClock();
   const live = createLivePrincipals(clock);
   const [one, other] = [1, 2].map(() => live.begin(credential, identity(Number.POSITIVE_INFINITY)));
   expect(clock.waiting).toBe(0);
-  expect(live.endWhere(({ principal }) => (principal === one ? changed("a") : undefined))).toBe(1);
+  expect(
+    await live.endWhere(({ principal }) => (principal === one ? changed("a") : undefined)),
+  ).toBe(1);
   expect([one?.ends.aborted, other?.ends.aborted]).toEqual([true, false]);
   // Once is enough.
-  expect(live.endWhere(() => changed("a"))).toBe(1);
+  expect(await live.endWhere(() => changed("a"))).toBe(1);
   expect(other?.ends.reason).toMatchObject({ detail: { reason: "CREDENTIAL_CHANGED" } });
 });
 

@@ -23,8 +23,15 @@ export interface Identity {
   readonly grants: readonly Grant[];
   readonly limits: PrincipalLimits;
   readonly expiresAt: number;
-  /** Two identities with the same text are the same. */
+  /** What a token was judged by, its issuer's text; one that another audience is asked of is judged again. */
+  readonly judgedBy: string | undefined;
+  /** All of the above but that. */
   readonly text: string;
+}
+
+/** Whether a credential stands for the same as before. */
+export function isSame(a: Identity, b: Identity | undefined): boolean {
+  return a.text === b?.text && a.judgedBy === b.judgedBy;
 }
 
 /** What the first rule that matches makes of a credential; undefined: no rule does. */
@@ -91,18 +98,17 @@ function fillPattern(pattern: Pattern, claims: Claims): Pattern | undefined {
 function toIdentity(
   file: AuthFile,
   credential: Credential,
-  given: Omit<Identity, "expiresAt" | "text">,
+  given: Pick<Identity, "name" | "tenant" | "grants" | "limits">,
 ): Identity {
   const expiresAt =
     credential.kind === "key"
       ? (file.keys.get(credential.sha256) as KeyEntry).expiresAt
       : credential.expiresAt;
-  // A token that another audience or typ was asked of has to be judged again.
   const judgedBy =
     credential.kind === "token" ? file.issuers.get(credential.issuer)?.text : undefined;
   const { name, tenant, grants, limits } = given;
   const rights = grants.map(({ operations, threads }) => [[...operations].sort(), threads]);
   const { schema } = file.tenants.get(tenant) ?? {};
-  const text = JSON.stringify([name, tenant, schema, rights, limits, expiresAt, judgedBy]);
-  return { ...given, expiresAt, text };
+  const text = JSON.stringify([name, tenant, schema, rights, limits, expiresAt]);
+  return { ...given, expiresAt, judgedBy, text };
 }
