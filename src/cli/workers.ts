@@ -65,6 +65,12 @@ export async function startWorkers(
 
   const migration = options.migrate ? startMigration(options) : undefined;
   const running = new Set<Worker>();
+  // One that has not begun to listen for it yet would end.
+  const reload = () => {
+    for (const worker of listening) worker.process.kill("SIGHUP");
+  };
+  const listening = new Set<Worker>();
+  if (options.authFile !== undefined) process.on("SIGHUP", reload);
   const stopping = new AbortController();
   const failed = withResolve<void>();
   let url = "";
@@ -92,6 +98,7 @@ export async function startWorkers(
         void migration?.done.then(() => tell(worker, { kind: "migrated" }));
       } else if (report.kind === "listens") {
         log.info({ pid }, "a worker listens");
+        listening.add(worker);
         url = report.url;
         listens();
       } else {
@@ -102,6 +109,7 @@ export async function startWorkers(
       (resolve) => {
         const end = (code: number | null, signal: string | null) => {
           running.delete(worker);
+          listening.delete(worker);
           cutStranded();
           resolve({ pid, code, signal });
         };

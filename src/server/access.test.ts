@@ -1,4 +1,5 @@
 /** Who may do what: every RPC, operation and field, between tenants and within one. */
+import http from "node:http";
 import { create, type DescField, type DescMessage, type Message } from "@bufbuild/protobuf";
 import { Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -369,6 +370,25 @@ describe("who does not say who it is", () => {
     }
   });
 
+  it("is so with two keys, of which Node shows the first only", async () => {
+    const headers = ["red", "blue"].flatMap((name) => [
+      "authorization",
+      `Bearer ${auth.keys[name]}`,
+    ]);
+    const { host, hostname, port } = new URL(server.url);
+    const answer = await new Promise<http.IncomingMessage>((resolve, reject) => {
+      const path = "/checkpointd.v1.CheckpointService/GetTuple";
+      const all = ["host", host, "content-type", "application/json", ...headers];
+      http
+        .request({ hostname, port, path, method: "POST", headers: all })
+        .on("response", resolve)
+        .on("error", reject)
+        .end('{"threadId":"shared"}');
+    });
+    expect(answer.statusCode).toBe(401);
+    answer.destroy();
+  });
+
   it("is so with a GET, which has no body, and before its body is there", async () => {
     const path = `${server.url}/checkpointd.v1.CheckpointService/GetTuple`;
     const message = encodeURIComponent('{"threadId":"shared"}');
@@ -398,6 +418,14 @@ describe("who does not say who it is", () => {
     await expect(services.next()).rejects.toMatchObject({ code: Code.Unauthenticated });
     expect((await fetch(`${server.url}/healthz`)).status).toBe(200);
   });
+});
+
+it("has no tenant in the server's own schema", async () => {
+  const wrong = createAuthFile({ green: { schema: "public" } }, { green: { grants: everything } });
+  await expect(startTestServer(database.url, { authFile: wrong.file })).rejects.toThrow(
+    'tenants.green.schema: "public" is the server\'s own schema',
+  );
+  wrong.remove();
 });
 
 describe("a principal", () => {

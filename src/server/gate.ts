@@ -3,6 +3,7 @@
 import type { IncomingMessage } from "node:http";
 import type { Http2ServerRequest } from "node:http2";
 import type { Authenticator } from "../auth/authenticator.js";
+import { checkOneAuthorization } from "../auth/bearer.js";
 import type { Principal } from "../auth/principal.js";
 import type { Audit } from "./audit.js";
 import { peerCertificate } from "./tls.js";
@@ -26,6 +27,7 @@ export function enter(
 ): void {
   let found: Principal | Promise<Principal>;
   try {
+    checkOneAuthorization(request.rawHeaders);
     found = authenticator.authenticate(request.headers, peerCertificate(request));
   } catch (error) {
     then(undefined, error);

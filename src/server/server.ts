@@ -223,9 +223,20 @@ export async function startServer(
 async function authenticatorOf({
   authFile,
   tokenFile,
+  schema,
   log,
 }: ServerOptions): Promise<Authenticator | undefined> {
-  if (authFile !== undefined) return startAuthenticator({ file: authFile, log });
+  if (authFile !== undefined) {
+    const authenticator = await startAuthenticator({ file: authFile, log });
+    for (const [tenant, { schema: ofTenant }] of authenticator.tenants) {
+      if (ofTenant !== schema) continue;
+      authenticator.stop();
+      throw new Error(
+        `${authFile}: tenants.${tenant}.schema: "${schema}" is the server's own schema, for principals without a tenant; give the tenant another one, or the server another --schema`,
+      );
+    }
+    return authenticator;
+  }
   return tokenFile === undefined ? undefined : createKeyAuthenticator(readTokenFile(tokenFile));
 }
 

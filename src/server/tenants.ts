@@ -68,6 +68,13 @@ export function createTenants(options: TenantsOptions) {
     // It was taken out of the auth file, and its principals with it.
     if (!tenant) throw notReady();
     const { schema, storedBytes } = tenant;
+    if (quoteSchema(schema) === db.schema) {
+      log.error(
+        { tenant: name, schema },
+        "a tenant has the server's own schema: its calls are refused",
+      );
+      throw notReady();
+    }
     const ready = bySchema.get(schema);
     if (ready) {
       ready.quota.limit = storedBytes ?? Number.POSITIVE_INFINITY;
