@@ -5,6 +5,7 @@ import type { Http2ServerRequest } from "node:http2";
 import type { Authenticator } from "../auth/authenticator.js";
 import { checkOneAuthorization } from "../auth/bearer.js";
 import type { Principal } from "../auth/principal.js";
+import { Refusal } from "../auth/refusal.js";
 import type { Audit } from "./audit.js";
 import { peerCertificate } from "./tls.js";
 import type { Usage } from "./usage.js";
@@ -14,6 +15,8 @@ export interface Gate {
   readonly authenticator: Authenticator;
   readonly usage: Usage;
   readonly audit: Audit;
+  /** How many credentials were refused, by why: one of the fixed words of {@link Refusal}. */
+  readonly refused: Map<string, number>;
 }
 
 /**
@@ -21,18 +24,22 @@ export interface Gate {
  * all but new tokens.
  */
 export function enter(
-  { authenticator }: Gate,
+  { authenticator, refused }: Gate,
   request: IncomingMessage | Http2ServerRequest,
   then: (principal: Principal | undefined, refusal?: unknown) => void,
 ): void {
   let found: Principal | Promise<Principal>;
+  const refuse = (error: unknown) => {
+    if (error instanceof Refusal) refused.set(error.why, (refused.get(error.why) ?? 0) + 1);
+    then(undefined, error);
+  };
   try {
     checkOneAuthorization(request.rawHeaders);
     found = authenticator.authenticate(request.headers, peerCertificate(request));
   } catch (error) {
-    then(undefined, error);
+    refuse(error);
     return;
   }
   if (!(found instanceof Promise)) then(found);
-  else found.then(then, (error) => then(undefined, error));
+  else found.then(then, refuse);
 }
