@@ -121,7 +121,8 @@ function addClients(samples: Samples, { listener, rpc, calls, limits, listed }: 
   for (const [age, n] of Object.entries(byAge)) put(samples, "sessions", n, age);
   put(samples, "sessionsOpened", begun);
   put(samples, "streams", streams.answers, "answers");
-  put(samples, "streams", streams.all - streams.answers, "other");
+  // An answer may outlive its stream for a moment.
+  put(samples, "streams", Math.max(0, streams.all - streams.answers), "other");
   put(samples, "streamsLimit", answersLimit, "answers");
   put(samples, "streamsLimit", streamsLimit, "all");
   put(samples, "streamsRefused", streams.refused);

@@ -154,9 +154,10 @@ export function startReadiness(
   };
 
   const look = async () => {
-    const since = performance.now();
+    let since = performance.now();
     try {
       if (!isMigrated) await bringUpToDate();
+      since = performance.now();
       const signal = AbortSignal.any([stopping.signal, AbortSignal.timeout(recheckMs)]);
       const found = await lookAtTables(db, options.schema, signal);
       measures.isReachable = true;
@@ -166,9 +167,9 @@ export function startReadiness(
       if (!stopping.signal.aborted) judge(found);
     } catch (error) {
       if (stopping.signal.aborted || isBusy(error)) return;
-      // What Postgres answers is an answer; READ_ONLY is what it says of a write.
-      const isOfServer = isAnswer(error);
-      Object.assign(measures, { isReachable: isOfServer, isWritable: false, locks: 0 });
+      const isReadOnly = (error as { code?: unknown }).code === "25006";
+      const isReachable = isReadOnly || isOfTables(error);
+      Object.assign(measures, { isReachable, isWritable: isReachable && !isReadOnly, locks: 0 });
       measures.lookMs = performance.now() - since;
       notReady(explain(error), { error: describeCause(error) });
     }
@@ -204,10 +205,10 @@ function isBusy(error: unknown): boolean {
   return reason === "QUEUE_FULL" || reason === "QUEUE_TIMEOUT" || reason === "SERVER_STALLED";
 }
 
-/** Whether Postgres itself said so, while it runs: not that it starts, stops or has no room. */
-function isAnswer(error: unknown): boolean {
+/** Whether Postgres let us in, and has said this of what is there. */
+function isOfTables(error: unknown): boolean {
   const { code } = error as { code?: unknown };
-  return typeof code === "string" && /^(25|42|3F|28|3D|0A|55)[0-9A-Z]{3}$/.test(code);
+  return typeof code === "string" && /^(0A|3F|42|55)[0-9A-Z]{3}$/.test(code);
 }
 
 function explain(error: unknown): string {
