@@ -130,7 +130,7 @@ describe("the alert rules", () => {
       expect(duration, alert).toMatch(/^\d+[sm]$/);
       expect(annotations.runbook.length, alert).toBeGreaterThan(40);
       for (const [, label = ""] of annotations.summary.matchAll(/\$labels\.(\w+)/g)) {
-        expect(expr + " instance", alert).toContain(label);
+        expect(`${expr} instance`, alert).toContain(label);
       }
     }
   });

@@ -8,6 +8,7 @@ import { createBacklog, type Sender } from "./backlog.js";
 import { createCors } from "./cors.js";
 import { awaitHello, type Language, refusePlain } from "./hello.js";
 import { defaultLimits, type Limits, longestMs } from "./limits.js";
+import { countSpoken, type ListenerMeasures, noCuts, type Speaking } from "./listener_measures.js";
 import { mostConnections } from "./open_files.js";
 import {
   closeWhenLeft,
@@ -17,7 +18,7 @@ import {
   type Parting,
 } from "./parting.js";
 import { expiryOf, shareCertificate, startTls, type TlsFiles } from "./tls.js";
-import { trackAnswer, type Unread, type Writer, watchUnread } from "./unread.js";
+import { trackAnswer, type Writer, watchUnread } from "./unread.js";
 import { createWebGuard } from "./web_guard.js";
 
 /** A request over either version of HTTP. */
@@ -66,38 +67,11 @@ export interface Listener {
   drain(timeoutMs: number): Promise<void>;
 }
 
-/** What is measured of a listener. */
-export interface ListenerMeasures {
-  /** Connections by what they speak; "none": they have not said it yet. */
-  connections: Record<"http1" | "http2" | "session" | "none", number>;
-  connectionsLimit: number;
-  unread: Unread;
-  unreadBytesLimit: number;
-  /** Connections and answers that it ended, by the limit that they reached. */
-  cuts: Readonly<ReturnType<typeof noCuts>>;
-}
-
-/** None of each. */
-const noCuts = () => ({
-  connections: 0,
-  unread: 0,
-  pipelined: 0,
-  backlog: 0,
-  small_frames: 0,
-  age: 0,
-});
-
-interface Connection extends Writer, Sender {
+interface Connection extends Writer, Sender, Speaking {
   /** Where there is TLS what is spoken inside of it, once there is that. */
   socket: net.Socket;
-  /** Set as soon as the connection turns out to speak HTTP/2. */
-  session?: http2.ServerHttp2Session;
   /** HTTP/1.1 responses under way. */
   readonly responses: Set<http.ServerResponse>;
-  /** It was taken over, and is no connection of HTTP any more. */
-  upgraded: boolean;
-  /** It is known what it speaks. */
-  spoken: boolean;
   retiring: boolean;
 }
 
@@ -382,19 +356,13 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
   return {
     port: bound?.port ?? 0,
     connections: () => connections.size,
-    measures() {
-      const speaking = { http1: 0, http2: 0, session: 0, none: 0 };
-      for (const { session, upgraded, spoken } of connections.values()) {
-        speaking[upgraded ? "session" : session ? "http2" : spoken ? "http1" : "none"]++;
-      }
-      return {
-        connections: speaking,
-        connectionsLimit: most,
-        unread: unread.load(),
-        unreadBytesLimit: limits.unreadBytesInAll,
-        cuts,
-      };
-    },
+    measures: () => ({
+      connections: countSpoken(connections.values()),
+      connectionsLimit: most,
+      unread: unread.load(),
+      unreadBytesLimit: limits.unreadBytesInAll,
+      cuts,
+    }),
     async drain(timeoutMs) {
       closed ??= closeServers();
       for (const connection of connections.values()) retire(connection);
