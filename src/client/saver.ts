@@ -94,7 +94,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
    * A saver for the service at `url`, on a few connections that the first calls open and
    * {@link end} closes. Does not connect, so it does not fail if the service is not there yet;
    * awaiting the result does no harm. Throws a TypeError if the URL (http: or https:, with a
-   * path prefix if need be) or an option is not allowed.
+   * path prefix if need be, or unix: and the path of a socket) or an option is not allowed.
    */
   static fromUrl(url: string | URL, options: ConnectSaverUrlOptions = {}): ConnectSaver {
     checkOptions("ConnectSaver.fromUrl", options, urlOptions);
@@ -291,6 +291,7 @@ const saverOptions: Record<keyof ConnectSaverOptions, true> = {
   timeoutMs: true,
   retry: true,
   headers: true,
+  token: true,
   valueCacheBytes: true,
   graph: true,
 };
@@ -303,6 +304,7 @@ const urlOptions: Record<keyof ConnectSaverUrlOptions, true> = {
   compression: true,
   maxRequestBytes: true,
   lookup: true,
+  tls: true,
 };
 
 function signalOf(config: RunnableConfig): AbortSignal | undefined {
