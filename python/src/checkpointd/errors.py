@@ -107,6 +107,10 @@ class NotTheService(CheckpointdError):
         return False
 
 
+class NoToken(NotTheService):
+    """The function that gives the token gave none. Another try would ask it too often."""
+
+
 class NotCarried(Exception):
     """A session does not carry this operation, or not now: make it as a call of its own."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,8 +20,9 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from typing_extensions import Self
 
 from . import codec, extending
-from .address import Address
+from .address import Address, Tls
 from .client import Client
+from .credential import Credential, Token
 from .errors import CheckpointdError, NotCarried
 from .lease_watch import Watches
 from .listing import Listing
@@ -67,22 +69,32 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         *,
         serde: SerializerProtocol | None = None,
         headers: Mapping[str, str] | None = None,
-        token: str | None = None,
+        token: Token | None = None,
         timeout: float = 30,
         retry: Retry | None = None,
         graph: str | None = None,
         ca: str | None = None,
+        cert: str | None = None,
+        key: str | None = None,
         verify: bool = True,
+        tls: ssl.SSLContext | None = None,
         max_request_bytes: int = 64 * 1024 * 1024,
         value_cache_bytes: int = 32 * 1024 * 1024,
     ) -> None:
         """Makes a saver, without connecting. Raises TypeError or ValueError naming the option.
 
         Args:
-            url: Where the service is: http: or https:, with a path prefix if need be.
+            url: Where the service is: http: or https:, with a path prefix if need be; or unix: and
+                the path of a socket.
             serde: Encodes channel values and writes. LangGraph's JsonPlusSerializer unless given.
             headers: Sent with every call.
-            token: Sent with every call as ``authorization: Bearer ...``.
+            token: An API key or a token, sent with every call as ``authorization: Bearer ...``; or
+                a function that gives one, for tokens that end. It is asked when the first call or
+                session begins, and anew when a session is to be followed by another and when the
+                service answers "unauthenticated", whereupon the call is tried once more. An error
+                that it raises is the call's. An asynchronous function serves the asynchronous
+                methods only, any other serves all (on an event loop in a thread of its own); it is
+                pickled with the saver, so for that it has to be one of a module.
             timeout: How long a call may take, retries included, in seconds. For a list: how long it
                 may take until the next tuple is there.
             retry: How calls that found no server are repeated.
@@ -91,7 +103,11 @@ class ConnectSaver(BaseCheckpointSaver[str]):
                 read). A name of your own, which stays the same from one version of the graph to the
                 next.
             ca: A file of authorities to trust, for https:, in the place of the system's.
+            cert: A file with the certificate to show to the service, and those between it and its
+                authority. Files that are replaced are read anew.
+            key: The file with its key.
             verify: False trusts any certificate: only for tests.
+            tls: In the place of these four. A saver with one cannot be pickled.
             max_request_bytes: The largest request, as encoded. The service's default is 64 MiB too:
                 raise both.
             value_cache_bytes: How many bytes of the values that were put last are remembered, so
@@ -115,14 +131,21 @@ class ConnectSaver(BaseCheckpointSaver[str]):
             "retry": retry,
             "graph": graph,
             "ca": ca,
+            "cert": cert,
+            "key": key,
             "verify": verify,
+            "tls": tls,
             "max_request_bytes": max_request_bytes,
             "value_cache_bytes": value_cache_bytes,
         }
         self._url = url
-        address = Address(url, headers, token, ca, verify)
         self._client = Client(
-            address, timeout, retry or Retry(), max_request_bytes, value_cache_bytes
+            Address(url, Tls(ca, cert, key, verify, tls)),
+            Credential(headers, token),
+            timeout,
+            retry or Retry(),
+            max_request_bytes,
+            value_cache_bytes,
         )
         self.threads = Threads(self._client)
         self._watches = Watches()

@@ -124,6 +124,7 @@ class Session:
         self.sent: dict[int, Pending] = {}
         self.queued: deque[Pending] = deque()
         self.is_moving = False
+        self.was_asked_to_leave = False
         self.over: Exception | None = None
         self.over_at = 0.0
         now = monotonic()
@@ -330,6 +331,7 @@ class Session:
             self._known = frozenset(message.welcome.operations)
             self._send_queued()
         elif message.HasField("goodbye"):
+            self.was_asked_to_leave = True
             self.move()
 
     def _receive_end(self, flags: int, payload: bytes) -> None:
