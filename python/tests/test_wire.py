@@ -209,7 +209,28 @@ def test_end_settles_everything_once():
     assert [[str(it) for it in each.told] for each in operations] == [
         ["[unavailable] the session broke: a"]
     ] * 3
-    assert submit(session, Operation()).told == [session.over]
+    late = [submit(session, Operation()) for _ in range(2)]
+    assert [str(each.told[0]) for each in late] == ["[unavailable] the session broke: a"] * 2
+    # An error collects the frames of all who raise it: each is told its own.
+    told = [each.told[0] for each in (*operations, *late)]
+    assert len({id(error) for error in (*told, session.over)}) == 6
+
+
+def test_end_by_anything():
+    session = opened()
+    operation = submit(session, Operation())
+    session.end(KeyboardInterrupt())
+    assert str(operation.told[0]) == "[unavailable] the session broke: KeyboardInterrupt()"
+    session = opened()
+    operation = submit(session, Operation())
+    cause = OSError("gone")
+    try:
+        raise errors.NotCarried("too large") from cause
+    except errors.NotCarried as error:
+        session.end(error)
+    told = operation.told[0]
+    assert isinstance(told, errors.NotCarried) and told.__cause__ is cause
+    assert session.over.__traceback__ is session.over.__cause__ is None
 
 
 def test_error_with_its_detail():

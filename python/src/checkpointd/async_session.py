@@ -236,7 +236,7 @@ class AsyncSession(asyncio.Protocol):
             self._end(broken("it is over"))
 
     def _end(self, error: BaseException) -> None:
-        self._wire.end(error if isinstance(error, Exception) else broken(repr(error)))
+        self._wire.end(error)
         if self._transport is not None:
             self._transport.abort()
         if not self._closed.done():

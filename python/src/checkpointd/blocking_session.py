@@ -266,7 +266,7 @@ class BlockingSession:
 
     def _end(self, error: BaseException) -> None:
         with self._lock:
-            self._wire.end(error if isinstance(error, Exception) else broken(repr(error)))
+            self._wire.end(error)
         self._wake_next()
         self._socket.close()
 

@@ -21,6 +21,7 @@ from .errors import (
     broken,
     end_error,
     from_detail,
+    one_more,
     timed_out,
 )
 from .messages import OpenSessionRequest, OpenSessionResponse
@@ -169,7 +170,7 @@ class Session:
     def submit(self, pending: Pending) -> None:
         """Sends the operation, or has it wait for its turn."""
         if self.over is not None:
-            pending.settle(None, self.over)
+            pending.settle(None, one_more(self.over))
         elif len(self.sent) < self._max_in_flight:
             self._send(pending)
         else:
@@ -287,18 +288,20 @@ class Session:
             return NoSessions(f"no upgrade: {why}")
         return broken(why)
 
-    def end(self, error: Exception) -> None:
+    def end(self, error: BaseException) -> None:
         """Fails what is under way. Idempotent."""
         if self.over is not None:
             return
-        self.over = error
+        self.over = one_more(error)
         self.over_at = monotonic()
         pendings = [*self.sent.values(), *self.queued]
         self.sent.clear()
         self.queued.clear()
         self._output.clear()
         for pending in pendings:
-            pending.settle(None, error)
+            told = one_more(error)
+            told.__cause__ = error.__cause__
+            pending.settle(None, told)
 
     def _send(self, pending: Pending) -> None:
         data = pending.data
