@@ -1,18 +1,21 @@
 /** Encryption at the agent: requests on their way out, stored data on its way in. */
 import { Buffer } from "node:buffer";
+import type { ChannelVersions } from "@langchain/langgraph-checkpoint";
 import type { CheckpointTuple } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { GetChannelHistoryResponse } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import type { RequestInit } from "../protocol/operations.js";
 import { idleType, sealedType } from "../protocol/sealed.js";
 import type { Calls } from "./calls.js";
 import { ChunkMemory } from "./chunk_memory.js";
-import { type KeySource, Keys, remember } from "./encryption_keys.js";
+import { type KeySource, Keys } from "./encryption_keys.js";
 import { isIdle } from "./idle.js";
+import { type KnownCheckpoint, KnownCheckpoints, type Place } from "./known_checkpoints.js";
 import { type Asked, Opening } from "./opening.js";
 import { checkFlag, checkOptions } from "./options.js";
 import { type SealingKey, seal, toContent } from "./sealed_bytes.js";
-import { seriesOf, valuePlace, withSeal, writePlace } from "./sealed_checkpoint.js";
-import { type AcceptCopies, type Place, ThreadOrigins } from "./thread_origins.js";
+import { type Said, seriesOf, valuePlace, withSeal, writePlace } from "./sealed_checkpoint.js";
+import { type AcceptCopies, ThreadOrigins } from "./thread_origins.js";
+import { versionText } from "./versions.js";
 
 /** How a saver encrypts what it stores, and what it reads. */
 export interface EncryptionOptions {
@@ -39,11 +42,10 @@ const noBytes = Buffer.alloc(0);
 /** Encrypts and decrypts for one saver. */
 export class Encryption {
   readonly #keys: Keys;
+  readonly #known = new KnownCheckpoints();
   readonly #origins: ThreadOrigins;
   readonly #opening: Opening;
   readonly #chunks: ChunkMemory;
-  /** By checkpoint, the channels whose values were in its JSON, as Python has them. */
-  readonly #inlined = new Map<string, readonly string[]>();
 
   /**
    * Up to `memoryBytes` of the values put last are remembered, to encrypt anew only what they grow by.
@@ -57,25 +59,31 @@ export class Encryption {
         ? acceptCopies
         : checkFlag("encryption.acceptCopies", acceptCopies);
     this.#keys = new Keys(options.keys);
-    this.#origins = new ThreadOrigins(accept, async (place) => {
+    const read = async (place: Place) => {
       const { tuple } = await calls.call((service, context) => service.getTuple(place, context));
-      return tuple && (await this.#opening.tuple(tuple, place)).origin;
-    });
+      return tuple && this.#opening.tuple(tuple, place, false);
+    };
+    this.#origins = new ThreadOrigins(
+      accept,
+      async (place) => this.#known.get(place) ?? (await read(place))?.known,
+    );
     const acceptsPlaintext = checkFlag("encryption.acceptPlaintext", options.acceptPlaintext);
-    this.#opening = new Opening(this.#keys, this.#origins, acceptsPlaintext);
+    this.#opening = new Opening(this.#keys, this.#origins, acceptsPlaintext, read);
     this.#chunks = new ChunkMemory(memoryBytes);
   }
 
-  /** The put, encrypted. `valued` are the channels with a value, stored now or before. */
-  async sealPut(put: Put, valued: readonly string[]): Promise<Put> {
+  /** The put, encrypted. `versions` are the checkpoint's. */
+  async sealPut(put: Put, versions: ChannelVersions): Promise<Put> {
     const { threadId = "", checkpointNs = "", checkpointId = "", parentCheckpointId = "" } = put;
     const { checkpointJson = "", metadataJson = "", blobs = [], leaseToken = "" } = put;
     const place = { threadId, checkpointNs, checkpointId };
+    const parent = { ...place, checkpointId: parentCheckpointId };
     const [current, origin] = await Promise.all([
       this.#keys.current(),
-      this.#origins.after({ ...place, checkpointId: parentCheckpointId }),
+      this.#origins.after(parent),
     ]);
-    this.#origins.remember(place, origin);
+    const valued = valuedAfter(this.#known.get(parent), blobs, versions);
+    this.#known.set(place, { origin, valued, inlined: [] });
     const key: SealingKey = { keyId: current.id, key: this.#keys.ofThread(current, origin.id) };
     const sealedBlobs = blobs.map((init): typeof init => {
       const { channel = "", version = "", value } = init;
@@ -92,7 +100,13 @@ export class Encryption {
       );
       return { channel, version, value: { type: storedType, data: sealed } } as typeof init;
     });
-    const said = { origin, parentCheckpointId, valued, checkpointJson, metadataJson };
+    const said: Said = {
+      origin,
+      parentCheckpointId,
+      valued: [...valued.keys()],
+      checkpointJson,
+      metadataJson,
+    };
     return { ...put, checkpointJson: withSeal(key, place, said), blobs: sealedBlobs } as Put;
   }
 
@@ -119,8 +133,8 @@ export class Encryption {
    * of it cannot be trusted.
    */
   async openTuple(tuple: CheckpointTuple, asked: Asked): Promise<CheckpointTuple> {
-    const { opened, place, inlined } = await this.#opening.tuple(tuple, asked);
-    if (inlined.length > 0) remember(this.#inlined, nameOf(place), inlined);
+    const { opened, place, known } = await this.#opening.tuple(tuple, asked);
+    this.#known.set(place, known);
     return opened;
   }
 
@@ -138,12 +152,31 @@ export class Encryption {
    * names their versions, under which no value is stored: it has to store what it has of them.
    */
   inlinedIn(place: Place): readonly string[] {
-    return this.#inlined.get(nameOf(place)) ?? [];
+    return this.#known.get(place)?.inlined ?? [];
   }
 }
 
-const nameOf = ({ threadId, checkpointNs, checkpointId }: Place): string =>
-  JSON.stringify([threadId, checkpointNs, checkpointId]);
+/**
+ * The channels that have a value at a checkpoint: those that are stored with it, and of the one before
+ * it those that have the same version. Others may never have been stored: nothing says that a caller
+ * stores all that its versions name.
+ */
+function valuedAfter(
+  before: KnownCheckpoint | undefined,
+  blobs: NonNullable<Put["blobs"]>,
+  versions: ChannelVersions,
+): ReadonlyMap<string, string> {
+  const valued = new Map<string, string>();
+  const has = (channel: string, version: string) =>
+    Object.hasOwn(versions, channel) && versionText(channel, versions[channel]) === version;
+  for (const [channel, version] of before?.valued ?? []) {
+    if (has(channel, version)) valued.set(channel, version);
+  }
+  for (const { channel = "", version = "", value } of blobs) {
+    if (value && has(channel, version)) valued.set(channel, version);
+  }
+  return valued;
+}
 
 const encryptionOptions: Record<keyof EncryptionOptions, true> = {
   keys: true,

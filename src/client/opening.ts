@@ -1,6 +1,7 @@
 /** Stored data, decrypted: nothing is handed on of which it is not certain what it is. */
 import { Buffer } from "node:buffer";
 import { create } from "@bufbuild/protobuf";
+import { TASKS } from "@langchain/langgraph-checkpoint";
 import {
   type ChannelBlob,
   ChannelBlobSchema,
@@ -17,6 +18,7 @@ import {
 import { isSealed, readSealedHeader, sealKey } from "../protocol/sealed.js";
 import { EncryptionError, type EncryptionReason } from "./encryption_error.js";
 import { type EncryptionKey, type Keys, originOf, type ThreadOrigin } from "./encryption_keys.js";
+import type { KnownCheckpoint, Place } from "./known_checkpoints.js";
 import { fromContent, open } from "./sealed_bytes.js";
 import {
   type ClosedSeal,
@@ -27,11 +29,11 @@ import {
   valuePlace,
   writePlace,
 } from "./sealed_checkpoint.js";
-import type { Place, ThreadOrigins } from "./thread_origins.js";
+import type { ThreadOrigins } from "./thread_origins.js";
 import { versionText } from "./versions.js";
 
-/** What is known of a checkpoint; of one without a seal what the service says. */
-interface Known {
+/** A checkpoint as its seal has it; one without a seal as the service says. */
+interface Unsealed {
   place: Place;
   origin: ThreadOrigin;
   said?: Said;
@@ -42,6 +44,13 @@ interface Known {
 /** Which checkpoint was asked for, as far as it was said; the latest where the id is empty. */
 export type Asked = { readonly [Name in keyof Place]?: string | undefined };
 
+/** A tuple that was decrypted. */
+export interface Opened {
+  opened: CheckpointTuple;
+  place: Place;
+  known: KnownCheckpoint;
+}
+
 type Ids = ReadonlyMap<string, EncryptionKey>;
 
 /** Decrypts for one saver. */
@@ -49,17 +58,25 @@ export class Opening {
   readonly #keys: Keys;
   readonly #origins: ThreadOrigins;
   readonly #acceptsPlaintext: boolean;
+  readonly #read: (place: Place) => Promise<Opened | undefined>;
   /** Tuples of a list share the blobs that they have in common. */
   readonly #blobs = new WeakMap<ChannelBlob, { of: string; blob: ChannelBlob }>();
 
-  constructor(keys: Keys, origins: ThreadOrigins, acceptsPlaintext: boolean) {
+  /** `read` reads another checkpoint. */
+  constructor(
+    keys: Keys,
+    origins: ThreadOrigins,
+    acceptsPlaintext: boolean,
+    read: (place: Place) => Promise<Opened | undefined>,
+  ) {
     this.#keys = keys;
     this.#origins = origins;
     this.#acceptsPlaintext = acceptsPlaintext;
+    this.#read = read;
   }
 
-  /** The tuple, its origin, and the channels whose values are in its JSON. */
-  async tuple(tuple: CheckpointTuple, asked: Asked) {
+  /** The tuple, which has to be one that was asked for. */
+  async tuple(tuple: CheckpointTuple, asked: Asked, withSends = true): Promise<Opened> {
     const { threadId = "", checkpointNs = "", checkpointId = "" } = tuple.key ?? {};
     const place = { threadId, checkpointNs, checkpointId };
     if (
@@ -72,31 +89,29 @@ export class Opening {
     const { [sealKey]: sealText, ...plain } = toRecord(JSON.parse(tuple.checkpointJson));
     const closed = this.#closedSeal(place, sealText);
     const keys = await this.#keysOf(closed, [...tuple.blobs, ...tuple.pendingWrites]);
-    const known = this.#known(keys, place, closed, plain);
-    const { origin, said, inlined } = known;
-    const blobs = tuple.blobs.map((blob) => this.#blob(keys, known, blob));
+    const unsealed = this.#unsealed(keys, place, closed, plain);
+    const { origin, said, inlined } = unsealed;
+    const blobs = tuple.blobs.map((blob) => this.#blob(keys, unsealed, blob));
     const names = new Set(blobs.map(({ channel }) => channel));
     const missing = said?.valued.find((channel) => !names.has(channel));
     if (missing !== undefined) {
       throw refusal("WITHHELD", place, `its value of channel "${missing}" is missing`);
     }
-    this.#checkPlain(place, "what was sent to it", tuple.pendingSends);
     const opened: CheckpointTuple = {
       ...tuple,
       ...(said ? { checkpointJson: said.checkpointJson, metadataJson: said.metadataJson } : {}),
       blobs,
-      pendingWrites: this.#writes(keys, known, tuple.pendingWrites),
+      pendingWrites: this.#writes(keys, unsealed, tuple.pendingWrites),
     };
     if (said) {
       delete opened.parentCheckpointId;
       if (said.parentCheckpointId !== "") opened.parentCheckpointId = said.parentCheckpointId;
     }
-    return {
-      opened,
-      place,
-      origin,
-      inlined: Object.keys(inlined).filter((channel) => !names.has(channel)),
-    };
+    const parent = { ...place, checkpointId: opened.parentCheckpointId ?? "" };
+    opened.pendingSends = withSends ? await this.#sends(parent, tuple.pendingSends) : [];
+    const valued = new Map(blobs.map(({ channel, version }) => [channel, version]));
+    const alone = Object.keys(inlined).filter((channel) => !valued.has(channel));
+    return { opened, place, known: { origin, valued, inlined: alone } };
   }
 
   /**
@@ -119,13 +134,13 @@ export class Opening {
       }
       const closed = this.#closedSeal(place, message.seal || undefined);
       const keys = await this.#keysOf(closed, [...message.seeds, ...message.writes]);
-      const known = this.#known(keys, place, closed, {});
-      expected = known.said?.parentCheckpointId;
+      const unsealed = this.#unsealed(keys, place, closed, {});
+      expected = unsealed.said?.parentCheckpointId;
       if (isTarget) {
         isTarget = false;
         continue;
       }
-      yield this.#ancestor(keys, known, message, wanted);
+      yield await this.#ancestor(keys, unsealed, message, wanted);
     }
     if (expected && wanted.size > 0 && !isTarget) {
       const place = { ...target, checkpointId: expected };
@@ -133,35 +148,47 @@ export class Opening {
     }
   }
 
-  #ancestor(
+  async #ancestor(
     keys: Ids,
-    known: Known,
+    unsealed: Unsealed,
     message: GetChannelHistoryResponse,
     wanted: Set<string>,
-  ): GetChannelHistoryResponse {
-    const { place, said, inlined } = known;
-    const seeds = message.seeds.map((blob) => this.#blob(keys, known, blob));
+  ): Promise<GetChannelHistoryResponse> {
+    const { place, said, inlined } = unsealed;
+    const seeds = message.seeds.map((blob) => this.#blob(keys, unsealed, blob));
     const seeded = new Set(seeds.map(({ channel }) => channel));
     const missing = said?.valued.find((channel) => wanted.has(channel) && !seeded.has(channel));
     if (missing !== undefined) {
       throw refusal("WITHHELD", place, `its value of channel "${missing}" is missing`);
     }
-    this.#checkPlain(place, "what was sent to it", message.pendingSends);
+    const parent = { ...place, checkpointId: said?.parentCheckpointId ?? "" };
     const inlineSeeds = said ? {} : message.inlineSeeds;
     if (said) {
       for (const [channel, value] of Object.entries(inlined)) {
         if (wanted.has(channel)) inlineSeeds[channel] = JSON.stringify(value);
       }
     }
-    const writes = this.#writes(keys, known, message.writes);
+    const writes = this.#writes(keys, unsealed, message.writes);
     for (const channel of [...seeded, ...Object.keys(inlineSeeds)]) wanted.delete(channel);
     return create(GetChannelHistoryResponseSchema, {
       checkpointId: message.checkpointId,
       writes,
       seeds,
       inlineSeeds,
-      pendingSends: message.pendingSends,
+      pendingSends: await this.#sends(parent, message.pendingSends),
     });
+  }
+
+  /** What a checkpoint of a format before 4 was sent, which is told without saying by which tasks. */
+  async #sends(parent: Place, sends: readonly Value[]): Promise<Value[]> {
+    if (!sends.some(({ type }) => isSealed(type))) {
+      this.#checkPlain(parent, "what was sent by it", sends);
+      return [...sends];
+    }
+    const read = parent.checkpointId === "" ? undefined : await this.#read(parent);
+    if (!read) throw refusal("WITHHELD", parent, "it sent what is encrypted, and is missing");
+    const sent = read.opened.pendingWrites.filter(({ channel }) => channel === TASKS);
+    return sent.map(({ value }) => value ?? create(ValueSchema));
   }
 
   #closedSeal(place: Place, text: unknown): ClosedSeal | undefined {
@@ -189,12 +216,12 @@ export class Opening {
     return this.#keys.byIds(ids);
   }
 
-  #known(
+  #unsealed(
     keys: Ids,
     place: Place,
     closed: ClosedSeal | undefined,
     plain: Record<string, unknown>,
-  ): Known {
+  ): Unsealed {
     if (!closed) return { place, origin: originOf(place.threadId), ...contentsOf(plain) };
     let said: Said;
     try {
@@ -203,12 +230,11 @@ export class Opening {
       throw refusal("NOT_AUTHENTIC", place, `its seal is ${whyNot(closed.header.keyId)}`);
     }
     this.#origins.check(said.origin, place.threadId);
-    this.#origins.remember(place, said.origin);
     return { place, origin: said.origin, said, ...contentsOf(JSON.parse(said.checkpointJson)) };
   }
 
-  #blob(keys: Ids, known: Known, blob: ChannelBlob): ChannelBlob {
-    const { place, origin, said, versions } = known;
+  #blob(keys: Ids, unsealed: Unsealed, blob: ChannelBlob): ChannelBlob {
+    const { place, origin, said, versions } = unsealed;
     const { channel, version, value } = blob;
     const what = `its value of channel "${channel}"`;
     // The version that the checkpoint names, and no other that the channel had.
@@ -223,30 +249,30 @@ export class Opening {
     const opened = create(ChannelBlobSchema, {
       channel,
       version,
-      value: this.#value(keys, known, what, at, value, series),
+      value: this.#value(keys, unsealed, what, at, value, series),
     });
     this.#blobs.set(blob, { of, blob: opened });
     return opened;
   }
 
   /** Writes in their order, each once. */
-  #writes(keys: Ids, known: Known, writes: readonly PendingWrite[]): PendingWrite[] {
-    const { checkpointNs, checkpointId } = known.place;
+  #writes(keys: Ids, unsealed: Unsealed, writes: readonly PendingWrite[]): PendingWrite[] {
+    const { checkpointNs, checkpointId } = unsealed.place;
     return writes.map((write, i) => {
       const before = writes[i - 1];
       const what = `its write to channel "${write.channel}" of task "${write.taskId}"`;
       if (before && !isBefore(before, write)) {
-        throw refusal("NOT_AUTHENTIC", known.place, `${what} is out of order`);
+        throw refusal("NOT_AUTHENTIC", unsealed.place, `${what} is out of order`);
       }
       const at = writePlace(write.value?.type ?? "", checkpointNs, checkpointId, write);
-      const value = this.#value(keys, known, what, at, write.value);
+      const value = this.#value(keys, unsealed, what, at, write.value);
       return create(PendingWriteSchema, { ...write, value });
     });
   }
 
   #value(
     keys: Ids,
-    { place, origin }: Known,
+    { place, origin }: Unsealed,
     what: string,
     at: Buffer,
     value: Value | undefined,
@@ -270,11 +296,8 @@ export class Opening {
   }
 
   #checkPlain(place: Place, what: string, values: readonly Value[]): void {
-    for (const { type } of values) {
-      if (isSealed(type)) {
-        throw refusal("NOT_AUTHENTIC", place, `${what} is encrypted, of a format before 4`);
-      }
-      if (!this.#acceptsPlaintext) throw refusal("PLAINTEXT", place, `${what} is not encrypted`);
+    if (values.length > 0 && !this.#acceptsPlaintext) {
+      throw refusal("PLAINTEXT", place, `${what} is not encrypted`);
     }
   }
 }

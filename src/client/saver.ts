@@ -187,11 +187,8 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
     };
     const { channel_values: values = {}, channel_versions: versions = {} } = checkpoint;
     const encryption = this.#encryption;
-    const valued = encryption
-      ? Object.keys(values).filter((it) => Object.hasOwn(versions, it))
-      : [];
     const inlined = encryption?.inlinedIn({ ...request, checkpointId: parentCheckpointId }) ?? [];
-    const kept = inlined.filter((channel) => valued.includes(channel));
+    const kept = inlined.filter((it) => Object.hasOwn(values, it) && Object.hasOwn(versions, it));
     const stored =
       kept.length === 0
         ? newVersions
@@ -201,7 +198,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       toMetadataJson(metadata, this.graph),
     ]);
     const plain = { ...request, blobs, metadataJson };
-    const put = encryption ? await encryption.sealPut(plain, valued) : plain;
+    const put = encryption ? await encryption.sealPut(plain, versions) : plain;
     await this.#stored(
       leaseToken,
       this.#calls.call((service, context) => service.put(put, context)),

@@ -3,6 +3,7 @@ import { Buffer } from "node:buffer";
 import { readSealedHeader, type SealedHeader, sealKey } from "../protocol/sealed.js";
 import { EncryptionError } from "./encryption_error.js";
 import { type EncryptionKey, type Keys, originOf, type ThreadOrigin } from "./encryption_keys.js";
+import type { Place } from "./known_checkpoints.js";
 import {
   fields,
   fromContent,
@@ -12,7 +13,6 @@ import {
   seal,
   toContent,
 } from "./sealed_bytes.js";
-import type { Place } from "./thread_origins.js";
 
 /** What the chunks of a channel's values have in common. */
 export const seriesOf = (checkpointNs: string, channel: string): Buffer =>

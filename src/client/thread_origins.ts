@@ -1,19 +1,10 @@
 /** Which thread a checkpoint's values are those of, where threads are copied. */
 import { EncryptionError } from "./encryption_error.js";
-import { originOf, remember, type ThreadOrigin } from "./encryption_keys.js";
-
-/** Names a checkpoint, or the latest of its namespace where the id is empty. */
-export interface Place {
-  threadId: string;
-  checkpointNs: string;
-  checkpointId: string;
-}
+import { originOf, type ThreadOrigin } from "./encryption_keys.js";
+import type { KnownCheckpoint, Place } from "./known_checkpoints.js";
 
 /** Decides whether a thread stored as `from` may be read as `to`. */
 export type AcceptCopies = boolean | ((from: string, to: string) => boolean);
-
-/** As many checkpoints are remembered. */
-const mostPlaces = 10_000;
 
 /**
  * A thread's values belong to the name under which it was begun, and so do those that are added to a
@@ -22,13 +13,12 @@ const mostPlaces = 10_000;
  */
 export class ThreadOrigins {
   readonly #accept: AcceptCopies;
-  readonly #read: (place: Place) => Promise<ThreadOrigin | undefined>;
-  readonly #known = new Map<string, ThreadOrigin>();
+  readonly #find: (place: Place) => Promise<KnownCheckpoint | undefined>;
 
-  /** `read` tells the origin of a stored checkpoint, after it remembered it; undefined without one. */
-  constructor(accept: AcceptCopies, read: (place: Place) => Promise<ThreadOrigin | undefined>) {
+  /** `find` tells of a checkpoint that is stored, or about to be; undefined without one. */
+  constructor(accept: AcceptCopies, find: (place: Place) => Promise<KnownCheckpoint | undefined>) {
     this.#accept = accept;
-    this.#read = read;
+    this.#find = find;
   }
 
   /** Throws an EncryptionError unless what was stored as the origin's thread may be read as this one. */
@@ -44,28 +34,17 @@ export class ThreadOrigins {
     );
   }
 
-  /** To be told of each checkpoint that is read or stored. */
-  remember(place: Place, origin: ThreadOrigin): void {
-    if (this.#accept !== false) remember(this.#known, nameOf(place), origin, mostPlaces);
-  }
-
   /** That of a checkpoint that follows this one, or that begins its namespace where the id is empty. */
   async after(parent: Place): Promise<ThreadOrigin> {
     if (this.#accept === false || parent.checkpointId === "") return originOf(parent.threadId);
-    return (
-      this.#known.get(nameOf(parent)) ?? (await this.#read(parent)) ?? originOf(parent.threadId)
-    );
+    return (await this.#find(parent))?.origin ?? originOf(parent.threadId);
   }
 
   /** That of a checkpoint that is stored, or is about to be. */
   async at(place: Place): Promise<ThreadOrigin> {
     if (this.#accept === false) return originOf(place.threadId);
-    const known = this.#known.get(nameOf(place)) ?? (await this.#read(place));
     // LangGraph stores a task's writes before the task's checkpoint, whose parent is the latest then.
-    const latest = known ?? (await this.#read({ ...place, checkpointId: "" }));
-    return latest ?? originOf(place.threadId);
+    const known = (await this.#find(place)) ?? (await this.#find({ ...place, checkpointId: "" }));
+    return known?.origin ?? originOf(place.threadId);
   }
 }
-
-const nameOf = ({ threadId, checkpointNs, checkpointId }: Place): string =>
-  JSON.stringify([threadId, checkpointNs, checkpointId]);
