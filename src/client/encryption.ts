@@ -144,7 +144,7 @@ export class Encryption {
     channels: readonly string[],
     messages: AsyncIterable<GetChannelHistoryResponse>,
   ): AsyncIterable<GetChannelHistoryResponse> {
-    return this.#opening.history(target, channels, messages);
+    return this.#opening.history(target, this.#known.get(target), channels, messages);
   }
 
   /**

@@ -115,11 +115,12 @@ export class Opening {
   }
 
   /**
-   * The messages of a history, from the target on and each the parent of the one before. Those that hold
-   * nothing are left out.
+   * The messages of a history, from the target on, which is there if it is known, and each the parent of
+   * the one before.
    */
   async *history(
     target: Place,
+    known: KnownCheckpoint | undefined,
     channels: readonly string[],
     messages: AsyncIterable<GetChannelHistoryResponse>,
   ): AsyncGenerator<GetChannelHistoryResponse, void> {
@@ -142,7 +143,7 @@ export class Opening {
       }
       yield await this.#ancestor(keys, unsealed, message, wanted);
     }
-    if (expected && wanted.size > 0 && !isTarget) {
+    if (expected && wanted.size > 0 && !(isTarget && known === undefined)) {
       const place = { ...target, checkpointId: expected };
       throw refusal("WITHHELD", place, "a channel is rebuilt from it, and it is missing");
     }

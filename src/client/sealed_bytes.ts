@@ -24,7 +24,7 @@ const paddedTo = 32;
  * The others: smaller ones cost more calls, larger ones are sent again more often.
  */
 const headBytes = 64;
-const chunkBytes = 8 * 1024;
+const chunkBytes = 4 * 1024;
 /** What stands before a chunk and behind it. */
 const chunkOverhead = nonceBytes + tagBytes;
 

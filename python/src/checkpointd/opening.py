@@ -105,9 +105,9 @@ class Opening:
             told.pending_sends.extend((yield from self.sends(parent, stored.pending_sends)))
         return Opened(told, place, Known(unsealed.origin, valued))
 
-    def history(self, target: Place, channels: Iterable[str]) -> OpenedHistory:
+    def history(self, target: Place, known: Known | None, channels: Iterable[str]) -> OpenedHistory:
         """Takes the messages of a history one by one."""
-        return OpenedHistory(self, target, channels)
+        return OpenedHistory(self, target, known, channels)
 
     def ancestor(
         self, part: GetChannelHistoryResponse, place: Place, wanted: set[str] | None
@@ -260,10 +260,13 @@ class Opening:
 
 
 class OpenedHistory:
-    """The messages of one history, from the target on and each the parent of the one before."""
+    """The messages of one history: the target's, if it is known, then each parent's in turn."""
 
-    def __init__(self, opening: Opening, target: Place, channels: Iterable[str]) -> None:
+    def __init__(
+        self, opening: Opening, target: Place, known: Known | None, channels: Iterable[str]
+    ) -> None:
         self._opening = opening
+        self._known = known
         self._target = target
         self._channels = frozenset(channels)
         self.clear()
@@ -287,7 +290,7 @@ class OpenedHistory:
 
     def end(self) -> None:
         """Raises if something has to follow."""
-        if self._is_begun and self._expected and self._wanted:
+        if self._expected and self._wanted and (self._is_begun or self._known):
             place = self._target._replace(checkpoint_id=self._expected)
             _refuse("WITHHELD", place, "a channel is rebuilt from it, and it is missing")
 

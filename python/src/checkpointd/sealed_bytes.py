@@ -35,7 +35,7 @@ _OVERHEAD = _NONCE_BYTES + _TAG_BYTES
 _PADDED_TO = 32
 # The first chunk is small: a list in msgpack has its length there, which changes when it grows.
 _HEAD_BYTES = 64
-_CHUNK_BYTES = 8 * 1024
+_CHUNK_BYTES = 4 * 1024
 # How much of a value's end may change where another is added to a list: brackets, padding.
 _END_BYTES = 64
 

@@ -161,7 +161,8 @@ class Sealing:
 
     def history(self, target: tuple[str, str, str], channels: Iterable[str]) -> Any:
         """Takes the messages of a history one by one; see `OpenedHistory`."""
-        return self._opening.history(Place(*target), channels)
+        place = Place(*target)
+        return self._opening.history(place, self._known.get(place), channels)
 
     def read(self, place: Place) -> Steps[Opened | None]:
         """Another checkpoint, without what was sent to it."""
