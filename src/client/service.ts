@@ -30,6 +30,9 @@ export interface ServiceOptions {
   valueCacheBytes?: number;
 }
 
+/** The default of `valueCacheBytes`. */
+export const defaultValueCacheBytes = 32 * 1024 * 1024;
+
 /** The service, and the end of what was opened for it. */
 export interface OpenService {
   readonly service: Service;
@@ -46,7 +49,7 @@ export interface OpenService {
  * naming the option if its value is not allowed.
  */
 export function openService(transport: Transport, options: ServiceOptions): OpenService {
-  const { valueCacheBytes = 32 * 1024 * 1024 } = options;
+  const { valueCacheBytes = defaultValueCacheBytes } = options;
   checkInteger("valueCacheBytes", valueCacheBytes, 0);
   const credential = new Credential(options.headers, options.token);
   const unary = createUnaryCarrier(transport, credential);

@@ -183,6 +183,7 @@ const rules: Record<string, Rule> = {
   "GetChannelHistoryRequest.checkpoint_ns": text(65_536),
   "GetChannelHistoryRequest.checkpoint_id": text(65_536),
   "GetChannelHistoryRequest.channels": names(65_536, 100_000),
+  "GetChannelHistoryRequest.with_seals": free,
   "CopyThreadRequest.source_thread_id": name(65_536),
   "CopyThreadRequest.target_thread_id": name(65_536),
   "DeleteRunsRequest.run_ids": names(65_536),
