@@ -60,10 +60,13 @@ async function* untilLeft<Message>(
   const onAbort = () => controller.abort(signal?.reason);
   if (signal?.aborted) onAbort();
   else signal?.addEventListener("abort", onAbort);
+  const messages = open({ ...context, signal: controller.signal })[Symbol.asyncIterator]();
   try {
-    yield* open({ ...context, signal: controller.signal });
+    yield* { [Symbol.asyncIterator]: () => messages };
   } finally {
     signal?.removeEventListener("abort", onAbort);
     controller.abort();
+    // Its timer is cleared, which would keep the process alive until the deadline, when it is asked.
+    messages.next().catch(() => {});
   }
 }
