@@ -46,6 +46,8 @@ export const defaultLimits = {
   unreadBytesInAll: 512 * mebibyte,
   /** Streamed answers (of List and the like) open at once in all. */
   streamedAnswers: 256,
+  /** Values in the tuples of lists that wait for their readers, in all. */
+  listedBytes: 128 * mebibyte,
   /** Streams of every kind at once in all that connect-es carries, some 60 KB each. */
   streamsInAll: 4_096,
   /** The age at which a connection is retired gently, give or take 10 %; 0 is never. */

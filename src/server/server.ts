@@ -96,7 +96,7 @@ export async function startServer(
     ...options,
     limits,
     operations: createOperations(db, maxMessageSize, log),
-    streams: createStreams(db),
+    streams: createStreams(db, limits.listedBytes),
     calls: createCalls([createCallLog(log, options.slowCallMs)], new Intake(limits)),
     health: health.service,
     isReady: readiness.wasReady,

@@ -4,6 +4,8 @@ import type { Db, Signal } from "../store/db.js";
 import { list } from "../store/list_checkpoints.js";
 import { pruneThreads } from "../store/prune.js";
 import { listThreads } from "../store/read_threads.js";
+import { valueBytes } from "../store/tuples.js";
+import { overloaded } from "./intake.js";
 import { checkList } from "./request_checks.js";
 import {
   checkGetChannelHistory,
@@ -20,12 +22,32 @@ export type Streams = {
   ) => AsyncIterable<AnswerInit<Name>>;
 };
 
-/** Each is: check the request, then read as fast as the answers are taken. */
-export function createStreams(db: Db): Streams {
+/**
+ * Each is: check the request, then read as fast as the answers are taken. Of the tuples of all lists
+ * that are handed on `mostHeldBytes` may wait for their readers, whoever they are: connect-es holds
+ * each three times. What is above that is OVERLOADED, and its client goes on where it was.
+ */
+export function createStreams(db: Db, mostHeldBytes: number): Streams {
+  let heldBytes = 0;
   return {
     async *list(request, signal) {
       checkList(request);
-      for await (const tuple of list(db, request, signal)) yield { tuple };
+      for await (const tuple of list(db, request, signal)) {
+        const bytes = valueBytes(tuple);
+        // One alone always may.
+        if (heldBytes > 0 && heldBytes + bytes > mostHeldBytes) {
+          throw overloaded(
+            `lists hold as many bytes of answers as they may, ${mostHeldBytes}; try again`,
+            mostHeldBytes,
+          );
+        }
+        heldBytes += bytes;
+        try {
+          yield { tuple };
+        } finally {
+          heldBytes -= bytes;
+        }
+      }
     },
     async *listThreads(request, signal) {
       checkListThreads(request);

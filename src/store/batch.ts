@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { conflictPause, type Db, type Run, type Signal } from "./db.js";
 import { createOrder, type Standing } from "./queue.js";
+import { ResultGivenUp } from "./results.js";
 
 /** How calls of one kind travel together. */
 export interface BatchOptions<Item, Result> {
@@ -33,6 +34,8 @@ interface Waiting<Item, Result> extends Standing {
   since: number;
   /** How often it was in a statement that lost a conflict. */
   conflicts: number;
+  /** Whether it was in a statement that returned too much. */
+  goesAlone: boolean;
   resolve: (result: Result) => void;
   reject: (reason: unknown) => void;
   /** Gives its place in the queue back, once it has taken one. */
@@ -48,7 +51,7 @@ interface Waiting<Item, Result> extends Standing {
  * wait go in a fair order, see createOrder.
  *
  * Each call has a result or an error of its own. When a statement of several fails for one
- * of them, each is run again alone, so only that one fails. A call whose signal aborts is
+ * of them, or returns too much, each is run again alone, so only that one fails. A call whose signal aborts is
  * rejected with the signal's reason: one that waits is dropped, and a statement is cancelled
  * in Postgres when all its calls have gone. One that left company behind runs on unheard,
  * which is safe because every operation is idempotent.
@@ -124,6 +127,7 @@ export function createBatch<Item, Result>(
       const call = waiting[i] as Waiting<Item, Result>;
       const size = options.sizeOf(call.item);
       if (batch.length > 0 && bytes + size > options.maxBytes) break;
+      if (batch.length > 0 && (call.goesAlone || batch[0]?.goesAlone)) break;
       const key = options.keyOf?.(call.item);
       if (key !== undefined && keys.has(key)) {
         i++;
@@ -134,6 +138,8 @@ export function createBatch<Item, Result>(
       waiting.splice(i, 1);
       order.passed(call);
       call.leave?.();
+      // Once only, also where it waits again.
+      call.leave = undefined;
       batch.push(call);
     }
     return batch;
@@ -157,6 +163,7 @@ export function createBatch<Item, Result>(
     } catch (error) {
       if (await runAgain(batch, error)) return;
       if (alone) alone.reject(error);
+      else if (error instanceof ResultGivenUp) waitAgain(batch, true);
       else if (!isOneCallsFault(error)) for (const call of batch) call.reject(error);
       else for (const call of batch) await runBatch(run, [call]);
     }
@@ -171,9 +178,22 @@ export function createBatch<Item, Result>(
     const pauseMs = conflictPause(error, conflicts);
     if (pauseMs === undefined) return false;
     await sleep(pauseMs);
-    for (const call of batch) call.abandon = undefined;
-    waiting.unshift(...batch.filter(({ signal }) => !signal?.aborted));
+    waitAgain(batch);
     return true;
+  }
+
+  function waitAgain(batch: readonly Waiting<Item, Result>[], goesAlone = false): void {
+    for (const call of batch) call.abandon = undefined;
+    const wanted = batch.filter(({ signal }) => !signal?.aborted);
+    if (!goesAlone) {
+      waiting.unshift(...wanted);
+      return;
+    }
+    // In turn with those that came meanwhile, since each of them may take long.
+    for (const call of wanted) {
+      call.goesAlone = true;
+      order.stand(waiting, call, call.signal?.source);
+    }
   }
 
   function measure({ signal, since }: Waiting<Item, Result>, now: number, size: number): void {
@@ -223,6 +243,7 @@ export function createBatch<Item, Result>(
         place: 0,
         since: performance.now(),
         conflicts: 0,
+        goesAlone: false,
         resolve: (result) => {
           unlisten();
           resolve(result);

@@ -2,7 +2,11 @@
 import { create } from "@bufbuild/protobuf";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { ListRequestSchema, ListView } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import {
+  GetTupleRequestSchema,
+  ListRequestSchema,
+  ListView,
+} from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import {
   GetChannelHistoryRequestSchema,
   ListThreadsRequestSchema,
@@ -12,7 +16,9 @@ import { channelHistory } from "./channel_history.js";
 import { copyThread } from "./copy_thread.js";
 import type { Db } from "./db.js";
 import { list, listPage, pageStatement } from "./list_checkpoints.js";
+import { createGetTuple } from "./read.js";
 import { listThreads } from "./read_threads.js";
+import { mostResultBytes, Results } from "./results.js";
 
 let database: TestDatabase;
 let sql: pg.Client;
@@ -199,4 +205,93 @@ it("copies no thread of more than 256 MiB", { timeout: 60_000 }, async () => {
     "select count(*)::int as n from checkpoint_blobs where thread_id = 'too large'",
   );
   expect(rows[0].n).toBe(0);
+});
+
+describe("a checkpoint of more than one answer may have", { timeout: 120_000 }, () => {
+  const names = Array.from({ length: 5 }, (_, i) => `c${i}`);
+  const versions = (channels: string[]) =>
+    JSON.stringify({
+      v: 4,
+      channel_versions: Object.fromEntries(channels.map((channel) => [channel, "1"])),
+    });
+  beforeAll(async () => {
+    // Each as large as a put may bring it, 300 MiB together.
+    await sql.query(
+      `insert into checkpoint_blobs (thread_id, channel, version, type, blob)
+       select 'huge', name, '1', 'bytes', convert_to(repeat('x', 60 * 1024 * 1024), 'UTF8')
+       from unnest($1::text[]) as name`,
+      [names],
+    );
+    const insert = `insert into checkpoints (thread_id, checkpoint_id, checkpoint, metadata)
+       values ('huge', $1, $2, '{}')`;
+    await sql.query(insert, ["1", versions([])]);
+    await sql.query(insert, ["2", versions(names)]);
+    await sql.query(insert, ["3", versions(names.slice(1))]);
+  });
+  afterAll(() => sql.query("delete from checkpoints where thread_id = 'huge'"));
+
+  it("is refused by name, and no call that travels with it fails", async () => {
+    const getTuple = createGetTuple(db);
+    const get = (checkpointId: string) =>
+      getTuple(create(GetTupleRequestSchema, { threadId: "huge", checkpointId })).then(
+        (tuple) => tuple?.blobs.length,
+        ({ detail }) => detail,
+      );
+    const asked = await Promise.all(["1", "2", "1", "3", "2"].map(get));
+    const refused = { reason: "UNDELIVERABLE", limit: mostResultBytes };
+    expect(asked).toEqual([0, refused, 0, 4, refused]);
+  });
+
+  it("is left out of lists that have values", async () => {
+    const leftOut: string[] = [];
+    const telling: Db = { ...db, leaveOut: ({ checkpointId }) => leftOut.push(checkpointId) };
+    const ids = async (init: object) => {
+      const found = [];
+      const request = create(ListRequestSchema, { threadId: "huge", ...init });
+      for await (const { key, blobs } of list(telling, request)) {
+        found.push([key?.checkpointId, blobs.length]);
+      }
+      return found;
+    };
+    expect(await ids({ checkpointNs: "" })).toEqual([
+      ["3", 4],
+      ["1", 0],
+    ]);
+    // Four of its values were sent before, and need not be sent again.
+    expect(await ids({ omitUnchanged: true })).toEqual([
+      ["3", 4],
+      ["2", 1],
+      ["1", 0],
+    ]);
+    expect(await ids({ view: ListView.METADATA })).toEqual([
+      ["3", 0],
+      ["2", 0],
+      ["1", 0],
+    ]);
+    expect(new Set(leftOut)).toEqual(new Set(["2"]));
+  });
+});
+
+it("gives up the largest of the results that arrive when there is no room for all", () => {
+  const results = new Results({ one: 60, inAll: 100 });
+  const ended: string[] = [];
+  const arriving = (name: string) => ({
+    received: 0,
+    giveUp: (error: Error & { detail?: { reason: string } }) => {
+      ended.push(`${name} ${error.detail?.reason}`);
+    },
+  });
+  const [small, large, other] = [arriving("small"), arriving("large"), arriving("other")];
+  results.count(small, 10);
+  results.count(large, 50);
+  results.count(other, 30);
+  expect(ended).toEqual([]);
+  results.count(small, 20);
+  expect(ended).toEqual(["large OVERLOADED"]);
+  results.end(large);
+  results.count(small, 40);
+  expect(ended).toEqual(["large OVERLOADED", "small UNDELIVERABLE"]);
+  results.end(other);
+  results.count(arriving("last"), 60);
+  expect(ended).toHaveLength(2);
 });

@@ -2,6 +2,7 @@ import type { Socket } from "node:net";
 import postgres from "postgres";
 import { type Wired, withBind } from "./bind.js";
 import type { Parameter, Row, Signal } from "./db.js";
+import type { Arriving, Results } from "./results.js";
 import { type Address, type Encryption, openSocket } from "./socket.js";
 import type { StallWatch } from "./stall.js";
 
@@ -49,7 +50,7 @@ export class ConnectionError extends Error {
 }
 
 /** A statement on its way. */
-interface Running {
+interface Running extends Arriving {
   bytes: number;
   /** By performance.now(). */
   since: number;
@@ -98,14 +99,17 @@ export class Connection {
   #cancelling = false;
   /** The process id that came with the key to cancel with. */
   #keyPid = 0;
+  readonly #results: Results;
 
   private constructor(
     readonly host: Host,
     socket: Socket,
     stall: Pick<StallWatch, "hasStoodStillSince">,
+    results: Results,
   ) {
     const { address, options } = host;
     this.#socket = socket;
+    this.#results = results;
     // postgres.js writes a statement some moments after it has it, and the first time in two steps.
     // What it still has when the process stood still must not go out (see stall.ts).
     const write = socket.write.bind(socket) as (...parameters: unknown[]) => boolean;
@@ -142,6 +146,12 @@ export class Connection {
       },
       onclose: () => this.end(lost("the connection to Postgres ended")),
     } as never);
+    // Postgres says nothing before postgres.js, which listens too, has greeted it.
+    socket.on("data", ({ length }: Buffer) => {
+      const running = this.#running;
+      // As text, bytes are twice as many.
+      if (running) results.count(running, running.isBinary ? length : length / 2);
+    });
   }
 
   /**
@@ -153,10 +163,11 @@ export class Connection {
     host: Host,
     timeoutMs: number,
     stall: Pick<StallWatch, "hasStoodStillSince">,
+    results: Results,
   ): Promise<Connection> {
     const deadline = performance.now() + timeoutMs;
     const socket = await connect(host, timeoutMs);
-    const connection = new Connection(host, socket, stall);
+    const connection = new Connection(host, socket, stall, results);
     const timer = setTimeout(
       () => connection.end(timedOut(`Postgres did not answer within ${timeoutMs} ms`)),
       Math.max(1, deadline - performance.now()),
@@ -233,6 +244,7 @@ export class Connection {
       };
       const settle = () => {
         this.#running = undefined;
+        this.#results.end(running);
         signal?.removeEventListener("abort", onAbort);
         clearTimeout(timer);
       };
@@ -247,6 +259,9 @@ export class Connection {
         query: query as unknown as Described,
         isBinary: false,
         fail,
+        received: 0,
+        // To cancel it would leave what is on its way already, of which there is too much.
+        giveUp: (error) => this.end(error),
       };
       this.#running = running;
       signal?.addEventListener("abort", onAbort);

@@ -7,6 +7,7 @@ import {
 import { type ListRequest, ListView } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import type { Db, Parameter, Row, Signal } from "./db.js";
 import { explainJson } from "./json.js";
+import { mostResultBytes } from "./results.js";
 import { text } from "./rows.js";
 import {
   beforeFormat4,
@@ -18,6 +19,7 @@ import {
   toTuples,
   tupleRow,
   tupleRows,
+  valueBytes,
 } from "./tuples.js";
 import { guarded, type JsonForm, printable, tellable } from "./undeliverable.js";
 
@@ -45,8 +47,8 @@ const pageBounds: PageBounds = { firstRows: 16, maxRows: 128, maxBytes: 256 * 10
 
 /**
  * Yields the checkpoints that match the request, newest first. From the second page on the
- * next page is read while one is consumed, and no further: a consumer that stalls costs two
- * pages of memory, no connection and no snapshot. postgres.js's cursors are no alternative:
+ * next page is read while one is consumed, unless that is large, and no further: a consumer that
+ * stalls costs two pages of memory, no connection and no snapshot. postgres.js's cursors are no alternative:
  * they hold a connection, and can end early without an error (porsager/postgres#1166).
  */
 export async function* list(
@@ -74,7 +76,8 @@ export async function* list(
       // Not the tuple, which may be large.
       const { key, checkpointJson = "" } = tuples[found - 1] ?? {};
       const last = key && { key, checkpointJson };
-      const next = !done && pages > 1 ? read(nextMaxTuples, last) : undefined;
+      const readsAhead = !done && pages > 1 && sum(tuples.map(valueBytes)) <= mostBytesAhead;
+      const next = readsAhead ? read(nextMaxTuples, last) : undefined;
       // Its error is thrown when its turn comes; until then it must not count as unhandled.
       next?.catch(() => {});
       for (let i = 0; i < found; i++) {
@@ -91,6 +94,11 @@ export async function* list(
     abandoned.abort();
   }
 }
+
+/** The values of a page that another one is read beside: what stalls is not to hold large ones twice. */
+const mostBytesAhead = 1024 * 1024;
+
+const sum = (numbers: readonly number[]) => numbers.reduce((total, each) => total + each, 0);
 
 /** Of the last tuple of a page what the next page is read with. */
 export interface LastSent {
@@ -371,23 +379,29 @@ with ${withExamined(examined)}candidate as materialized (
   window stream as (order by ${order})
 ), part as materialized (
   ${partRows(schema, "candidate", before && `not ${isUnchanged}`)}
-), page as materialized (
-  select * from (
-    select candidate.*, sum(own_bytes + coalesce(part_bytes, 0)) over (order by n)
-      - own_bytes - coalesce(part_bytes, 0) as preceding_bytes
-    from (
-      select *, coalesce(octet_length(checkpoint_json) + octet_length(metadata_json), 0) as own_bytes
-      from candidate
-    ) as candidate
+), sized as materialized (
+  select *, bytes <= ${mostResultBytes} as is_told
+  from (
+    select candidate.*, coalesce(octet_length(checkpoint_json) + octet_length(metadata_json), 0)
+      + coalesce(part_bytes, 0) as bytes
+    from candidate
     left join (
       select n, sum(octet_length(blob)) as part_bytes from part group by n
     ) as size using (n)
+  ) as candidate
+), page as materialized (
+  select * from (
+    select n, thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, channel_versions,
+      case when is_told then checkpoint_json end as checkpoint_json,
+      case when is_told then metadata_json end as metadata_json${before ? ", versions_before" : ""},
+      sum(told_bytes) over (order by n) - told_bytes as preceding_bytes
+    from (select *, case when is_told then bytes else 0 end as told_bytes from sized) as sized
   ) as sized
   ${limitBytes}
 )
 ${tupleRows(
   `(
-    select * from part where n <= (select count(*) from page)${before ? unchangedRows : ""}
+    select part.* from part join page using (n) where checkpoint_json is not null${before ? unchangedRows : ""}
   )`,
   "(select count(*) from candidate)",
   examined && endOf(examined),

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Target } from "./address.js";
 import { Connection, ConnectionError } from "./connection.js";
+import { Results } from "./results.js";
 import type { StallWatch } from "./stall.js";
 
 /** The connections to one database. Who borrows one gives it back. */
@@ -45,7 +46,7 @@ const mostLeft = 100;
 const leastBytesPerMs = 250;
 
 /** Opens no connection yet. */
-export function createPool(target: Target, stall: StallWatch): Pool {
+export function createPool(target: Target, stall: StallWatch, results = new Results()): Pool {
   const { hosts, mustWrite } = target;
   const idle: Connection[] = [];
   const lent = new Set<Connection>();
@@ -83,7 +84,7 @@ export function createPool(target: Target, stall: StallWatch): Pool {
       const at = (preferred + i) % hosts.length;
       try {
         const timeoutMs = hosts.length > 1 ? openOneOfManyMs : openMs;
-        const connection = await Connection.open(hosts[at]!, timeoutMs, stall);
+        const connection = await Connection.open(hosts[at]!, timeoutMs, stall, results);
         if (mustWrite && connection.isReadOnly) {
           void connection.close();
           isReadOnly = true;
@@ -252,7 +253,7 @@ export function createPool(target: Target, stall: StallWatch): Pool {
   }
 
   async function askBeside({ host, server }: Connection, text: string) {
-    const asking = await Connection.open(host, openOneOfManyMs, stall);
+    const asking = await Connection.open(host, openOneOfManyMs, stall, results);
     try {
       // The address may lead elsewhere by now, where the number is somebody else's.
       if (asking.server !== server) return [];

@@ -252,6 +252,14 @@ export function bytesOfRow(row: Row): number {
   return (row[checkpoint_json]?.length ?? 0) + (row[metadata_json]?.length ?? 0);
 }
 
+/** How many bytes the values of a tuple have. */
+export function valueBytes({ blobs, pendingWrites }: CheckpointTuple): number {
+  let bytes = 0;
+  for (const { value } of blobs) bytes += value?.data.length ?? 0;
+  for (const { value } of pendingWrites) bytes += value?.data.length ?? 0;
+  return bytes;
+}
+
 function toTuple(row: Row): CheckpointTuple {
   const { at } = tupleRow;
   const tuple = create(CheckpointTupleSchema, {

@@ -271,8 +271,9 @@ export type ErrorDetail = Message<"checkpointd.v1.ErrorDetail"> & {
    * NOT_A_JSON_OBJECT, DUPLICATE, RESERVED.
    *
    * The request does not fit what is stored (FAILED_PRECONDITION): LEASE_LOST, TARGET_NOT_EMPTY,
-   * STILL_NEEDED, NOT_STORED, UNDELIVERABLE (a checkpoint that a direct saver stored is too large
-   * to be told, once printed: delete its thread; lists leave it out).
+   * STILL_NEEDED, NOT_STORED, UNDELIVERABLE (a checkpoint is too large to be told: its values and
+   * writes have more than 256 MiB, or its JSON, which a direct saver stored, prints to more than
+   * 128 MiB. Delete its thread; lists leave it out).
    *
    * The service takes no more now:
    * - QUEUE_FULL (RESOURCE_EXHAUSTED): too many calls wait for a connection to the database.
