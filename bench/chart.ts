@@ -11,6 +11,7 @@ const colours: Record<Contender, string> = {
   "http-json": "#d29922",
   http2: "#39c5cf",
   unary: "#8b949e",
+  encrypted: "#e5534b",
   memory: "#57ab5a",
 };
 const ink = "#7d8590";

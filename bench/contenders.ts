@@ -3,7 +3,7 @@ import { PostgresSaver } from "@langchain/langgraph-checkpoint-postgres";
 import pg from "pg";
 import { openHttp2Stream } from "../src/client/session_socket.js";
 import { UrlTransport } from "../src/client/transport.js";
-import { ConnectSaver } from "../src/index.js";
+import { ConnectSaver, keyring } from "../src/index.js";
 import { HttpSaver } from "./http_saver.js";
 import { poolSize } from "./postgres_settings.js";
 
@@ -11,7 +11,7 @@ import { poolSize } from "./postgres_settings.js";
  * What is compared: LangGraph's saver on Postgres itself, ConnectSaver as it comes, the same
  * over the gRPC protocol, and a proxy that speaks JSON over HTTP. Only where they are asked for run
  * `memory`, which stores nothing and shows what LangGraph costs by itself, `http2`, whose sessions
- * are streams of HTTP/2, and `unary`, which has no sessions.
+ * are streams of HTTP/2, `unary`, which has no sessions, and `encrypted`, which encrypts.
  */
 export const contenders = [
   "direct",
@@ -21,6 +21,7 @@ export const contenders = [
   "memory",
   "http2",
   "unary",
+  "encrypted",
 ] as const;
 
 /** One of `contenders`. */
@@ -51,6 +52,11 @@ export function openSaver(contender: Contender, target: Target): OpenSaver {
     }
     case "connect": {
       const saver = ConnectSaver.fromUrl(target.url!);
+      return { saver, close: () => saver.end() };
+    }
+    case "encrypted": {
+      const keys = keyring("bench", { bench: new Uint8Array(32) });
+      const saver = ConnectSaver.fromUrl(target.url!, { encryption: { keys } });
       return { saver, close: () => saver.end() };
     }
     case "grpc": {

@@ -72,6 +72,7 @@ export async function startServer(
     case "grpc":
     case "http2":
     case "unary":
+    case "encrypted":
       return listen("../src/cli/main.js", serveArgs(databaseUrl, flags), "checkpointd is ready");
     case "http-json":
       return listen("./http_proxy.js", [databaseUrl], "listens on");

@@ -5,6 +5,11 @@
 export { Code, ConnectError } from "@connectrpc/connect";
 export type { ErrorDetail } from "../gen/checkpointd/v1/checkpoint_pb.js";
 export type { CallsOptions } from "./client/calls.js";
+export type { TokenSource } from "./client/credential.js";
+export type { EncryptionOptions } from "./client/encryption.js";
+export { EncryptionError, type EncryptionReason } from "./client/encryption_error.js";
+export { type EncryptionKey, type KeySource, keyring } from "./client/encryption_keys.js";
+export type { TlsOptions } from "./client/endpoint.js";
 export { LEASE_TOKEN } from "./client/names.js";
 export {
   type Recovered,

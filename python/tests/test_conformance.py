@@ -25,6 +25,9 @@ class Synchronous(ConnectSaver):
     async def aput_writes(self, *args, **kwargs):
         return self.put_writes(*args, **kwargs)
 
+    async def aget_delta_channel_history(self, *args, **kwargs):
+        return self.get_delta_channel_history(*args, **kwargs)
+
     async def adelete_thread(self, *args, **kwargs):
         return self.delete_thread(*args, **kwargs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import os
 import pickle
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -374,6 +376,27 @@ def test_without_sessions(service, relay, thread):
     assert all(b"authorization: Bearer secret\r\n" in head for head in relay.heads)
 
 
+class Work:
+    """What an agent works on."""
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_failed_keeps_nothing_of_an_agent_alive(relay, thread, is_async):
+    def read(saver, work):
+        if is_async:
+            return asyncio.run(saver.aget_tuple(config_of(thread)))
+        return saver.get_tuple(config_of(thread))
+
+    relay.allows_upgrades = False
+    with ConnectSaver(relay.url) as saver:
+        work = Work()
+        gone = weakref.ref(work)
+        assert read(saver, work) is None
+        del work
+        gc.collect()
+        assert gone() is None
+
+
 def everything(saver, config, thread):
     saver.put_writes(config, [("c", 1)], "t")
     assert saver.get_tuple(config).pending_writes == [("t", "c", 1)]
@@ -523,6 +546,14 @@ def test_nothing_there_is_told_with_causes_and_count(thread):
         with pytest.raises(CheckpointdError) as failure:
             saver.get_tuple(config_of(thread))
         assert "gave up" not in str(failure.value)
+    with ConnectSaver("http://127.0.0.1:9", retry=Retry(attempts=2, initial_delay=0)) as saver:
+
+        async def all_at_once():
+            calls = [saver.aget_tuple(config_of(thread)) for _ in range(5)]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        for error in asyncio.run(all_at_once()):
+            assert str(error).count("gave up after 2 tries") == str(error).count("gave up") == 1
 
 
 def test_lost_lease(saver, service, thread):

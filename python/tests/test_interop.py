@@ -10,9 +10,10 @@ from datetime import datetime, timezone
 from uuid import uuid4
 
 import pytest
-from both import DIRECT, OURS, Both, rows, rows_are_equal, shown
+from both import DIRECT, OURS, Both, renamed, rows, rows_are_equal, shown
 from graphs import BEGINS, KINDS, failures, first, then
 from langchain_core.messages import HumanMessage
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -265,6 +266,27 @@ def test_any_sequence_of_operations(saver, direct, service, thread):
     rows_are_equal(service.dsn, thread)
     for condition in ({"source": "loop"}, {"step": 5}, {"source": "input", "step": 3}, {}):
         list(both.list(config_of(thread), filter=condition))
+
+
+@pytest.mark.parametrize("seed", [42, "x", "", 0.5, True, None, [1], _DeltaSnapshot(True)])
+def test_history_ends_where_there_is_a_value(saver, direct, service, thread, seed):
+    both = Both(saver, direct)
+    config = config_of(thread)
+    for step in range(4):
+        put = checkpoint_of({"c": seed} if step == 1 else {}, {"c": f"v{step}"})
+        config = both.put(config, put, {"step": step}, {"c": "v1"} if step == 1 else {})
+        both.put_writes(config, [("c", f"w{step}")], f"t{step}")
+    walked = BaseCheckpointSaver.get_delta_channel_history(
+        saver, config=renamed(config, OURS), channels=["c"]
+    )
+    assert walked["c"]["writes"] == [("t1", "c", "w1"), ("t2", "c", "w2")]
+    assert shown(walked["c"]["seed"]) == shown(seed)
+    if seed is None:
+        # To which the direct saver, unlike the base class and InMemorySaver, walks on: in its rows
+        # as it reads them a None is no value.
+        both = saver
+        config = renamed(config, OURS)
+    assert both.get_delta_channel_history(config=config, channels=["c"]) == walked
 
 
 def test_list_of_many_with_few_changes(saver, direct, thread):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 
 import pytest
 
 from checkpointd import errors, wire
-from checkpointd.address import Address
+from checkpointd.address import Address, Tls
+from checkpointd.credential import Credential
 from checkpointd.errors import CheckpointdError, NoSessions, NotCarried
 from checkpointd.http1 import Exchange
 from checkpointd.messages import GetTupleResponse, OpenSessionRequest, OpenSessionResponse
@@ -207,7 +209,28 @@ def test_end_settles_everything_once():
     assert [[str(it) for it in each.told] for each in operations] == [
         ["[unavailable] the session broke: a"]
     ] * 3
-    assert submit(session, Operation()).told == [session.over]
+    late = [submit(session, Operation()) for _ in range(2)]
+    assert [str(each.told[0]) for each in late] == ["[unavailable] the session broke: a"] * 2
+    # An error collects the frames of all who raise it: each is told its own.
+    told = [each.told[0] for each in (*operations, *late)]
+    assert len({id(error) for error in (*told, session.over)}) == 6
+
+
+def test_end_by_anything():
+    session = opened()
+    operation = submit(session, Operation())
+    session.end(KeyboardInterrupt())
+    assert str(operation.told[0]) == "[unavailable] the session broke: KeyboardInterrupt()"
+    session = opened()
+    operation = submit(session, Operation())
+    cause = OSError("gone")
+    try:
+        raise errors.NotCarried("too large") from cause
+    except errors.NotCarried as error:
+        session.end(error)
+    told = operation.told[0]
+    assert isinstance(told, errors.NotCarried) and told.__cause__ is cause
+    assert session.over.__traceback__ is session.over.__cause__ is None
 
 
 def test_error_with_its_detail():
@@ -226,8 +249,8 @@ def test_error_with_its_detail():
 
 
 def exchange(**options) -> Exchange:
-    address = Address("http://host:1/x", None, None, None, True)
-    return Exchange(address, "A/B", b"message", timeout=1.5, **{"is_stream": False, **options})
+    address = Address("http://host:1/x")
+    return Exchange(address, "A/B", b"message", (), timeout=1.5, **{"is_stream": False, **options})
 
 
 def feed(call: Exchange, data: bytes, size: int) -> list[bytes]:
@@ -334,34 +357,56 @@ def test_tries():
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("ftp://host", "must begin with http:// or https://, not 'ftp://host'"),
+        ("ftp://host", "must begin with http://, https:// or unix:, not 'ftp://host'"),
         ("host:8080", "must begin with http"),
         ("http://", "has no host"),
         ("http://u:secret@host", "must not hold a user or password"),
-        ("x://u:secret@host", "must begin with http:// or https://; such as"),
+        ("x://u:secret@host", "must begin with http://, https:// or unix:; such as"),
         ("http://host?a=b", "must not have a query"),
         ("http://host:port", "must begin with http"),
+        ("unix:relative.sock", "must have an absolute path"),
+        ("unix://host/path", "must have an absolute path"),
+        ("unix:/path?a=b", "must not have a query"),
     ],
 )
 def test_urls_that_are_none(url, words):
     with pytest.raises(ValueError, match=words) as failure:
-        Address(url, None, None, None, True)
+        Address(url)
     assert "secret" not in str(failure.value)
 
 
 @pytest.mark.parametrize(
-    ("headers", "token"),
-    [({"a b": "c"}, None), ({"host": "x"}, None), ({"x": "sec\nret"}, None), ({}, "sec\rret")],
+    ("headers", "token", "words"),
+    [
+        ({"a b": "c"}, None, "headers: 'a b' is no name"),
+        ({"host": "x"}, None, 'headers: "host" belongs'),
+        ({"x": "sec\nret"}, None, 'headers: the value of "x"'),
+        ({}, "sec\rret", "token must be text"),
+        ({}, "sec ret", "token must be text"),
+        ({}, "", "token must be text"),
+        ({"Authorization": "Bearer sec"}, "sec", "either a token or headers"),
+    ],
 )
-def test_headers_that_cannot_be_sent(headers, token):
-    with pytest.raises(ValueError, match="headers: ") as failure:
-        Address("http://host", headers, token, None, True)
+def test_what_cannot_be_sent(headers, token, words):
+    with pytest.raises(ValueError, match=words) as failure:
+        Credential(headers, token)
     assert "sec" not in str(failure.value)
+    with pytest.raises(TypeError, match="a string or a function, not int"):
+        Credential(None, 7)
 
 
-def test_either_token_or_header():
-    with pytest.raises(ValueError, match="either a token or headers"):
-        Address("http://host", {"Authorization": "Bearer x"}, "y", None, True)
+def test_what_does_not_go_together():
+    for options, words in (
+        ({"cert": "c"}, "cert and key need each other"),
+        ({"context": ssl.create_default_context(), "ca": "c"}, "give either tls or ca"),
+        ({"context": ssl.create_default_context(), "verify": False}, "give either tls or ca"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Tls(**options)
+    with pytest.raises(ValueError, match="for URLs that begin with https"):
+        Address("http://host", Tls(verify=False))
+    with pytest.raises(FileNotFoundError):
+        Address("https://host", Tls(ca="/no/such/file"))
 
 
 def test_stored_message_of_a_later_server_is_read():

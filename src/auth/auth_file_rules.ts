@@ -138,7 +138,7 @@ function toPattern(value: unknown, path: string): Pattern {
 }
 
 const countNames = ["calls", "callsAtOnce", "streams", "sessions", "leases", "databaseMs"] as const;
-const byteNames = ["bytesIn", "bytesOut"] as const;
+const byteNames = ["bytesIn", "bytesOut", "unreadBytes"] as const;
 
 function toLimits(value: unknown, path: string): PrincipalLimits {
   if (value === undefined) return {};

@@ -27,6 +27,8 @@ export interface PrincipalLimits {
   readonly bytesIn?: number;
   /** Bytes a second that it is sent. */
   readonly bytesOut?: number;
+  /** Bytes of answers that wait for its readers, on all its connections. */
+  readonly unreadBytes?: number;
   /** Streams that are open at a time. */
   readonly streams?: number;
   /** Sessions that are open at a time. */

@@ -25,9 +25,9 @@ describe("the command line", () => {
     [
       ["serve", "--port", "99999"],
       {},
-      '--port must be a whole number from 0 to 65535, not "99999".',
+      '--port must be a whole number from 0 to 65535, or none, not "99999".',
     ],
-    [["serve", "--port"], {}, "--port needs a value: a whole number from 0 to 65535."],
+    [["serve", "--port"], {}, "--port needs a value: a whole number from 0 to 65535, or none."],
     [["serve", "--host", "--port", "1"], {}, "--host needs a value"],
     [["serve", "--pool-size=0"], {}, "--pool-size must be a whole number from 1 to 1000"],
     [["serve", "--drain-timeout", "5"], {}, "--drain-timeout must be a duration from 1ms to 60m"],

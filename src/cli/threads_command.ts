@@ -1,6 +1,7 @@
 import { ConnectError } from "@connectrpc/connect";
 import { Calls } from "../client/calls.js";
-import { openService } from "../client/service.js";
+import type { TokenSource } from "../client/credential.js";
+import { type OpenService, openService } from "../client/service.js";
 import { Threads } from "../client/threads.js";
 import { UrlTransport } from "../client/transport.js";
 import {
@@ -23,6 +24,7 @@ import {
 import { connectionFlags } from "./threads_flags.js";
 import { historyFlags, runHistory } from "./threads_history.js";
 import { listFlags, runList, runShow, showFlags } from "./threads_look.js";
+import { chooseToken } from "./threads_token.js";
 import { exportFlags, importFlags, runExport, runImport } from "./threads_transfer.js";
 
 /** What a subcommand is run with. */
@@ -142,15 +144,16 @@ export async function runThreads(args: string[]): Promise<number> {
     if (error.code === "EPIPE") process.exit(141);
     throw error;
   });
-  const { url, headers } = values;
+  const { url, headers, tokenFile, tlsCa } = values;
+  const token = chooseToken(tokenFile, rest, process.env);
   let transport: UrlTransport;
   try {
-    transport = new UrlTransport(url, {});
+    transport = new UrlTransport(url, tlsCa === undefined ? {} : { tls: { ca: tlsCa } });
   } catch (error) {
     throw new UsageError(`--url: ${(error as Error).message}`);
   }
   // A person waits: two seconds of trying tell whether a server is there.
-  const calls = new Calls(openService(transport, { headers, valueCacheBytes: 0 }), {
+  const calls = new Calls(openAs(transport, headers, token), {
     timeoutMs: 60_000,
     retry: { attempts: 4 },
   });
@@ -167,5 +170,21 @@ export async function runThreads(args: string[]): Promise<number> {
   } finally {
     await calls.end();
     transport.close();
+  }
+}
+
+function openAs(
+  transport: UrlTransport,
+  headers: Record<string, string>,
+  token: TokenSource | undefined,
+): OpenService {
+  try {
+    return openService(transport, {
+      headers,
+      ...(token === undefined ? {} : { token }),
+      valueCacheBytes: 0,
+    });
+  } catch (error) {
+    throw new UsageError(`--header, --token-file: ${(error as Error).message}`);
   }
 }

@@ -30,7 +30,21 @@ export const connectionFlags = {
     env: "CHECKPOINTD_URL",
     kind: text,
     fallback: "http://127.0.0.1:8080",
-    help: "the service",
+    help: "the service; unix:/path is a socket",
+  }),
+  tokenFile: define({
+    flag: "token-file",
+    env: "CHECKPOINTD_TOKEN_FILE",
+    kind: text,
+    unset: undefined,
+    help: "a file with the API key or token to call with; CHECKPOINTD_TOKEN holds one itself",
+  }),
+  tlsCa: define({
+    flag: "tls-ca",
+    env: "CHECKPOINTD_TLS_CA",
+    kind: text,
+    unset: undefined,
+    help: "a file with the authorities to trust, for https:",
   }),
   headers: define({
     flag: "header",

@@ -15,7 +15,10 @@ describe("the command line of threads", () => {
     [["ls", "extra"], 'Unexpected argument "extra". Usage: checkpointd threads ls [flags]'],
     [["cp", "a"], "Usage: checkpointd threads cp SOURCE TARGET [flags]"],
     [["show"], "Usage: checkpointd threads show THREAD"],
-    [["ls", "--colour"], "Unknown flag --colour. Allowed are --url, --header, --status,"],
+    [
+      ["ls", "--colour"],
+      "Unknown flag --colour. Allowed are --url, --token-file, --tls-ca, --header, --status,",
+    ],
     [["ls", "--limt", "1"], "Unknown flag --limt. Did you mean --limit?"],
     [["ls", "--keep-last", "1"], "Unknown flag --keep-last."],
     [["ls", "--limit", "few"], '--limit must be a whole number from 0 to 999999999, not "few"'],

@@ -1,5 +1,6 @@
 /** Decoded values as a person reads them in a terminal, and as --json prints them. */
 import type { Decoded, DecodedMessage } from "../client/decode_value.js";
+import { isSealed } from "../protocol/sealed.js";
 import { type Line, paint, shorten, toSize } from "./print.js";
 
 /** So many characters of a value are shown, and of each message. */
@@ -93,7 +94,10 @@ function toText(decoded: Decoded): string {
     }
     case "bytes":
       return `<bytes, ${toSize(decoded.bytes.length)}>`;
-    case "unknown":
-      return `<${decoded.type}, ${toSize(decoded.bytes.length)}, not read: ${decoded.reason}>`;
+    case "unknown": {
+      const size = toSize(decoded.bytes.length);
+      if (isSealed(decoded.type)) return `<${decoded.reason}, ${size}>`;
+      return `<${decoded.type}, ${size}, not read: ${decoded.reason}>`;
+    }
   }
 }

@@ -35,6 +35,7 @@ export class Calls {
   readonly #service: Service;
   readonly #abort: OpenService["abort"];
   readonly #explain: OpenService["explain"];
+  readonly #credential: OpenService["credential"];
   readonly #timeoutMs: number;
   readonly #retry: Required<RetryOptions>;
   /** Those of the streams and lists under way; aborting one ends its stream or list. */
@@ -49,6 +50,7 @@ export class Calls {
     this.#service = opened.service;
     this.#abort = opened.abort;
     this.#explain = opened.explain;
+    this.#credential = opened.credential;
     // Every call that waits for another try listens to it.
     setMaxListeners(0, this.#ending.signal);
     checkOptions("retry", retry, retryOptions);
@@ -77,15 +79,21 @@ export class Calls {
     throwIfAborted(signal);
     const deadline = this.#deadline();
     let failure: unknown;
+    let isRenewed = false;
     this.#running++;
     try {
       for (let attempt = 1; ; attempt++) {
+        const { turn } = this.#credential;
         try {
           return await once(this.#service, { deadline, signal });
         } catch (thrown) {
           // Why it was given up says more than what that did to it.
           throwIfAborted(signal);
           const error = await this.#explain(thrown, deadline);
+          if (!isRenewed && !this.#isEnding && this.#credential.renew(turn, error)) {
+            isRenewed = true;
+            continue;
+          }
           if (!idempotent) throw error;
           failure = causeOf(error, failure, deadline);
           await this.#pause(attempt, deadline, failure, signal);
@@ -113,9 +121,12 @@ export class Calls {
     signal?.addEventListener("abort", onAbort);
     try {
       let failure: unknown;
+      let isRenewed = false;
+      let turn = 0;
       for (let attempt = 1, deadline = this.#deadline(); ; ) {
         this.#checkOpen();
         throwIfAborted(signal);
+        if (!stream) turn = this.#credential.turn;
         let message: IteratorResult<Message>;
         // Only around our own reading: what a reader throws into the generator is not a
         // reason to open another stream.
@@ -127,6 +138,10 @@ export class Calls {
           stream = undefined;
           throwIfAborted(signal);
           const error = await this.#explain(thrown, deadline);
+          if (!isRenewed && this.#credential.renew(turn, error)) {
+            isRenewed = true;
+            continue;
+          }
           failure = causeOf(error, failure, deadline);
           await this.#pause(attempt++, deadline, failure, signal);
           continue;
@@ -136,6 +151,7 @@ export class Calls {
         yield message.value;
         attempt = 1;
         failure = undefined;
+        isRenewed = false;
         deadline = this.#deadline();
       }
     } finally {
@@ -209,8 +225,7 @@ export class Calls {
     abandoned?: AbortSignal,
   ): Promise<void> {
     const elapsedMs = performance.now() - deadline + this.#timeoutMs;
-    const isEnding = this.#ending.signal.aborted;
-    if (isEnding || attempt >= this.#retry.attempts || !isRetryable(error)) {
+    if (this.#isEnding || attempt >= this.#retry.attempts || !isRetryable(error)) {
       throw gaveUp(error, attempt, elapsedMs);
     }
     const pauseMs = pauseBefore(attempt, this.#retry, error);
@@ -219,6 +234,10 @@ export class Calls {
     await pause(pauseMs, this.#ending.signal, abandoned);
     throwIfAborted(abandoned);
     if (this.#ending.signal.aborted) throw error;
+  }
+
+  get #isEnding(): boolean {
+    return this.#ending.signal.aborted;
   }
 
   #deadline(): number {

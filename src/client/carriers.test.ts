@@ -13,6 +13,7 @@ import { createRandom } from "../testing/random.js";
 import { randomMessage } from "../testing/random_message.js";
 import { type Carrier, NotCarried, type Service, type TryContext } from "./carrier.js";
 import { ClientSession } from "./client_session.js";
+import { Endpoint } from "./endpoint.js";
 import { createSessionCarrier } from "./session_carrier.js";
 import { openHttp2Stream, openUpgraded } from "./session_socket.js";
 import { createUnaryCarrier } from "./unary_carrier.js";
@@ -61,7 +62,7 @@ describe.each([
 ])(`on a session, on %s, seed ${seed}`, (_, open) => {
   let sessions: ReturnType<typeof createSessionCarrier>;
   beforeAll(() => {
-    const address = { baseUrl: server.url, headers: undefined, lookup: lookup as never };
+    const address = { endpoint: new Endpoint(server.url, lookup as never), headers: undefined };
     sessions = createSessionCarrier(
       () => new ClientSession((signal) => open(address, signal), 2 ** 30),
     );

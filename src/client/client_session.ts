@@ -14,6 +14,7 @@ import {
 } from "../protocol/operations.js";
 import { partingMs, requestIdHeader, sweepMs } from "../protocol/wire.js";
 import { NotCarried, type TryContext } from "./carrier.js";
+import { NotTheService } from "./retry.js";
 import { NoSessions, type SessionSocket, startTimer } from "./session_socket.js";
 
 interface Pending {
@@ -74,6 +75,7 @@ export class ClientSession {
   /** What the server knows, by the names of its fields. */
   #known: ReadonlySet<string> = new Set();
   #moving = false;
+  #wasAsked = false;
   #over: Error | undefined;
   #overAt = 0;
   #sweep: NodeJS.Timeout | undefined;
@@ -98,13 +100,21 @@ export class ClientSession {
     this.#maxRequestBytes = maxRequestBytes;
     openSocket(this.#opening.signal).then(
       (stream) => this.#begin(stream),
-      (error) => this.#end(error instanceof NoSessions ? error : broken(error)),
+      (error) =>
+        this.#end(
+          error instanceof NoSessions || error instanceof NotTheService ? error : broken(error),
+        ),
     );
   }
 
   /** Whether new operations should go to another session. */
   get isLeaving(): boolean {
     return this.#moving || this.#over !== undefined;
+  }
+
+  /** Whether the service said that its client is to go on with another session. */
+  get wasAskedToLeave(): boolean {
+    return this.#wasAsked;
   }
 
   /** When it turned out that there are no sessions, by performance.now(). */
@@ -169,6 +179,11 @@ export class ClientSession {
       if (this.#sent.size < this.#maxInFlight) this.#send(pending, timeoutMs);
       else this.#waiting.push(pending);
     });
+  }
+
+  /** Ends when what is under way is answered. Idempotent. */
+  leave(): void {
+    this.#move();
   }
 
   /** Closes the connection at once; what is under way fails. Idempotent. */
@@ -255,7 +270,10 @@ export class ClientSession {
     }
     this.#stream = stream;
     this.#cancelLimit = startTimer(greetingMs, () => this.#end(new NoSessions("no greeting")));
-    stream.onLeave(() => this.#move());
+    stream.onLeave(() => {
+      this.#wasAsked = true;
+      this.#move();
+    });
     this.#idlePing = setInterval(() => this.#pingIdle(), idlePingMs).unref();
     const { duplex } = stream;
     duplex.on("data", (chunk: Buffer) => {
@@ -287,6 +305,7 @@ export class ClientSession {
       this.#maxInFlight = result.value.maxInFlight;
       this.#known = new Set(result.value.operations);
     } else if (result.case === "goodbye") {
+      this.#wasAsked = true;
       this.#move();
     } else {
       const pending = this.#sent.get(id);

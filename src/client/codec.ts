@@ -24,6 +24,8 @@ import type {
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { WriteSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { graphKey } from "../protocol/metadata.js";
+import { sealKey } from "../protocol/sealed.js";
+import { EncryptionError } from "./encryption_error.js";
 import { checkName } from "./names.js";
 import { toJson, unwritable } from "./options.js";
 import { findClasses, whyUnreadable } from "./readable.js";
@@ -237,7 +239,8 @@ export function storableJson(text: string): string {
  * A stored tuple as LangGraph's direct Postgres saver returns it, without the graph's name: the
  * metadata that a graph gets is the one it put, so that a name neither shows in `getState` nor
  * travels on by itself, as metadata does with `updateState`. `threadId` is the thread as
- * the caller spelled it (a number stays a number), or absent to take the stored one.
+ * the caller spelled it (a number stays a number), or absent to take the stored one. Rejects with an
+ * EncryptionError if it is encrypted.
  */
 export async function fromTuple(
   serde: SerializerProtocol,
@@ -284,6 +287,14 @@ async function fromMetadataJson(json: string): Promise<CheckpointMetadata> {
 
 async function fromCheckpoint(serde: SerializerProtocol, tuple: StoredTuple): Promise<Checkpoint> {
   const checkpoint = JSON.parse(tuple.checkpointJson) as Checkpoint;
+  // Its values would be refused one by one, but for those that Python keeps in the JSON.
+  if (Object.hasOwn(checkpoint, sealKey)) {
+    const thread = JSON.stringify(tuple.key?.threadId);
+    throw new EncryptionError(
+      "ENCRYPTED",
+      `checkpoint ${checkpoint.id} of thread ${thread} is encrypted: give the saver its encryption`,
+    );
+  }
   const values = checkpoint.channel_values ?? {};
   const versions = checkpoint.channel_versions ?? {};
   checkpoint.channel_values = values;

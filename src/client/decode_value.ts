@@ -1,4 +1,5 @@
 /** Stored values for people to look at: what JavaScript's and Python's serializers wrote, as a tree. */
+import { isSealed, readSealedHeader } from "../protocol/sealed.js";
 import { Entries, Extension, readMsgpack } from "./msgpack.js";
 
 /** What JSON can say. */
@@ -41,10 +42,16 @@ export interface DecodedMessage {
 /**
  * Decodes a stored value (a `Value` of a blob or a write), without LangGraph: JSON with LangChain's
  * constructors, as JavaScript agents write it; msgpack with Python's extensions; bytes and null. It
- * never throws: what cannot be read is `unknown`, with the reason. Bytes are views of `data`.
+ * never throws: what cannot be read is `unknown`, with the reason (of what a saver encrypted,
+ * `encrypted with key "…"`). Bytes are views of `data`.
  */
 export function decodeValue(value: { type: string; data: Uint8Array } | undefined): Decoded {
   const { type, data } = value ?? { type: "empty", data: new Uint8Array() };
+  if (isSealed(type)) {
+    const header = readSealedHeader(data);
+    const reason = header ? `encrypted with key "${header.keyId}"` : "encrypted, and damaged";
+    return { kind: "unknown", type, bytes: data, reason };
+  }
   try {
     switch (type) {
       case "empty":

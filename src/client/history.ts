@@ -8,6 +8,7 @@ import {
 import type { GetChannelHistoryResponse } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import type { Calls } from "./calls.js";
 import { fromValue } from "./codec.js";
+import type { Encryption } from "./encryption.js";
 
 /** The checkpoint whose ancestors are walked: the latest of the namespace if the id is empty. */
 export interface HistoryTarget {
@@ -28,7 +29,8 @@ interface Walk {
  * value, which is the seed. A target or ancestor that is not stored ends the walk.
  *
  * One call, whose answer is streamed; it is repeated from the start if it breaks off, and given up
- * when the signal aborts.
+ * when the signal aborts. Where values are encrypted they are decrypted, each ancestor as the parent of
+ * the one before.
  */
 export async function readDeltaHistory(
   calls: Calls,
@@ -36,13 +38,17 @@ export async function readDeltaHistory(
   target: HistoryTarget,
   channels: string[],
   signal?: AbortSignal,
+  encryption?: Encryption,
 ): Promise<Record<string, DeltaChannelHistory>> {
   if (channels.length === 0) return {};
   const walks = await calls.call(
     async (service, context) => {
       const walks = new Map<string, Walk>(channels.map((channel) => [channel, { blocks: [] }]));
-      const request = { ...target, channels: [...walks.keys()] };
-      for await (const message of service.getChannelHistory(request, context)) {
+      const names = [...walks.keys()];
+      const request = { ...target, channels: names, withSeals: encryption !== undefined };
+      const messages = service.getChannelHistory(request, context);
+      const opened = encryption ? encryption.openHistory(target, names, messages) : messages;
+      for await (const message of opened) {
         await collect(serde, message, walks);
       }
       return walks;

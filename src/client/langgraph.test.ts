@@ -21,6 +21,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { startTestServer } from "../testing/test_server.js";
+import { keyring } from "./encryption_keys.js";
 import { ConnectSaver } from "./saver.js";
 
 let database: TestDatabase;
@@ -400,9 +401,15 @@ scenarios["a function with tasks, interrupted and called again"] = async (saver,
   return { all, end: await everything(asGraph(graph), thread) };
 };
 
-describe.each([{ session: true }, { session: false }])("$session sessions", (options) => {
+const keys = keyring("k", { k: new Uint8Array(32) });
+describe.each([
+  ["on sessions", { session: true }],
+  ["without sessions", { session: false }],
+  ["encrypted", { encryption: { keys } }],
+  ["encrypted, where threads may be copies", { encryption: { keys, acceptCopies: true } }],
+])("%s", (how, options) => {
   it.each(Object.entries(scenarios))("%s", async (name, run) => {
-    const thread = { configurable: { thread_id: `${name} ${options.session}` } };
+    const thread = { configurable: { thread_id: `${name} ${how}` } };
     const expected = await run(new MemorySaver(), thread);
     expect(await run(connect(options), thread)).toEqual(expected);
   });

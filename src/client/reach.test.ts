@@ -114,7 +114,7 @@ const final: Record<string, [() => Promise<string>, RegExp, Code]> = {
   "a certificate that nobody vouches for": [
     async () =>
       `https://${await listen(http2.createSecureServer({ cert, key }, page(200) as never))}`,
-    /^the certificate of URL is not trusted \(.+\); NODE_EXTRA_CA_CERTS/,
+    /^the certificate of URL is not trusted \(.+\); the option tls.ca, or NODE_EXTRA_CA_CERTS/,
     Code.FailedPrecondition,
   ],
 };

@@ -1,9 +1,10 @@
 /** Why calls do not reach the service, told by its address. */
 import { request as requestHttp } from "node:http";
 import { request as requestHttps } from "node:https";
-import { isIP, type LookupFunction } from "node:net";
+import { isIP } from "node:net";
 import { connect as connectTls } from "node:tls";
 import { Code, ConnectError } from "@connectrpc/connect";
+import type { Endpoint } from "./endpoint.js";
 import { errorDetail, NotTheService } from "./retry.js";
 
 /** How far any connection came: made; answered, in whatever language; answered in ours. */
@@ -18,21 +19,20 @@ const lookAgainMs = 5_000;
 
 /** What is known of the way to one address. Shared by all connections of a saver. */
 export class Reach {
-  /** The URL, which UrlTransport allows no secrets in. */
+  readonly #endpoint: Endpoint;
   readonly #url: URL;
-  readonly #lookup: LookupFunction;
   #stage: Stage | undefined;
   #seen: Promise<string | ConnectError | undefined> | undefined;
   #seenAt = 0;
 
-  constructor(baseUrl: string, lookup: LookupFunction) {
-    this.#url = new URL(baseUrl);
-    this.#lookup = lookup;
+  constructor(endpoint: Endpoint) {
+    this.#endpoint = endpoint;
+    this.#url = new URL(endpoint.baseUrl);
   }
 
   /** The URL as errors have it. */
   get address(): string {
-    return this.#url.pathname === "/" ? this.#url.origin : this.#url.href;
+    return this.#endpoint.address;
   }
 
   /** To be told of each connection. */
@@ -111,15 +111,12 @@ export class Reach {
 
   async #lookNow(cause: NodeError | undefined, ms: number) {
     const { address } = this;
-    const isCleartext = this.#url.protocol === "http:";
+    const isCleartext = this.#url.protocol === "http:" && this.#endpoint.socketPath === undefined;
     const [isTls, status] = await Promise.all([
-      isCleartext && speaksTls(this.#url, this.#lookup, ms),
-      statusOfHttp1(this.#url, this.#lookup, ms),
+      isCleartext && speaksTls(this.#url, this.#endpoint, ms),
+      statusOfHttp1(this.#url, this.#endpoint, ms),
     ]);
-    if (isTls) {
-      const text = `${address} speaks TLS: begin the URL with https://`;
-      return new NotTheService(text, Code.FailedPrecondition);
-    }
+    if (isTls) return new NotTheService(wantsTls(address), Code.FailedPrecondition);
     if (status === undefined) return undefined;
     if (status === "no HTTP") {
       const text = `${address} is not a checkpointd service: it speaks no HTTP; is the port right?`;
@@ -201,6 +198,8 @@ function unavailable(message: string, cause: ConnectError, code = Code.Unavailab
 
 const unreached: Record<string, string> = {
   ECONNREFUSED: "nothing listens there; is the service started, and the port right?",
+  ENOENT: "there is no such socket; is the service started, and the path right?",
+  EACCES: "this user may not connect to it",
   ENOTFOUND: "there is no host of that name",
   EAI_AGAIN: "the host's name cannot be resolved now",
   EHOSTUNREACH: "there is no way to that host",
@@ -208,9 +207,18 @@ const unreached: Record<string, string> = {
   ETIMEDOUT: "nothing answers there; is it the right host, and does a firewall let it through?",
 };
 
+const wantsTls = (address: string) => `${address} speaks TLS: begin the URL with https://`;
+
 /** What is wrong with TLS, if that is what is wrong for good. */
 function tlsTrouble(address: string, cause: NodeError | undefined, said: string) {
   const code = cause?.code ?? "";
+  // What our server ends a connection without TLS with: INADEQUATE_SECURITY.
+  if (code === "ERR_HTTP2_SESSION_ERROR" && /\bcode (12|NGHTTP2_INADEQUATE_SECURITY)$/.test(said)) {
+    return wantsTls(address);
+  }
+  if (/certificate.required/i.test(said)) {
+    return `${address} wants a certificate of its client: the options tls.cert and tls.key (${said})`;
+  }
   if (/wrong.version.number|packet.length.too.long|http.request/i.test(said)) {
     return `${address} does not speak TLS: begin the URL with http://`;
   }
@@ -218,19 +226,19 @@ function tlsTrouble(address: string, cause: NodeError | undefined, said: string)
     return `${address} speaks TLS and no HTTP/2, which checkpointd is reached with (${said})`;
   }
   if (ofCertificate.test(code)) {
-    const more = "NODE_EXTRA_CA_CERTS names a file of authorities to trust";
+    const more = "the option tls.ca, or NODE_EXTRA_CA_CERTS, names a file of authorities to trust";
     return `the certificate of ${address} is not trusted (${said}); ${more}`;
   }
   return undefined;
 }
 
-function speaksTls(url: URL, lookup: LookupFunction, ms: number): Promise<boolean> {
+function speaksTls(url: URL, endpoint: Endpoint, ms: number): Promise<boolean> {
   const host = url.hostname.replace(/^\[|\]$/g, "");
   return new Promise((resolve) => {
     const socket = connectTls({
       host,
       port: Number(url.port || 80),
-      lookup,
+      ...endpoint.connecting(),
       ...(isIP(host) ? {} : { servername: host }),
       // Nothing is told to it.
       rejectUnauthorized: false,
@@ -250,14 +258,14 @@ function speaksTls(url: URL, lookup: LookupFunction, ms: number): Promise<boolea
 /** The status of the answer to a plain GET; undefined if there is none. */
 function statusOfHttp1(
   url: URL,
-  lookup: LookupFunction,
+  endpoint: Endpoint,
   ms: number,
 ): Promise<number | "no HTTP" | undefined> {
   const request = url.protocol === "https:" ? requestHttps : requestHttp;
   const health = new URL(url);
   health.pathname = `${url.pathname.replace(/\/$/, "")}/healthz`;
   return new Promise((resolve) => {
-    const asking = request(health, { agent: false, lookup });
+    const asking = request(health, { agent: false, ...endpoint.connecting() });
     const end = (status?: number | "no HTTP") => {
       clearTimeout(timer);
       asking.destroy();

@@ -394,9 +394,9 @@ describe("options and arguments", () => {
   const fromUrl = (url: string, options: object = {}) => ConnectSaver.fromUrl(url, options);
 
   it.each<[string, object, string]>([
-    ["localhost:8080", {}, "http:// or https://"],
+    ["localhost:8080", {}, "http://, https:// or unix:"],
     ["nonsense", {}, "not a URL"],
-    ["grpc://h:1", {}, "http:// or https://"],
+    ["grpc://h:1", {}, "http://, https:// or unix:"],
     ["http://u:p@h:1", {}, "headers"],
     ["http://h:1?a=b", {}, "query"],
     ["http://h:1", { protocol: "http" }, "protocol must be"],

@@ -22,11 +22,12 @@ import {
   toMetadataJson,
   toWrites,
 } from "./codec.js";
+import { Encryption, type EncryptionOptions } from "./encryption.js";
 import { readDeltaHistory } from "./history.js";
 import { checkName, LEASE_TOKEN, readConfig, requireKey } from "./names.js";
 import { checkLimit, checkOptions, checkSignal } from "./options.js";
 import { type ListInit, readList } from "./read_list.js";
-import { openService } from "./service.js";
+import { defaultValueCacheBytes, openService } from "./service.js";
 import { Threads } from "./threads.js";
 import { type TransportOptions, UrlTransport } from "./transport.js";
 import { nextVersion } from "./versions.js";
@@ -47,6 +48,12 @@ export interface ConnectSaverOptions extends CallsOptions {
    * graphs may share a transport.
    */
   graph?: string;
+  /**
+   * Encrypts what the graph stores, with keys that the service and its database never see, and reads
+   * nothing else: see docs/security.md for what stays readable. What cannot be trusted is an
+   * {@link EncryptionError}. Remembers as many bytes of values as `valueCacheBytes` once more.
+   */
+  encryption?: EncryptionOptions;
 }
 
 /** Options of {@link ConnectSaver.fromUrl}. */
@@ -71,6 +78,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
   /** The name that each checkpoint it stores is given, if there is one. */
   readonly graph: string | undefined;
   readonly #calls: Calls;
+  readonly #encryption: Encryption | undefined;
   #close: () => void = () => {};
 
   /**
@@ -87,6 +95,10 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
     }
     this.graph = checkGraph(options.graph);
     this.#calls = new Calls(openService(transport, options), options);
+    if (options.encryption !== undefined) {
+      const { valueCacheBytes = defaultValueCacheBytes } = options;
+      this.#encryption = new Encryption(options.encryption, this.#calls, valueCacheBytes);
+    }
     this.threads = new Threads(this.#calls);
   }
 
@@ -94,7 +106,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
    * A saver for the service at `url`, on a few connections that the first calls open and
    * {@link end} closes. Does not connect, so it does not fail if the service is not there yet;
    * awaiting the result does no harm. Throws a TypeError if the URL (http: or https:, with a
-   * path prefix if need be) or an option is not allowed.
+   * path prefix if need be, or unix: and the path of a socket) or an option is not allowed.
    */
   static fromUrl(url: string | URL, options: ConnectSaverUrlOptions = {}): ConnectSaver {
     checkOptions("ConnectSaver.fromUrl", options, urlOptions);
@@ -117,7 +129,10 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       { signal: signalOf(config) },
     );
     if (tuple === undefined) return undefined;
-    return fromTuple(this.serde, tuple, config.configurable?.thread_id);
+    const opened = this.#encryption
+      ? await this.#encryption.openTuple(tuple, { threadId, checkpointNs, checkpointId })
+      : tuple;
+    return fromTuple(this.serde, opened, config.configurable?.thread_id);
   }
 
   /**
@@ -132,7 +147,8 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
   ): AsyncGenerator<CheckpointTuple> {
     const request = toListRequest(config, options);
     for await (const tuple of readList(this.#calls, request, signalOf(config))) {
-      yield await fromTuple(this.serde, tuple);
+      const opened = this.#encryption ? await this.#encryption.openTuple(tuple, request) : tuple;
+      yield await fromTuple(this.serde, opened);
     }
   }
 
@@ -169,11 +185,20 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       parentCheckpointId,
       checkpointJson: toCheckpointJson(checkpoint),
     };
+    const { channel_values: values = {}, channel_versions: versions = {} } = checkpoint;
+    const encryption = this.#encryption;
+    const inlined = encryption?.inlinedIn({ ...request, checkpointId: parentCheckpointId }) ?? [];
+    const kept = inlined.filter((it) => Object.hasOwn(values, it) && Object.hasOwn(versions, it));
+    const stored =
+      kept.length === 0
+        ? newVersions
+        : { ...Object.fromEntries(kept.map((it) => [it, versions[it]!])), ...newVersions };
     const [blobs, metadataJson] = await Promise.all([
-      toBlobs(this.serde, checkpoint.channel_values ?? {}, newVersions),
+      toBlobs(this.serde, values, stored),
       toMetadataJson(metadata, this.graph),
     ]);
-    const put = { ...request, blobs, metadataJson };
+    const plain = { ...request, blobs, metadataJson };
+    const put = encryption ? await encryption.sealPut(plain, versions) : plain;
     await this.#stored(
       leaseToken,
       this.#calls.call((service, context) => service.put(put, context)),
@@ -212,13 +237,14 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       taskPath: checkName("taskPath", taskPath),
     };
     if (writes.length === 0) return;
-    const putWrites = { ...request, writes: await toWrites(this.serde, writes) };
+    const plain = { ...request, writes: await toWrites(this.serde, writes) };
+    const putWrites = this.#encryption ? await this.#encryption.sealPutWrites(plain) : plain;
     await this.#stored(
       leaseToken,
       this.#calls.call((service, context) => service.putWrites(putWrites, context)),
     );
     // Those to special channels tell how a task stands, not that it got anywhere.
-    if (putWrites.writes.some(({ idx }) => (idx ?? 0) >= 0)) this.threads.tellStored(leaseToken);
+    if (plain.writes.some(({ idx }) => (idx ?? 0) >= 0)) this.threads.tellStored(leaseToken);
   }
 
   async #stored(leaseToken: string, call: Promise<unknown>): Promise<void> {
@@ -253,7 +279,8 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
     }
     const target = { threadId, checkpointNs, checkpointId: checkpointId ?? "" };
     const signal = signalOf(options.config);
-    return readDeltaHistory(this.#calls, this.serde, target, channels, signal);
+    const encryption = this.#encryption;
+    return readDeltaHistory(this.#calls, this.serde, target, channels, signal, encryption);
   }
 
   /**
@@ -291,8 +318,10 @@ const saverOptions: Record<keyof ConnectSaverOptions, true> = {
   timeoutMs: true,
   retry: true,
   headers: true,
+  token: true,
   valueCacheBytes: true,
   graph: true,
+  encryption: true,
 };
 
 const urlOptions: Record<keyof ConnectSaverUrlOptions, true> = {
@@ -303,6 +332,7 @@ const urlOptions: Record<keyof ConnectSaverUrlOptions, true> = {
   compression: true,
   maxRequestBytes: true,
   lookup: true,
+  tls: true,
 };
 
 function signalOf(config: RunnableConfig): AbortSignal | undefined {

@@ -1,7 +1,7 @@
-import { validateHeaderName, validateHeaderValue } from "node:http";
 import type { ConnectError, Transport } from "@connectrpc/connect";
 import { type Service, withFallback } from "./carrier.js";
 import { ClientSession } from "./client_session.js";
+import { Credential, type TokenSource } from "./credential.js";
 import { extendPuts } from "./extending_carrier.js";
 import { checkInteger } from "./options.js";
 import { createSessionCarrier } from "./session_carrier.js";
@@ -13,6 +13,14 @@ export interface ServiceOptions {
   /** Sent with every call, for example `{ authorization: "Bearer …" }`. */
   headers?: Record<string, string> | Headers;
   /**
+   * An API key or a token, sent with every call as `authorization: Bearer …`; or a function that gives
+   * one, for tokens that end. It is asked when the first call or session begins, and anew when a
+   * session is to be followed by another and when the service answers UNAUTHENTICATED, whereupon the
+   * call is tried once more; its answer serves all calls in between. An error that it throws is the
+   * call's.
+   */
+  token?: TokenSource;
+  /**
    * Up to how many bytes of the values put last are kept in memory, so that a large value that
    * has most of the one before it in its channel (the messages of a conversation) is not sent again
    * as a whole: the service makes it of the stored one and of what is new. Values below 16 KiB
@@ -22,9 +30,14 @@ export interface ServiceOptions {
   valueCacheBytes?: number;
 }
 
+/** The default of `valueCacheBytes`. */
+export const defaultValueCacheBytes = 32 * 1024 * 1024;
+
 /** The service, and the end of what was opened for it. */
 export interface OpenService {
   readonly service: Service;
+  /** What its calls are sent with. */
+  readonly credential: Pick<Credential, "turn" | "renew">;
   /** Ends its sessions at once; what is under way on them fails with the error. Idempotent. */
   abort(error: ConnectError): void;
   /** The error of a call, with the address and the likely cause if it did not reach the service. */
@@ -36,52 +49,25 @@ export interface OpenService {
  * naming the option if its value is not allowed.
  */
 export function openService(transport: Transport, options: ServiceOptions): OpenService {
-  const { valueCacheBytes = 32 * 1024 * 1024 } = options;
+  const { valueCacheBytes = defaultValueCacheBytes } = options;
   checkInteger("valueCacheBytes", valueCacheBytes, 0);
-  const headers = toHeaders(options.headers);
-  const unary = createUnaryCarrier(transport, headers);
+  const credential = new Credential(options.headers, options.token);
+  const unary = createUnaryCarrier(transport, credential);
   const explain: OpenService["explain"] =
     transport instanceof UrlTransport
       ? (error, deadline) => transport.reach.explain(error, deadline)
       : async (error) => error;
   const wire = transport instanceof UrlTransport ? transport.sessions : undefined;
-  if (!wire) return { service: unary, abort: () => {}, explain };
-  const { baseUrl, lookup, reach, maxRequestBytes } = wire;
-  const open = (signal: AbortSignal) => wire.open({ baseUrl, headers, lookup, reach }, signal);
-  const sessions = createSessionCarrier(() => new ClientSession(open, maxRequestBytes));
+  if (!wire) return { service: unary, credential, abort: () => {}, explain };
+  const { endpoint, reach, maxRequestBytes } = wire;
+  const sessions = createSessionCarrier((isNext) => {
+    const open = async (signal: AbortSignal) => {
+      const headers = await (isNext ? credential.nextHeaders() : credential.headers());
+      return wire.open({ endpoint, headers, reach }, signal);
+    };
+    return new ClientSession(open, maxRequestBytes);
+  });
+  credential.onRenew = () => sessions.leave();
   const carrier = extendPuts(withFallback(sessions.carrier, unary), valueCacheBytes);
-  return { service: { ...unary, ...carrier }, abort: sessions.abort, explain };
-}
-
-/** Those that HTTP/2 has no place for. */
-const ofConnection =
-  /^(connection|host|keep-alive|proxy-connection|te|transfer-encoding|upgrade)$/i;
-
-/**
- * The headers, each of which can be sent. Throws a TypeError naming the one that cannot, without its
- * value, which is a secret more often than not and which Node's own errors repeat.
- */
-function toHeaders(given: ServiceOptions["headers"]): Headers | undefined {
-  if (given === undefined || given === null) return undefined;
-  if (typeof given !== "object") {
-    throw new TypeError('headers must be an object, such as { authorization: "…" }');
-  }
-  const headers = new Headers();
-  const entries = Symbol.iterator in given ? given : Object.entries(given);
-  for (const [name, value] of entries) {
-    validateHeaderName(name);
-    if (ofConnection.test(name)) {
-      throw new TypeError(`headers: "${name}" belongs to the connection and cannot be set`);
-    }
-    try {
-      if (typeof value !== "string") throw new TypeError();
-      headers.append(name, value);
-      validateHeaderValue(name, headers.get(name) as string);
-    } catch {
-      throw new TypeError(
-        `headers: the value of "${name}" must be text without line breaks and control characters`,
-      );
-    }
-  }
-  return headers;
+  return { service: { ...unary, ...carrier }, credential, abort: sessions.abort, explain };
 }

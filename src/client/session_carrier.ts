@@ -19,12 +19,17 @@ const restMs = (refusals: number) => Math.min(10 * 60_000, 1_000 * 2 ** (refusal
 /** The carrier, and the end of it. */
 export interface SessionCarrier {
   readonly carrier: Carrier;
+  /** Has new operations go to other sessions than those that there are. */
+  leave(): void;
   /** Closes the sessions at once; what is under way fails with the error. Idempotent. */
   abort(error: ConnectError): void;
 }
 
-/** Carries operations on sessions that `open` opens: one, and another for what is large. */
-export function createSessionCarrier(open: () => ClientSession): SessionCarrier {
+/**
+ * Carries operations on sessions that `open` opens: one, and another for what is large. `open` is told
+ * whether the session follows one that the service asked to leave.
+ */
+export function createSessionCarrier(open: (isNext: boolean) => ClientSession): SessionCarrier {
   const small = createPlace(open);
   const large = createPlace(open);
   const on =
@@ -51,6 +56,10 @@ export function createSessionCarrier(open: () => ClientSession): SessionCarrier 
   };
   return {
     carrier,
+    leave() {
+      small.leave();
+      large.leave();
+    },
     abort(error) {
       small.abort(error);
       large.abort(error);
@@ -59,7 +68,7 @@ export function createSessionCarrier(open: () => ClientSession): SessionCarrier 
 }
 
 /** Holds one session at a time, and none for a while after there was none. */
-function createPlace(open: () => ClientSession) {
+function createPlace(open: (isNext: boolean) => ClientSession) {
   let current: ClientSession | undefined;
   /** How often in a row there was no session. */
   let refusals = 0;
@@ -75,8 +84,12 @@ function createPlace(open: () => ClientSession) {
         if (performance.now() < foundNoneAt + restMs(refusals)) return undefined;
         refusals++;
       }
-      current = open();
+      current = open(current?.wasAskedToLeave ?? false);
       return current;
+    },
+    leave(): void {
+      current?.leave();
+      current = undefined;
     },
     abort: (error: ConnectError) => current?.abort(error),
   };

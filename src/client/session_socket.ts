@@ -13,6 +13,7 @@ import {
   streamWindowBytes,
 } from "../protocol/wire.js";
 import { NotCarried } from "./carrier.js";
+import type { Endpoint } from "./endpoint.js";
 import type { Reach } from "./reach.js";
 
 /** An open stream of enveloped messages, both ways. It does not keep the process alive. */
@@ -38,11 +39,10 @@ const responseMs = 2_500;
 /** The server was not reached. */
 class NotReached extends Error {}
 
-/** What it takes to ask for a session: where, with which headers and by whose resolution of names. */
+/** What it takes to ask for a session: where, and with which headers. */
 export interface SessionAddress {
-  baseUrl: string;
+  endpoint: Endpoint;
   headers: Headers | undefined;
-  lookup: LookupFunction;
   /** Is told how far it came. */
   reach?: Reach;
 }
@@ -76,10 +76,10 @@ export async function openSessionSocket(
 
 /** On an upgraded HTTP/1.1 connection. */
 export function openUpgraded(
-  { baseUrl, headers, lookup, reach }: SessionAddress,
+  { endpoint, headers, reach }: SessionAddress,
   signal: AbortSignal,
 ): Promise<SessionSocket> {
-  const url = sessionUrl(baseUrl);
+  const url = sessionUrl(endpoint.baseUrl);
   const request = url.protocol === "https:" ? requestHttps : requestHttp;
   return new Promise((resolve, reject) => {
     const asking: ClientRequest = request(url, {
@@ -90,7 +90,7 @@ export function openUpgraded(
         upgrade: sessionUpgrade,
       },
       signal,
-      lookup,
+      ...endpoint.connecting(),
     });
     let reached = false;
     const giveUp = (why: string) => asking.destroy(new Error(why));
@@ -137,14 +137,14 @@ export function openUpgraded(
 
 /** On a stream of HTTP/2, the only one of its connection. */
 export function openHttp2Stream(
-  { baseUrl, headers, lookup, reach }: SessionAddress,
+  { endpoint, headers, reach }: SessionAddress,
   signal: AbortSignal,
 ): Promise<SessionSocket> {
-  const url = sessionUrl(baseUrl);
+  const url = sessionUrl(endpoint.baseUrl);
   return new Promise((resolve, reject) => {
     const http2 = connectHttp2(url.origin, {
       settings: { initialWindowSize: streamWindowBytes },
-      lookup,
+      ...endpoint.http2Options(),
     });
     http2.unref();
     let cancelTimer = startTimer(connectMs, () => fail(new Error("no connection")));

@@ -11,6 +11,7 @@ import {
   Http2SessionManager,
 } from "@connectrpc/connect-node";
 import { defaultMessageBytes } from "../protocol/wire.js";
+import { Endpoint, type TlsOptions } from "./endpoint.js";
 import { Reach } from "./reach.js";
 import { openSessionSocket, turnOver } from "./session_socket.js";
 
@@ -53,12 +54,13 @@ export interface TransportOptions {
    * a second costs that.
    */
   lookup?: LookupFunction;
+  /** Which authorities to trust, and the certificate to show, for `https:` URLs. */
+  tls?: TlsOptions;
 }
 
 /** How sessions are opened beside the RPCs of a transport. */
 export interface SessionOptions {
-  baseUrl: string;
-  lookup: LookupFunction;
+  endpoint: Endpoint;
   reach: Reach;
   /** The largest request on one, in bytes as encoded. */
   maxRequestBytes: number;
@@ -81,8 +83,8 @@ const PING_TIMEOUT_MS = 10_000;
 const MAX_SESSION_MEMORY_MB = 2 ** 32 - 1;
 
 /**
- * RPCs on one connection of HTTP/2 (`http:` is HTTP/2 with prior knowledge, `https:` negotiates
- * it), which the first call opens and which keeps no process alive when it is idle.
+ * RPCs on one connection of HTTP/2 (`https:` negotiates it, others have it with prior knowledge),
+ * which the first call opens and which keeps no process alive when it is idle.
  */
 export class UrlTransport implements Transport {
   readonly unary: Transport["unary"];
@@ -97,7 +99,8 @@ export class UrlTransport implements Transport {
   constructor(url: string | URL, options: TransportOptions) {
     const { protocol = "connect", json = false, session = true, compression = false } = options;
     const { maxRequestBytes = defaultMessageBytes, lookup = dnsLookup as LookupFunction } = options;
-    const baseUrl = checkUrl(url);
+    const endpoint = new Endpoint(url, turnOver(lookup), options.tls);
+    const { baseUrl } = endpoint;
     if (typeof json !== "boolean") throw new TypeError(`json must be true or false, not ${json}`);
     if (typeof compression !== "boolean") {
       throw new TypeError(`compression must be true or false, not ${compression}`);
@@ -116,12 +119,11 @@ export class UrlTransport implements Transport {
         `protocol must be "connect", "grpc" or "grpc-web", not ${JSON.stringify(protocol)}`,
       );
     }
-    const turning = turnOver(lookup);
-    this.reach = new Reach(baseUrl, turning);
+    this.reach = new Reach(endpoint);
     this.#connections = new Http2Connections(
       baseUrl,
       { pingIntervalMs: PING_INTERVAL_MS, pingTimeoutMs: PING_TIMEOUT_MS },
-      { maxSessionMemory: MAX_SESSION_MEMORY_MB, lookup: turning },
+      { maxSessionMemory: MAX_SESSION_MEMORY_MB, ...endpoint.http2Options() },
       this.reach,
     );
     const over = (exchange: Exchange) =>
@@ -163,8 +165,7 @@ export class UrlTransport implements Transport {
     this.sessions =
       session && protocol === "connect" && !json && !compression
         ? {
-            baseUrl,
-            lookup: turning,
+            endpoint,
             reach: this.reach,
             maxRequestBytes,
             open: openSessionSocket,
@@ -296,27 +297,4 @@ class Exchange {
       !/^application\/(connect\+|grpc|proto|json)/.test(this.#contentType ?? "");
     return isForeign ? this.#reach.foreignAnswer(error, status, this.#contentType) : error;
   }
-}
-
-function checkUrl(url: string | URL): string {
-  const example = "such as http://127.0.0.1:8080";
-  if (!URL.canParse(String(url))) {
-    // It may hold a password.
-    const text = String(url).includes("@") ? "" : `: ${JSON.stringify(String(url))}`;
-    throw new TypeError(`not a URL${text}; give the service's, ${example}`);
-  }
-  const parsed = new URL(url);
-  if (parsed.protocol !== "http:" && parsed.protocol !== "https:") {
-    throw new TypeError(
-      `the URL must begin with http:// or https://, not ${parsed.protocol}; ${example}`,
-    );
-  }
-  // Neither is repeated in the message: it may be a secret.
-  if (parsed.username !== "" || parsed.password !== "") {
-    throw new TypeError("the URL must not hold a user or password; use the headers option");
-  }
-  if (parsed.search !== "" || parsed.hash !== "") {
-    throw new TypeError("the URL must not have a query or a fragment");
-  }
-  return parsed.href;
 }

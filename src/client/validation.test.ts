@@ -20,6 +20,7 @@ import {
 import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { startTestServer } from "../testing/test_server.js";
+import { keyring } from "./encryption_keys.js";
 import { ConnectSaver, type ConnectSaverUrlOptions } from "./saver.js";
 
 // The suites take vitest's functions from the global scope, and skip cases by the saver's name.
@@ -36,11 +37,13 @@ Object.assign(globalThis, { afterAll, afterEach, beforeAll, beforeEach, expect }
 Object.assign(globalThis, { describe: strict(describe), it: strict(it), test: strict(test) });
 
 const session: ConnectSaverUrlOptions = {};
+const encryption = { keys: keyring("k", { k: new Uint8Array(32) }) };
 /** The suites compare metadata with what was put, so a graph's name must not show in it. */
 const graph = "the suites' graph";
 const sets: Record<string, Record<string, ConnectSaverUrlOptions>> = {
   public: {
     "a session": session,
+    "a session, encrypted": { encryption },
     "Connect JSON": { protocol: "connect", json: true },
     "gRPC-Web": { protocol: "grpc-web" },
   },

@@ -19,20 +19,25 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { startTestServer } from "../testing/test_server.js";
+import { keyring } from "./encryption_keys.js";
 import { ConnectSaver } from "./saver.js";
 
 let database: TestDatabase;
 let server: Server;
 let saver: ConnectSaver;
+let encrypting: ConnectSaver;
 let direct: PostgresSaver;
 beforeAll(async () => {
   database = await createDatabase();
   server = await startTestServer(database.url);
   saver = ConnectSaver.fromUrl(server.url);
+  const keys = keyring("k", { k: new Uint8Array(32) });
+  encrypting = ConnectSaver.fromUrl(server.url, { encryption: { keys } });
   direct = PostgresSaver.fromConnString(database.url);
 });
 afterAll(async () => {
   await saver?.end();
+  await encrypting?.end();
   await direct?.end();
   await server?.drain();
   await database?.drop();
@@ -181,6 +186,7 @@ describe("comes back", () => {
     expect(ours.next).toEqual([]);
     // What the node after the answer saw: both had been stored, and read, by then.
     expect(ours.values.seen).toEqual([back, back]);
+    expect(await run(encrypting, make)).toStrictEqual(ours);
     if (!memoryFails.test(name)) expect(ours).toEqual(await run(new MemorySaver(), make));
     else if (back === undefined) expect(ours).toEqual(await run(saver, () => undefined));
   });
@@ -189,10 +195,13 @@ describe("comes back", () => {
     ["a Uint8Array", () => new Uint8Array([0, 255])],
     ["a Buffer", () => Buffer.from([0, 255])],
   ])("%s, which MemorySaver forgets where it waits", async (_, make) => {
-    const { values, waiting } = await run(saver, make);
-    for (const back of [values.value, values.waiting, waiting[0]]) {
-      expect(back).toBeInstanceOf(Uint8Array);
-      expect([...(back as Uint8Array)]).toEqual([0, 255]);
+    for (const each of [saver, encrypting]) {
+      const { values, waiting } = await run(each, make);
+      for (const back of [values.value, values.waiting, waiting[0]]) {
+        expect(back).toBeInstanceOf(Uint8Array);
+        expect(back).not.toBeInstanceOf(Buffer);
+        expect([...(back as Uint8Array)]).toEqual([0, 255]);
+      }
     }
   });
 

@@ -171,6 +171,7 @@ const fields: Record<CallName, Record<string, string>> = {
     checkpoint_ns: "in it",
     checkpoint_id: "in it",
     channels: "in it",
+    with_seals: "form",
   },
   claimThreads: {
     owner: "a name that the principal's stands before",
@@ -344,6 +345,62 @@ describe("two tenants", () => {
     for (const thread of [`none-${name}`, "mine/copy"]) {
       await told(transportOf("blue", "deleteThread"), "deleteThread", { threadId: thread });
     }
+  });
+
+  it("with the same names under load never meet", { timeout: 60_000 }, async () => {
+    const tenants = ["red", "blue"] as const;
+    const ids = Array.from({ length: 5 }, (_, i) => `load-${i}`);
+    let crossings = 0;
+    let reads = 0;
+    const work = async (
+      name: (typeof tenants)[number],
+      way: "connect" | "session",
+      seed: number,
+    ) => {
+      const client = createClients(server.url, auth.keys[name])[way];
+      const foreign = name === "red" ? "blue's" : "red's";
+      const look = (seen: unknown) => {
+        reads++;
+        if (JSON.stringify(seen, plain).includes(foreign)) crossings++;
+      };
+      for (let i = 0; i < 100; i++) {
+        const threadId = ids[(i * seed) % ids.length] as string;
+        const mark = `"of": "${name}'s"`;
+        await client.put({
+          threadId,
+          checkpointId: `${seed}-${i % 7}`,
+          checkpointJson: `{"v": 4, ${mark}, "channel_versions": {"c": "${i % 3}"}}`,
+          metadataJson: `{${mark}}`,
+          blobs: [
+            {
+              channel: "c",
+              version: `${i % 3}`,
+              value: { type: `${name}'s`, data: new Uint8Array(9) },
+            },
+          ],
+        });
+        await client.putWrites({
+          threadId,
+          checkpointId: `${seed}-${i % 7}`,
+          taskId: `${name}'s`,
+          writes: [
+            { idx: 0, channel: `${name}'s`, value: { type: "json", data: new Uint8Array(1) } },
+          ],
+        });
+        look(await client.getTuple({ threadId }));
+        if (i % 10 === 0) {
+          for await (const tuple of client.list(i % 20 === 0 ? { threadId } : { limit: 20 }))
+            look(tuple);
+        }
+        if (i % 33 === 32) await client.deleteThread({ threadId });
+      }
+    };
+    await Promise.all(
+      tenants.flatMap((name) =>
+        [2, 3, 4, 7].map((seed) => work(name, seed % 2 ? "connect" : "session", seed)),
+      ),
+    );
+    expect({ crossings, enough: reads > 800 }).toEqual({ crossings: 0, enough: true });
   });
 
   it("is listed alone", async () => {

@@ -1,4 +1,5 @@
 /** What becomes of a principal's calls, streams and sessions when its credential ends, and its limits. */
+import http2 from "node:http2";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -29,6 +30,7 @@ const principals: Record<string, GivenPrincipal> = {
   sessions: limited({ sessions: 1 }),
   leases: limited({ leases: 2 }),
   database: limited({ databaseMs: 20 }),
+  unread: limited({ unreadBytes: 3_000_000 }),
   full: { tenant: "full", grants: everything },
 };
 const auth = createAuthFile({ full: { schema: "full", storedBytes: 20_000 } }, principals);
@@ -162,6 +164,31 @@ describe("a limit", () => {
     await sql.end();
     await slow;
     expect(await refusal(client.getTuple({ threadId: "t" }))).toEqual(reached("databaseMs", 20));
+  });
+
+  it("of answers that are not read, on all its connections together", async () => {
+    await checkpoints("stays").put(put("unread", 2_000_000));
+    const body = JSON.stringify({ threadId: "unread" });
+    const path = "/checkpointd.v1.CheckpointService/GetTuple";
+    const ask = (name: string) => {
+      const session = http2.connect(server.url).on("error", () => {});
+      session
+        .request({
+          ":method": "POST",
+          ":path": path,
+          "content-type": "application/json",
+          authorization: `Bearer ${auth.keys[name]}`,
+        })
+        .on("error", () => {})
+        .pause()
+        .end(body);
+      return session;
+    };
+    const [first, second, others] = [ask("unread"), ask("unread"), ask("stays")];
+    const closed = () => [first, second, others].map((session) => session.closed);
+    await expect.poll(() => closed().filter(Boolean).length, { timeout: 10_000 }).toBe(1);
+    expect(others.closed).toBe(false);
+    for (const session of [first, second, others]) session.destroy();
   });
 
   it("of what a tenant stores", async () => {

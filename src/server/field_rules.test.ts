@@ -14,6 +14,7 @@ import { Code, ConnectError } from "@connectrpc/connect";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type Service, withFallback } from "../client/carrier.js";
 import { ClientSession } from "../client/client_session.js";
+import { Endpoint } from "../client/endpoint.js";
 import { errorDetail } from "../client/retry.js";
 import { createSessionCarrier } from "../client/session_carrier.js";
 import { openUpgraded } from "../client/session_socket.js";
@@ -182,6 +183,7 @@ const rules: Record<string, Rule> = {
   "GetChannelHistoryRequest.checkpoint_ns": text(65_536),
   "GetChannelHistoryRequest.checkpoint_id": text(65_536),
   "GetChannelHistoryRequest.channels": names(65_536, 100_000),
+  "GetChannelHistoryRequest.with_seals": free,
   "CopyThreadRequest.source_thread_id": name(65_536),
   "CopyThreadRequest.target_thread_id": name(65_536),
   "DeleteRunsRequest.run_ids": names(65_536),
@@ -291,7 +293,7 @@ let carriers: [string, Service][] = [];
 beforeAll(async () => {
   edge = await startEdge();
   const unary = createUnaryCarrier(createTransport("connect", edge.server.url), undefined);
-  const address = { baseUrl: edge.server.url, headers: undefined, lookup: lookup as never };
+  const address = { endpoint: new Endpoint(edge.server.url, lookup as never), headers: undefined };
   const sessions = createSessionCarrier(
     () => new ClientSession((signal) => openUpgraded(address, signal), 2 ** 30),
   );

@@ -1,5 +1,4 @@
 /** Where requests are asked who sends them, before anything of them is read. */
-
 import type { IncomingMessage } from "node:http";
 import type { Http2ServerRequest } from "node:http2";
 import type { Authenticator } from "../auth/authenticator.js";
@@ -40,6 +39,17 @@ export function enter(
     refuse(error);
     return;
   }
-  if (!(found instanceof Promise)) then(found);
-  else found.then(then, refuse);
+  const admit = (principal: Principal) => {
+    const carrier = "stream" in request ? request.stream.session : request.socket;
+    if (carrier) callers.set(carrier, principal);
+    then(principal);
+  };
+  if (!(found instanceof Promise)) admit(found);
+  else found.then(admit, refuse);
 }
+
+/** Who called last, by the connection or the session of HTTP/2. */
+const callers = new WeakMap<object, Principal>();
+
+/** Who called last on a connection; undefined: nobody was asked. */
+export const callerOf = (carrier: object): Principal | undefined => callers.get(carrier);

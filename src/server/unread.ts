@@ -3,6 +3,7 @@ import type * as http from "node:http";
 import * as http2 from "node:http2";
 import type * as net from "node:net";
 import type { Log } from "../log.js";
+import { callerOf } from "./gate.js";
 import type { Limits } from "./limits.js";
 
 /** How often it is looked for them. */
@@ -33,6 +34,8 @@ const stalledMs = 5_000;
 /** What is looked at of a connection. */
 export interface Writer {
   readonly socket: net.Socket;
+  /** Set where it speaks HTTP/2. */
+  session?: http2.ServerHttp2Session;
   /** HTTP/1.1 responses under way. */
   readonly responses: ReadonlySet<http.ServerResponse>;
   /** HTTP/2 streams that are open. */
@@ -92,6 +95,7 @@ export function watchUnread(
   };
   const sweep = () => {
     const unread = new Map<Writer, number>();
+    const callers = new Map<string, Waiting>();
     let inAll = 0;
     const now = performance.now();
     for (const writer of writers()) {
@@ -107,13 +111,19 @@ export function watchUnread(
       } else if (bytes > 0) {
         unread.set(writer, bytes);
         inAll += bytes;
+        addTo(callers, writer, bytes);
       }
     }
-    if (inAll <= limits.unreadBytesInAll) return;
-    for (const [writer, bytes] of [...unread].sort(([, a], [, b]) => b - a)) {
-      cut(writer, bytes, limits.unreadBytesInAll);
+    // A caller is not to have more by having more connections.
+    const byMost = [...unread]
+      .map(([writer, bytes]) => ({ writer, bytes, caller: callers.get(nameOf(writer)) }))
+      .sort((a, b) => (b.caller?.bytes ?? 0) - (a.caller?.bytes ?? 0) || b.bytes - a.bytes);
+    for (const { writer, bytes, caller } of byMost) {
+      const limit = caller && caller.bytes > caller.limit ? caller.limit : limits.unreadBytesInAll;
+      if (limit === limits.unreadBytesInAll && inAll <= limit) continue;
+      cut(writer, bytes, limit);
       inAll -= bytes;
-      if (inAll <= limits.unreadBytesInAll) return;
+      if (caller) caller.bytes -= bytes;
     }
   };
   const timer = setInterval(sweep, sweepMs).unref();
@@ -133,6 +143,29 @@ export function watchUnread(
     },
     stop: () => clearInterval(timer),
   };
+}
+
+/** What waits for one caller, and what may. */
+interface Waiting {
+  bytes: number;
+  limit: number;
+}
+
+/** Whose connection it is; each is its own where nobody is asked. */
+function nameOf(writer: Writer): string {
+  const principal = callerOf(writer.session ?? writer.socket);
+  if (principal) return JSON.stringify([principal.tenant, principal.name]);
+  names.set(writer, names.get(writer) ?? `${++lastName}`);
+  return names.get(writer) as string;
+}
+const names = new WeakMap<Writer, string>();
+let lastName = 0;
+
+function addTo(callers: Map<string, Waiting>, writer: Writer, bytes: number): void {
+  const name = nameOf(writer);
+  const limit =
+    callerOf(writer.session ?? writer.socket)?.limits.unreadBytes ?? Number.POSITIVE_INFINITY;
+  callers.set(name, { bytes: (callers.get(name)?.bytes ?? 0) + bytes, limit });
 }
 
 function unreadBytes({ socket, responses, answers }: Writer): number {

@@ -5,6 +5,7 @@ import {
   type GetChannelHistoryResponse,
   GetChannelHistoryResponseSchema,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import { sealKey } from "../protocol/sealed.js";
 import type { Db, Parameter, Signal } from "./db.js";
 import { createColumns, text } from "./rows.js";
 import { beforeFormat4, channelVersions, toValue } from "./tuples.js";
@@ -23,28 +24,35 @@ const readBytes = 256 * 1024;
  * Yields the ancestors of a checkpoint that wrote to one of the channels or hold a value of it,
  * nearest first, until each channel has its value: LangGraph's getDeltaChannelHistory, walked in
  * the database. So many statements: one for the checkpoint, one for each 1,024 ancestors or fewer, which
- * reads no values, and one for each 256 KiB of values.
+ * reads no values, and one for each 256 KiB of values. With seals, yields the checkpoint itself first,
+ * and all ancestors on the way.
  */
 export async function* channelHistory(
   db: Db,
   request: GetChannelHistoryRequest,
   signal?: Signal,
 ): AsyncGenerator<GetChannelHistoryResponse, void> {
-  const { threadId, checkpointNs, checkpointId, channels } = request;
+  const { threadId, checkpointNs, checkpointId, channels, withSeals } = request;
   if (channels.length === 0) return;
   const [target] = await db.runLong(
-    checkpointId === "" ? latestParent(db.schema) : parent(db.schema),
+    (checkpointId === "" ? latestTarget : namedTarget)(db.schema, withSeals),
     [threadId, checkpointNs, ...(checkpointId === "" ? [] : [checkpointId])],
     signal,
   );
-  let next = text(target?.[parentColumn.at.parent_checkpoint_id]);
+  if (target && withSeals) {
+    yield create(GetChannelHistoryResponseSchema, {
+      checkpointId: text(target[targetColumns.at.checkpoint_id]),
+      seal: text(target[targetColumns.at.seal]),
+    });
+  }
+  let next = text(target?.[targetColumns.at.parent_checkpoint_id]);
   let remaining = channels;
   // A parent seen before makes a circle, which no graph writes but any client can.
   const seen = new Set<string>();
   while (next !== "" && remaining.length > 0) {
     const most = Math.max(leastWalked, Math.floor(channelsWalked / remaining.length));
     const rows = await db.runLong(
-      walkStatement(db.schema),
+      walkStatement(db.schema, withSeals),
       [threadId, checkpointNs, next, remaining, Math.min(most, walkedAtOnce)],
       signal,
     );
@@ -81,7 +89,7 @@ interface Ancestor {
 
 async function* readAncestors(
   db: Db,
-  { threadId, checkpointNs }: GetChannelHistoryRequest,
+  { threadId, checkpointNs, withSeals }: GetChannelHistoryRequest,
   ancestors: readonly Ancestor[],
   asked: readonly string[],
   signal: Signal | undefined,
@@ -97,7 +105,7 @@ async function* readAncestors(
     }
     const page = ancestors
       .slice(start, end)
-      .filter(({ bytes, found }) => bytes > 0 || found.length);
+      .filter(({ bytes, found }) => withSeals || bytes > 0 || found.length);
     const positions = ancestors.map(({ id }, i) => [id, i + 1] as const).slice(start, end);
     start = end;
     if (page.length === 0) continue;
@@ -110,7 +118,7 @@ async function* readAncestors(
       [...last.keys()],
       [...last.values()],
     ];
-    const statement = valuesStatement(db.schema);
+    const statement = valuesStatement(db.schema, withSeals);
     const rows = await db.runLong(statement, parameters, signal).catch((error) => {
       // A value in the JSON of one of them.
       throw isTooLarge(error) ? undeliverable("") : error;
@@ -126,7 +134,9 @@ async function* readAncestors(
       const kind = text(row[at.kind]);
       const channel = text(row[at.channel]);
       const value = toValue(row[at.type], row[at.bytes]);
-      if (kind === "write") {
+      if (kind === "seal") {
+        if (message) message.seal = text(row[at.text]);
+      } else if (kind === "write") {
         message?.writes.push(
           create(PendingWriteSchema, {
             taskId: text(row[at.task_id]),
@@ -149,17 +159,24 @@ async function* readAncestors(
   }
 }
 
-const parentColumn = createColumns("parent_checkpoint_id");
+const targetColumns = createColumns("checkpoint_id", "parent_checkpoint_id", "seal");
+
+const targetNames = (withSeal: boolean) =>
+  targetColumns.all({
+    checkpoint_id: "c.checkpoint_id",
+    parent_checkpoint_id: "c.parent_checkpoint_id",
+    seal: withSeal ? sealOf("c") : "null",
+  });
 
 /** Relies on the primary key; the latest as getTuple's does. */
-const parent = (schema: string) => `
-select ${parentColumn.names} from ${schema}.checkpoints
-where thread_id = $1 and checkpoint_ns = $2 and checkpoint_id = $3`;
+const namedTarget = (schema: string, withSeal: boolean) => `
+select ${targetNames(withSeal)} from ${schema}.checkpoints c
+where c.thread_id = $1 and c.checkpoint_ns = $2 and c.checkpoint_id = $3`;
 
-const latestParent = (schema: string) => `
-select ${parentColumn.names} from ${schema}.checkpoints
-where thread_id = $1 and checkpoint_ns = $2
-order by checkpoint_id collate "C" desc
+const latestTarget = (schema: string, withSeal: boolean) => `
+select ${targetNames(withSeal)} from ${schema}.checkpoints c
+where c.thread_id = $1 and c.checkpoint_ns = $2
+order by c.checkpoint_id collate "C" desc
 limit 1`;
 
 /** Of an ancestor the channels that have a value there (as JSON), and the bytes to read of it. */
@@ -171,7 +188,7 @@ const walked = createColumns("checkpoint_id", "parent_checkpoint_id", "found", "
  * on who made the table, the key's index cannot be used. Looks at the channels that the checkpoint names,
  * not at all that are asked for: 1,000 unknown ones of 20,000 ancestors took 32 s.
  */
-const walkStatement = (schema: string) => `
+const walkStatement = (schema: string, withSeals: boolean) => `
 with recursive walk (n, checkpoint_id, parent_id, asked, found, checkpoint) as (
   select 0, 'null'::jsonb, to_jsonb($3::text), $4::text[], '{}'::text[], null::jsonb
   union all
@@ -218,13 +235,13 @@ select ${walked.all({
     select sum(octet_length(s.blob))
     from unnest(walk.found) as seeded (name)
     cross join lateral (${storedSeed(schema, "walk", "seeded.name")}) as s
-  ), 0)`,
+  ), 0)${withSeals ? ` + coalesce(octet_length(${sealOf("walk")}), 0)` : ""}`,
 })}
 from walk
 where walk.n > 0
 order by walk.n`;
 
-/** Which columns a row has besides depends on its kind: write, seed, inline or send. */
+/** Which columns a row has besides depends on its kind: seal, write, seed, inline or send. */
 const read = createColumns(
   "checkpoint_id",
   "kind",
@@ -238,7 +255,7 @@ const read = createColumns(
   "bytes",
 );
 
-const valuesStatement = (schema: string) => {
+const valuesStatement = (schema: string, withSeals: boolean) => {
   const value = (row: string) => ({ type: `${row}.type`, bytes: `${row}.blob` });
   const key = { checkpoint_id: "checkpoint_id" };
   return `
@@ -305,10 +322,20 @@ select ${read.names} from (
   })}
   from ancestor
   join wanted on wanted.last_n = ancestor.n and wanted.channel = '__pregel_tasks'
-  cross join lateral (${sends(schema, "ancestor", "offset 0")}) as s
+  cross join lateral (${sends(schema, "ancestor", "offset 0")}) as s${
+    withSeals
+      ? `
+  union all
+  select n, -1, null, null, ${read.union({ ...key, kind: "'seal'", text: sealOf("ancestor") })}
+  from ancestor`
+      : ""
+  }
 ) as rows
 order by n, part, sort_path, sort_task, idx, channel`;
 };
+
+/** What a saver that encrypts wrote into the JSON. */
+const sealOf = (c: string) => `${c}.checkpoint ->> '${sealKey}'`;
 
 /** The value of a channel in the JSON, where Python keeps primitives; null if it is not there. */
 const inline = (c: string, channel: string) => `(${inlineValues(c)}) -> ${channel}`;

@@ -313,6 +313,8 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
         for await (const _ of channelHistory(db, create(GetChannelHistoryRequestSchema, request)));
         const at = { ...request, checkpointId: "000000000050" };
         for await (const _ of channelHistory(db, create(GetChannelHistoryRequestSchema, at)));
+        const sealed = { ...at, withSeals: true };
+        for await (const _ of channelHistory(db, create(GetChannelHistoryRequestSchema, sealed)));
       },
       [index.latest],
     ],

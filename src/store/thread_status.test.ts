@@ -13,6 +13,7 @@ import type { BaseCheckpointSaver } from "@langchain/langgraph-checkpoint";
 import { PostgresSaver } from "@langchain/langgraph-checkpoint-postgres";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { keyring } from "../client/encryption_keys.js";
 import { ConnectSaver } from "../client/saver.js";
 import type { Thread } from "../client/threads.js";
 import type { Server } from "../server/server.js";
@@ -34,6 +35,7 @@ interface Accuracy {
   /** Known to be told otherwise, with the reason. */
   known: string[];
 }
+const keys = keyring("k", { k: new Uint8Array(32) });
 /** By kind and durability. */
 const accuracy = new Map<string, Accuracy>();
 
@@ -48,7 +50,7 @@ beforeAll(async () => {
   database = await createDatabase();
   pool = new pg.Pool({ connectionString: database.url, max: 4 });
   server = await startTestServer(database.url);
-  saver = ConnectSaver.fromUrl(server.url);
+  saver = ConnectSaver.fromUrl(server.url, { encryption: { keys, acceptPlaintext: true } });
   transport = createConnectTransport({ baseUrl: server.url, httpVersion: "2" });
 });
 afterAll(async () => {
@@ -83,6 +85,7 @@ function stoppingAfter(left: number, make: () => BaseCheckpointSaver) {
 const savers: Record<string, () => BaseCheckpointSaver> = {
   ConnectSaver: () => new ConnectSaver(transport),
   PostgresSaver: () => new PostgresSaver(pool),
+  "an encrypting ConnectSaver": () => new ConnectSaver(transport, { encryption: { keys } }),
 };
 
 /** What LangGraph says of a thread. */

@@ -7,6 +7,7 @@
  * that waits for others and a deferred node that has run for work to do; "versions_seen lags
  * behind channel_versions" alone is true of most completed threads.
  */
+import { idleType, sealedType } from "../protocol/sealed.js";
 import { channelVersions } from "./tuples.js";
 
 /** LangGraph's task id for writes that belong to no task. */
@@ -64,11 +65,13 @@ export const threadStatus = (schema: string, t: string) => `(
 
 /**
  * Whether the channel holds something to run. JavaScript stores an emptied channel as type
- * `empty`, Python stores no row and keeps primitives (also null) in the JSON.
+ * `empty`, Python stores no row and keeps primitives (also null) in the JSON. Of an encrypted value
+ * the saver tells it by the type.
  */
 const holdsWork = (t: string) => `case
       when coalesce(${t}.checkpoint -> 'channel_values' ? version.channel, false) then true
-      when coalesce(stored.type, 'empty') = 'empty' then false
+      when coalesce(stored.type, 'empty') in ('empty', '${idleType}') then false
+      when stored.type = '${sealedType}' then true
       when version.channel = '__pregel_tasks' then
         octet_length(stored.blob) > case stored.type when 'json' then 2 else 1 end
       -- A longer one is none, and would be read and written out as text to find that.

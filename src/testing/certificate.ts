@@ -1,4 +1,12 @@
-import { generateKeyPairSync, randomBytes, sign } from "node:crypto";
+import {
+  createHash,
+  createPrivateKey,
+  createPublicKey,
+  generateKeyPairSync,
+  type KeyObject,
+  randomBytes,
+  sign,
+} from "node:crypto";
 import { isIP } from "node:net";
 
 /** A certificate with its key; both in PEM. */
@@ -36,9 +44,18 @@ export function createCertificate(host: string, options: CertificateOptions = {}
     : isIP(host)
       ? der(0x87, Buffer.from(host.split(".").map(Number)))
       : der(0x82, Buffer.from(host));
+  // As much as the strictest check wants, which is Python's from 3.13 on.
   const extensions = isAuthority
-    ? sequence(oid("551d13"), der(0x01, Buffer.from([0xff])), octets(sequence(der(0x01, yes))))
-    : sequence(oid("551d11"), octets(sequence(alternative)));
+    ? [
+        sequence(oid("551d13"), der(0x01, yes), octets(sequence(der(0x01, yes)))),
+        sequence(oid("551d0f"), der(0x01, yes), octets(der(0x03, Buffer.from([1, 0x06])))),
+        sequence(oid("551d0e"), octets(octets(keyId(privateKey)))),
+      ]
+    : [sequence(oid("551d11"), octets(sequence(alternative)))];
+  if (issuer) {
+    const id = keyId(createPrivateKey(issuer.key));
+    extensions.push(sequence(oid("551d23"), octets(sequence(der(0x80, id)))));
+  }
   const signed = sequence(
     der(0xa0, der(0x02, Buffer.from([2]))),
     der(0x02, Buffer.concat([Buffer.from([1]), randomBytes(8)])),
@@ -47,7 +64,7 @@ export function createCertificate(host: string, options: CertificateOptions = {}
     sequence(time(Date.now() - day), time(notAfter)),
     commonName(host),
     publicKey.export({ type: "spki", format: "der" }),
-    der(0xa3, sequence(extensions)),
+    der(0xa3, sequence(...extensions)),
   );
   const signature = Buffer.concat([Buffer.from([0]), sign("sha256", signed, signerKey)]);
   const cert = sequence(signed, algorithm, der(0x03, signature)).toString("base64");
@@ -64,6 +81,12 @@ export function createAuthority(name: string): Certificate & { name: string } {
 
 const day = 24 * 3_600_000;
 const yes = Buffer.from([0xff]);
+
+/** By which a certificate names the key that signed it. */
+function keyId(key: KeyObject): Buffer {
+  const bytes = createPublicKey(key).export({ type: "spki", format: "der" });
+  return createHash("sha1").update(bytes).digest();
+}
 
 const sequence = (...parts: Buffer[]) => der(0x30, ...parts);
 const octets = (...parts: Buffer[]) => der(0x04, ...parts);

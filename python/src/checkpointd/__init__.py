@@ -3,6 +3,7 @@
 ``ConnectSaver("http://127.0.0.1:8080")`` is a checkpointer for ``compile(checkpointer=...)``.
 """
 
+from .encryption import Encryption, EncryptionError, Key, KeySource, keyring
 from .errors import CheckpointdError
 from .names import LEASE_TOKEN
 from .recover import arecover_threads, recover_threads
@@ -17,6 +18,10 @@ __all__ = [
     "CheckpointdError",
     "Claim",
     "ConnectSaver",
+    "Encryption",
+    "EncryptionError",
+    "Key",
+    "KeySource",
     "Lease",
     "Pruned",
     "Recovered",
@@ -27,5 +32,6 @@ __all__ = [
     "ThreadFilter",
     "Threads",
     "arecover_threads",
+    "keyring",
     "recover_threads",
 ]

@@ -3,34 +3,64 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import re
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from .errors import CheckpointdError, NotTheService
 
 CONNECT_TIMEOUT = 10.0
-_OF_CONNECTION = frozenset(
-    ("connection", "host", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade")
-)
 _EXAMPLE = "such as http://127.0.0.1:8080"
 
 
-class Address:
-    """A service's URL with what is sent to it. Can be pickled; holds no connection."""
+@dataclass(frozen=True)
+class Tls:
+    """How TLS is made: see `ConnectSaver`."""
 
-    def __init__(
-        self,
-        url: str,
-        headers: Mapping[str, str] | None,
-        token: str | None,
-        ca: str | None,
-        verify: bool,
-    ) -> None:
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    verify: bool = True
+    context: ssl.SSLContext | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming what does not go together."""
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key need each other")
+        if self.context is None:
+            return
+        if self.ca is not None or self.cert is not None or not self.verify:
+            raise ValueError("give either tls or ca, cert, key and verify: an SSLContext has all")
+        if not isinstance(self.context, ssl.SSLContext):
+            raise TypeError(f"tls must be an ssl.SSLContext, not {type(self.context).__name__}")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Those that are read."""
+        return tuple(file for file in (self.ca, self.cert, self.key) if file is not None)
+
+    def make_context(self) -> ssl.SSLContext:
+        """Raises OSError (SSLError is one) if a file cannot be used."""
+        context = ssl.create_default_context(cafile=self.ca)
+        if self.cert is not None:
+            context.load_cert_chain(self.cert, self.key)
+        if not self.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
+
+class Address:
+    """A service's URL and the way to it. Holds no connection."""
+
+    def __init__(self, url: str, tls: Tls | None = None) -> None:
         """Raises ValueError or TypeError, naming what is not allowed and never a secret."""
         if not isinstance(url, str):
             raise TypeError(f"the URL must be a string, {_EXAMPLE}, not {type(url).__name__}")
@@ -39,43 +69,63 @@ class Address:
             port = parts.port
         except ValueError:
             parts, port = urlsplit(""), None
-        if parts.scheme not in ("http", "https"):
+        if parts.scheme not in ("http", "https", "unix"):
             # What is no URL may hold a password.
             given = "" if "@" in url else f", not {url!r}"
-            raise ValueError(f"the URL must begin with http:// or https://{given}; {_EXAMPLE}")
+            raise ValueError(
+                f"the URL must begin with http://, https:// or unix:{given}; {_EXAMPLE}"
+            )
         if parts.username is not None or parts.password is not None:
             raise ValueError("the URL must not hold a user or password; use the headers option")
-        if not parts.hostname:
-            raise ValueError(f"the URL has no host; give the service's, {_EXAMPLE}")
         if parts.query or parts.fragment:
             raise ValueError("the URL must not have a query or a fragment")
+        self._tls = tls or Tls()
+        self._context = self._tls.context
+        self._stamp: object = None
         self.is_tls = parts.scheme == "https"
+        if self._tls != Tls() and not self.is_tls:
+            raise ValueError("ca, cert, key, verify and tls are for URLs that begin with https://")
+        # The path of a socket of Unix, where it is one.
+        self.socket_path: str | None = None
+        self.host, self.port, self.prefix = "localhost", 0, ""
+        if parts.scheme == "unix":
+            if parts.netloc or not parts.path.startswith("/"):
+                example = "such as unix:/run/checkpointd.sock"
+                raise ValueError(f"the URL must have an absolute path, {example}")
+            if not hasattr(socket, "AF_UNIX"):
+                raise ValueError("this system has no sockets of Unix")
+            self.socket_path = unquote(parts.path)
+            self.authority = self.host
+            self.text = f"unix:{self.socket_path}"
+            return
+        if not parts.hostname:
+            raise ValueError(f"the URL has no host; give the service's, {_EXAMPLE}")
         self.host = parts.hostname
         self.port = port or (443 if self.is_tls else 80)
         # As the URL has it, without the port that its scheme stands for.
         self.authority = parts.netloc
         self.prefix = parts.path.rstrip("/")
         self.text = f"{parts.scheme}://{parts.netloc}{self.prefix}"
-        self.headers = _to_headers(headers, token)
-        self._ca = ca
-        self._verify = verify
-        self._context: ssl.SSLContext | None = None
-        # To know now that the ca can be read.
+        # To know now that the files can be used.
         _ = self.context
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_context": None}
 
     @property
     def context(self) -> ssl.SSLContext | None:
-        """What TLS is made with; None without TLS. Raises OSError if the ca cannot be read."""
-        if self.is_tls and self._context is None:
-            context = ssl.create_default_context(cafile=self._ca)
-            if not self._verify:
-                context.check_hostname = False
-                context.verify_mode = ssl.CERT_NONE
-            context.set_alpn_protocols(["http/1.1"])
-            self._context = context
+        """What TLS is made with; None without TLS. Raises OSError if a file cannot be used.
+
+        Files that changed are read anew, since short-lived certificates are replaced.
+        """
+        if not self.is_tls or self._tls.context is not None:
+            return self._context
+        try:
+            stamp = [_stamp_of(file) for file in self._tls.files]
+            if self._context is None or stamp != self._stamp:
+                self._context = self._tls.make_context()
+                self._stamp = stamp
+        except OSError:
+            # They are being replaced. Until that is done the ones before are as good.
+            if self._context is None:
+                raise
         return self._context
 
     def explain(self, error: OSError) -> CheckpointdError:
@@ -95,6 +145,10 @@ class Address:
         how = ""
         if isinstance(error, socket.gaierror):
             how = "the host's name cannot be resolved"
+        elif isinstance(error, FileNotFoundError):
+            how = "there is no such socket; is the service started, and the path right?"
+        elif isinstance(error, PermissionError):
+            how = "this user may not connect to it"
         elif isinstance(error, ConnectionRefusedError):
             how = "nothing listens there; is the service started, and the port right?"
         elif isinstance(error, TimeoutError):
@@ -131,15 +185,24 @@ class Address:
             f"there is no checkpointd service at {self.text} ({told}): {where}",
         )
 
+    def wants_tls(self) -> CheckpointdError:
+        """The error of a port that speaks TLS, where none is spoken."""
+        text = f"{self.text} speaks TLS: begin the URL with https://"
+        return NotTheService("failed_precondition", text)
+
     def no_http(self, data: bytes) -> CheckpointdError:
         """The error of an answer that is not even HTTP."""
         if data.startswith(b"\x15\x03"):
-            text = f"{self.text} speaks TLS: begin the URL with https://"
-            return NotTheService("failed_precondition", text)
+            return self.wants_tls()
         return NotTheService(
             "unimplemented",
             f"{self.text} is not a checkpointd service: it speaks no HTTP/1.1; is the port right?",
         )
+
+
+def _stamp_of(file: str) -> tuple[int, ...]:
+    status = os.stat(file)
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def turned(infos: list[Any]) -> Iterator[tuple[Any, float]]:
@@ -160,25 +223,3 @@ def prepare(sock: socket.socket) -> None:
     for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def _to_headers(
-    headers: Mapping[str, str] | None, token: str | None
-) -> tuple[tuple[str, str], ...]:
-    given = dict(headers or {})
-    if token is not None:
-        if any(name.lower() == "authorization" for name in given):
-            raise ValueError('give either a token or headers with "authorization", not both')
-        given["authorization"] = f"Bearer {token}"
-    for name, value in given.items():
-        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
-            raise ValueError(f"headers: {name!r} is no name of a header")
-        if name.lower() in _OF_CONNECTION:
-            raise ValueError(f'headers: "{name}" belongs to the connection and cannot be set')
-        # Without the value, which is a secret more often than not.
-        if not isinstance(value, str) or not re.fullmatch(r"[\t\x20-\x7e\x80-\xff]*", value):
-            raise ValueError(
-                f'headers: the value of "{name}" must be text without line breaks and control '
-                "characters"
-            )
-    return tuple(given.items())

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any
 
 from .address import CONNECT_TIMEOUT, Address, prepare, turned
+from .credential import Headers
 from .errors import NoSessions, broken, timed_out
 from .http1 import Exchange
 from .messages import OpenSessionResponse
@@ -48,10 +49,10 @@ class _Pending(Pending):
 class AsyncSession(asyncio.Protocol):
     """A session of one event loop. Everything of it happens in that loop."""
 
-    def __init__(self, address: Address, most_bytes: int) -> None:
+    def __init__(self, address: Address, headers: Headers, most_bytes: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._address = address
-        self._wire = Session(address.authority, address.prefix, address.headers, most_bytes)
+        self._wire = Session(address.authority, address.prefix, headers, most_bytes)
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
         self._is_flushing = False
@@ -68,6 +69,11 @@ class AsyncSession(asyncio.Protocol):
     def is_leaving(self) -> bool:
         """Whether new operations should go to another session."""
         return self._wire.is_leaving
+
+    @property
+    def was_asked_to_leave(self) -> bool:
+        """Whether the service said that its client is to go on with another session."""
+        return self._wire.was_asked_to_leave
 
     @property
     def found_none_at(self) -> float | None:
@@ -230,7 +236,7 @@ class AsyncSession(asyncio.Protocol):
             self._end(broken("it is over"))
 
     def _end(self, error: BaseException) -> None:
-        self._wire.end(error if isinstance(error, Exception) else broken(repr(error)))
+        self._wire.end(error)
         if self._transport is not None:
             self._transport.abort()
         if not self._closed.done():
@@ -238,10 +244,11 @@ class AsyncSession(asyncio.Protocol):
 
 
 def _tls(address: Address) -> dict[str, Any]:
-    if address.context is None:
+    context = address.context
+    if context is None:
         return {}
     return {
-        "ssl": address.context,
+        "ssl": context,
         "server_hostname": address.host,
         "ssl_handshake_timeout": CONNECT_TIMEOUT,
     }
@@ -250,6 +257,18 @@ def _tls(address: Address) -> dict[str, Any]:
 async def open_socket(address: Address) -> socket.socket:
     """A connection to one of the address's hosts. Raises OSError."""
     loop = asyncio.get_running_loop()
+    if address.socket_path is not None:
+        local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            local.setblocking(False)
+            await asyncio.wait_for(loop.sock_connect(local, address.socket_path), CONNECT_TIMEOUT)
+            return local
+        except asyncio.TimeoutError:
+            local.close()
+            raise TimeoutError("timed out") from None
+        except BaseException:
+            local.close()
+            raise
     try:
         infos: list[Any] = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST

@@ -14,6 +14,7 @@ from contextlib import suppress
 from time import monotonic
 
 from .address import CONNECT_TIMEOUT, Address, prepare, turned
+from .credential import Headers
 from .errors import CheckpointdError, NoSessions, broken, timed_out
 from .http1 import Exchange
 from .messages import OpenSessionResponse
@@ -66,9 +67,11 @@ class BlockingSession:
     put_writes 0.7 times).
     """
 
-    def __init__(self, address: Address, most_bytes: int, deadline: float) -> None:
+    def __init__(
+        self, address: Address, headers: Headers, most_bytes: int, deadline: float
+    ) -> None:
         """Connects. Raises CheckpointdError if there is no way to the server."""
-        self._wire = Session(address.authority, address.prefix, address.headers, most_bytes)
+        self._wire = Session(address.authority, address.prefix, headers, most_bytes)
         # Of what follows, and of the wire.
         self._lock = threading.Lock()
         self._writing = threading.Lock()
@@ -92,6 +95,11 @@ class BlockingSession:
     def is_leaving(self) -> bool:
         """Whether new operations should go to another session."""
         return self._wire.is_leaving
+
+    @property
+    def was_asked_to_leave(self) -> bool:
+        """Whether the service said that its client is to go on with another session."""
+        return self._wire.was_asked_to_leave
 
     @property
     def found_none_at(self) -> float | None:
@@ -258,7 +266,7 @@ class BlockingSession:
 
     def _end(self, error: BaseException) -> None:
         with self._lock:
-            self._wire.end(error if isinstance(error, Exception) else broken(repr(error)))
+            self._wire.end(error)
         self._wake_next()
         self._socket.close()
 
@@ -331,6 +339,15 @@ def _is_ready(fd: int, to_write: bool, within: float) -> bool:
 
 def open_socket(address: Address, deadline: float) -> socket.socket:
     """A connection to one of the address's hosts. Raises OSError."""
+    if address.socket_path is not None:
+        local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            local.settimeout(max(0.001, min(CONNECT_TIMEOUT, deadline - monotonic())))
+            local.connect(address.socket_path)
+            return local
+        except BaseException:
+            local.close()
+            raise
     failure: OSError | None = None
     infos = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     for (family, kind, protocol, _, name), within in turned(list(infos)):
@@ -342,8 +359,9 @@ def open_socket(address: Address, deadline: float) -> socket.socket:
             prepare(sock)
             sock.settimeout(min(within, left))
             sock.connect(name)
-            if address.context is not None:
-                return address.context.wrap_socket(sock, server_hostname=address.host)
+            context = address.context
+            if context is not None:
+                return context.wrap_socket(sock, server_hostname=address.host)
             return sock
         except OSError as error:
             sock.close()

@@ -21,6 +21,7 @@ from . import async_session, blocking_session, messages
 from .address import Address
 from .async_session import AsyncSession
 from .blocking_session import BlockingSession
+from .credential import Credential, Headers
 from .errors import CheckpointdError, NotCarried, closed, timed_out
 from .http1 import Exchange
 from .messages import OpenSessionRequest, OpenSessionResponse
@@ -80,10 +81,12 @@ Each = TypeVar("Each", AsyncSession, BlockingSession)
 class _Place(Generic[Each]):
     """Holds one session at a time, and none for a while after there was none."""
 
-    __slots__ = ("_refusals", "session")
+    __slots__ = ("_refusals", "session", "turn")
 
     def __init__(self) -> None:
         self.session: Each | None = None
+        # Of the token that it was opened with.
+        self.turn = 0
         # How often in a row there was no session.
         self._refusals = 0
 
@@ -99,6 +102,16 @@ class _Place(Generic[Each]):
             return True
         self._refusals += 1
         return False
+
+    def is_behind(self, turn: int) -> bool:
+        """Whether the session was opened with a token that is used no more."""
+        return self.session is not None and self.turn != turn
+
+    def leave(self) -> None:
+        """Has what comes next go to another session."""
+        session, self.session = self.session, None
+        if session is not None:
+            session.leave()
 
 
 class _Loop:
@@ -129,9 +142,16 @@ class Client:
     """Makes the calls of a saver and of all its copies in this process, and in its children."""
 
     def __init__(
-        self, address: Address, timeout: float, retry: Retry, most_bytes: int, cache_bytes: int
+        self,
+        address: Address,
+        credential: Credential,
+        timeout: float,
+        retry: Retry,
+        most_bytes: int,
+        cache_bytes: int,
     ) -> None:
         self._address = address
+        self._credential = credential
         self._timeout = timeout
         self._retry = retry
         self._most_bytes = most_bytes
@@ -168,6 +188,7 @@ class Client:
                 return
             sessions = [self._small.session, self._large.session]
             loops = self._loops
+            self._credential.after_fork()
             self._begin()
         # The parent's connections stay the parent's: only the copies are closed.
         for session in sessions:
@@ -186,11 +207,16 @@ class Client:
         timeout = self._timeout
         deadline = monotonic() + timeout
         tries: Tries | None = None
+        is_renewed = False
         data = request.SerializeToString()
         while True:
+            turn = self._credential.turn
             try:
                 return self._once(name, request, data, deadline, timeout)
             except CheckpointdError as error:
+                if not is_renewed and not self._is_closed and self._renew(error, turn):
+                    is_renewed = True
+                    continue
                 if not idempotent or self._is_closed:
                     raise
                 tries = tries or Tries(self._retry, timeout, deadline)
@@ -211,7 +237,7 @@ class Client:
         except NotCarried:
             pass
         method, body, answer = _unary(name, request)
-        exchange = self._exchange(method, body, deadline)
+        exchange = self._exchange(method, body, self._credential.headers(deadline), deadline)
         for message in blocking_session.call(self._address, exchange, deadline):
             getattr(answer, name).MergeFromString(message)
         return answer
@@ -223,6 +249,12 @@ class Client:
             session.look()
             if not session.is_leaving:
                 return session
+        # Before the lock, since it may take its time.
+        if session is not None and session.was_asked_to_leave:
+            headers = self._credential.next_headers(deadline)
+        else:
+            headers = self._credential.headers(deadline)
+        turn = self._credential.turn
         if not self._lock.acquire(timeout=max(0.0, deadline - monotonic())):
             raise timed_out()
         try:
@@ -230,8 +262,9 @@ class Client:
             if session is None or session.is_leaving:
                 if place.is_at_rest():
                     return None
-                session = BlockingSession(self._address, self._most_bytes, deadline)
+                session = BlockingSession(self._address, headers, self._most_bytes, deadline)
                 place.session = session
+                place.turn = turn
                 if self._is_closed:
                     session.leave()
             return session
@@ -254,6 +287,7 @@ class Client:
         of each opening.
         """
         tries: Tries | None = None
+        is_renewed = False
         while True:
             if self._is_closed:
                 raise closed()
@@ -264,7 +298,10 @@ class Client:
                 begins()
             if opens is not None:
                 opens()
-            exchange = self._exchange(_STREAMS[name], request.SerializeToString(), None)
+            turn = self._credential.turn
+            headers = self._credential.headers(deadline)
+            body = request.SerializeToString()
+            exchange = self._exchange(_STREAMS[name], body, headers, None)
             parts = blocking_session.call(self._address, exchange, deadline)
             try:
                 while True:
@@ -272,6 +309,9 @@ class Client:
                     try:
                         part = next(parts, None)
                     except CheckpointdError as error:
+                        if not is_renewed and self._renew(error, turn):
+                            is_renewed, pause = True, 0.0
+                            break
                         tries = tries or Tries(self._retry, timeout, deadline)
                         pause = tries.pause_after(error)
                         break
@@ -279,6 +319,7 @@ class Client:
                         return
                     message = kind.FromString(part)
                     took(message)
+                    is_renewed = False
                     if begins is None:
                         tries = None
                     yield message
@@ -295,11 +336,16 @@ class Client:
         timeout = self._timeout
         deadline = monotonic() + timeout
         tries: Tries | None = None
+        is_renewed = False
         data = request.SerializeToString()
         while True:
+            turn = self._credential.turn
             try:
                 return await self._aonce(name, request, data, deadline, timeout)
             except CheckpointdError as error:
+                if not is_renewed and not self._is_closed and self._arenew(error, turn):
+                    is_renewed = True
+                    continue
                 if not idempotent or self._is_closed:
                     raise
                 tries = tries or Tries(self._retry, timeout, deadline)
@@ -324,18 +370,19 @@ class Client:
         if self._is_closed:
             raise closed()
         try:
-            session = await self._asession(name, data)
+            session = await self._asession(name, data, deadline)
             if session is not None:
                 return await session.run(data, name, deadline, timeout, name in _WRITES)
         except NotCarried:
             pass
         method, body, answer = _unary(name, request)
-        exchange = self._exchange(method, body, deadline)
+        headers = await self._credential.aheaders(deadline)
+        exchange = self._exchange(method, body, headers, deadline)
         async for message in async_session.call(self._address, exchange, deadline):
             getattr(answer, name).MergeFromString(message)
         return answer
 
-    async def _asession(self, name: str, data: bytes) -> AsyncSession | None:
+    async def _asession(self, name: str, data: bytes, deadline: float) -> AsyncSession | None:
         running = asyncio.get_running_loop()
         loop = self._loops.get(running)
         if loop is None:
@@ -349,9 +396,17 @@ class Client:
         current = place.session
         if current is not None and not current.is_leaving:
             return current
+        if current is not None and current.was_asked_to_leave:
+            headers = await self._credential.anext_headers(deadline)
+        else:
+            headers = await self._credential.aheaders(deadline)
+        if place.session is not current:
+            # Others were here meanwhile.
+            return await self._asession(name, data, deadline)
         if place.is_at_rest():
             return None
-        place.session = AsyncSession(self._address, self._most_bytes)
+        place.session = AsyncSession(self._address, headers, self._most_bytes)
+        place.turn = self._credential.turn
         return place.session
 
     async def astream(
@@ -365,6 +420,7 @@ class Client:
     ) -> AsyncIterator[Any]:
         """As `stream`."""
         tries: Tries | None = None
+        is_renewed = False
         while True:
             if self._is_closed:
                 raise closed()
@@ -375,13 +431,19 @@ class Client:
                 begins()
             if opens is not None:
                 opens()
-            exchange = self._exchange(_STREAMS[name], request.SerializeToString(), None)
+            turn = self._credential.turn
+            headers = await self._credential.aheaders(deadline)
+            body = request.SerializeToString()
+            exchange = self._exchange(_STREAMS[name], body, headers, None)
             parts = async_session.call(self._address, exchange, deadline)
             try:
                 while True:
                     try:
                         part = await anext(parts, None)
                     except CheckpointdError as error:
+                        if not is_renewed and self._arenew(error, turn):
+                            is_renewed, pause = True, 0.0
+                            break
                         tries = tries or Tries(self._retry, timeout, deadline)
                         pause = tries.pause_after(error)
                         break
@@ -389,6 +451,7 @@ class Client:
                         return
                     message = kind.FromString(part)
                     took(message)
+                    is_renewed = False
                     if begins is None:
                         tries = None
                     yield message
@@ -425,7 +488,31 @@ class Client:
         for session in loop.sessions() if loop is not None else ():
             await session.wait_closed()
 
-    def _exchange(self, method: str, body: bytes, deadline: float | None) -> Exchange:
+    def _renew(self, error: CheckpointdError, turn: int) -> bool:
+        """Whether the call may be made once more, with another token."""
+        return self._renews(error, turn, (self._small, self._large))
+
+    def _arenew(self, error: CheckpointdError, turn: int) -> bool:
+        """As `_renew`, on an event loop."""
+        loop = self._loops.get(asyncio.get_running_loop())
+        return self._renews(error, turn, () if loop is None else (loop.small, loop.large))
+
+    def _renews(self, error: CheckpointdError, turn: int, places: tuple[_Place[Any], ...]) -> bool:
+        credential = self._credential
+        if not credential.is_refused(error):
+            return False
+        # Where another loop has had another token already, it was only the session that was old.
+        is_behind = any(place.is_behind(credential.turn) for place in places)
+        if not credential.renew(turn if not is_behind else -1):
+            return False
+        for place in places:
+            if place.is_behind(credential.turn):
+                place.leave()
+        return True
+
+    def _exchange(
+        self, method: str, body: bytes, headers: Headers, deadline: float | None
+    ) -> Exchange:
         if len(body) > self._most_bytes:
             raise CheckpointdError(
                 "resource_exhausted",
@@ -436,7 +523,12 @@ class Client:
             )
         timeout = None if deadline is None else deadline - monotonic()
         return Exchange(
-            self._address, method, body, is_stream=method in _STREAMS.values(), timeout=timeout
+            self._address,
+            method,
+            body,
+            headers,
+            is_stream=method in _STREAMS.values(),
+            timeout=timeout,
         )
 
 

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -28,6 +28,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 
+from .encryption import SEAL_KEY, EncryptionError
 from .messages import (
     CheckpointTuple as StoredTuple,
 )
@@ -47,6 +48,19 @@ _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan
 # An escaped NUL, but not a backslash before "u0000".
 _nul = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _surrogate = re.compile("[\ud800-\udfff]")
+# What stands in the JSON for a value that is encrypted with the rest of it.
+_HIDDEN = "encrypted"
+
+
+class Put(NamedTuple):
+    """What stores a checkpoint."""
+
+    request: OpenSessionRequest
+    """Without its large values."""
+    large: dict[int, bytes]
+    """These, by their place in put.blobs."""
+    full_json: str
+    """The checkpoint with all it inlines, where that is to be encrypted."""
 
 
 def put_request(
@@ -56,8 +70,9 @@ def put_request(
     metadata: CheckpointMetadata,
     new_versions: ChannelVersions,
     graph: str | None,
-) -> tuple[OpenSessionRequest, dict[int, bytes]]:
-    """What stores a checkpoint, but for its large values: these by their place in put.blobs.
+    hides: bool = False,
+) -> Put:
+    """What stores a checkpoint; with `hides` without the values that it inlines.
 
     Raises TypeError or ValueError naming what cannot be stored.
     """
@@ -96,6 +111,10 @@ def put_request(
             put.checkpoint_json = _checkpoint_json(checkpoint, inline)
         except ValueError as error:
             raise ValueError(f"the checkpoint cannot be stored as JSON: {error}") from error
+    full_json = ""
+    if hides:
+        full_json = put.checkpoint_json
+        put.checkpoint_json = _checkpoint_json(checkpoint, dict.fromkeys(inline, _HIDDEN))
     put.metadata_json = metadata_json(get_serializable_checkpoint_metadata(config, metadata), graph)
     if blobs:
         add = put.blobs.add
@@ -117,7 +136,7 @@ def put_request(
             else:
                 # Large ones cost less the fewer times they are copied.
                 large[len(put.blobs) - 1] = data
-    return request, large
+    return Put(request, large, full_json)
 
 
 def put_writes_request(
@@ -196,11 +215,19 @@ def from_tuple(
 ) -> CheckpointTuple:
     """A stored tuple as LangGraph's direct saver returns it.
 
-    `thread_id` is the thread as the caller spelled it, or None to take the stored one.
+    `thread_id` is the thread as the caller spelled it, or None to take the stored one. Raises
+    EncryptionError if it is encrypted.
     """
     key = stored.key
     load = serde.loads_typed
     checkpoint = json.loads(stored.checkpoint_json)
+    # Its values would be refused one by one, but for those in the JSON.
+    if SEAL_KEY in checkpoint:
+        raise EncryptionError(
+            "ENCRYPTED",
+            f"checkpoint {key.checkpoint_id} of thread {key.thread_id!r} is encrypted: give the "
+            "saver its encryption",
+        )
     values = checkpoint.get("channel_values")
     if values is None:
         values = checkpoint["channel_values"] = {}

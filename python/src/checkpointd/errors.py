@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from . import messages
@@ -107,6 +108,10 @@ class NotTheService(CheckpointdError):
         return False
 
 
+class NoToken(NotTheService):
+    """The function that gives the token gave none. Another try would ask it too often."""
+
+
 class NotCarried(Exception):
     """A session does not carry this operation, or not now: make it as a call of its own."""
 
@@ -118,6 +123,15 @@ class NoSessions(NotCarried):
 def broken(why: object = "") -> CheckpointdError:
     """A connection ended under a call, of which nobody knows what came of it."""
     return CheckpointdError("unavailable", f"the session broke{why and f': {why}'}")
+
+
+def one_more(error: BaseException) -> CheckpointdError | NotCarried:
+    """The same error for one more who is told of it, or to be kept.
+
+    Whoever raises an error adds its frames to it, and with them all that an agent is working on:
+    shared or kept, it would hold on to that.
+    """
+    return copy(error) if isinstance(error, CheckpointdError | NotCarried) else broken(repr(error))
 
 
 def timed_out() -> CheckpointdError:

@@ -32,7 +32,7 @@ def put(client: Client, request: OpenSessionRequest, large: Mapping[int, bytes])
         else:
             cache.remember(values, answer.put_extending.transaction_id)
             return
-    client.call("put", _whole(request, large))
+    client.call("put", whole(request, large))
 
 
 async def aput(client: Client, request: OpenSessionRequest, large: Mapping[int, bytes]) -> None:
@@ -51,12 +51,12 @@ async def aput(client: Client, request: OpenSessionRequest, large: Mapping[int, 
             cache.forget(values)
         except asyncio.CancelledError:
             # Nobody would hear that it was not stored, and send the whole.
-            client.post("put", _whole(request, large))
+            client.post("put", whole(request, large))
             raise
         else:
             cache.remember(values, answer.put_extending.transaction_id)
             return
-    await client.acall("put", _whole(request, large))
+    await client.acall("put", whole(request, large))
 
 
 def _name(extended: Sequence[Extended]) -> str:
@@ -87,7 +87,8 @@ def _extending(
     return told
 
 
-def _whole(request: OpenSessionRequest, large: Mapping[int, bytes]) -> OpenSessionRequest:
+def whole(request: OpenSessionRequest, large: Mapping[int, bytes]) -> OpenSessionRequest:
+    """The request with its large values."""
     for index, data in large.items():
         request.put.blobs[index].value.data = data
     return request

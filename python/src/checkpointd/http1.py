@@ -6,8 +6,10 @@ For what no session carries: the streams, and everything where no session can be
 from __future__ import annotations
 
 import json
+import re
 
 from .address import Address
+from .credential import Headers
 from .errors import CheckpointdError, broken, end_error, from_json
 from .wire import END_OF_STREAM, HEAD, Envelopes
 
@@ -20,6 +22,7 @@ class Exchange:
         address: Address,
         method: str,
         message: bytes,
+        headers: Headers,
         *,
         is_stream: bool,
         timeout: float | None,
@@ -33,7 +36,7 @@ class Exchange:
             f"Content-Type: {kind}",
             f"Content-Length: {len(message)}",
             "Connect-Protocol-Version: 1",
-            *(f"{name}: {value}" for name, value in address.headers),
+            *(f"{name}: {value}" for name, value in headers),
         ]
         if timeout is not None:
             lines.append(f"Connect-Timeout-Ms: {max(1, int(timeout * 1000))}")
@@ -167,4 +170,7 @@ class Exchange:
                 if error.code == "unimplemented":
                     return self._address.foreign(404, kind, "")
                 return error
+        # As our server says it, nginx and Go.
+        if self._status == 400 and re.search(b"speaks TLS|HTTPS port|HTTPS server", body):
+            return self._address.wants_tls()
         return self._address.foreign(self._status, kind, headers.get("retry-after", ""))

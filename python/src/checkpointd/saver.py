@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any
+import asyncio
+import inspect
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -19,8 +22,10 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from typing_extensions import Self
 
 from . import codec, extending
-from .address import Address
+from .address import Address, Tls
 from .client import Client
+from .credential import Credential, Token
+from .encryption import Encryption
 from .errors import CheckpointdError, NotCarried
 from .lease_watch import Watches
 from .listing import Listing
@@ -30,6 +35,8 @@ from .messages import (
     DeleteThreadRequest,
     GetChannelHistoryRequest,
     GetChannelHistoryResponse,
+    GetTupleRequest,
+    ListRequest,
     ListResponse,
     OpenSessionRequest,
     PruneThreadsRequest,
@@ -39,6 +46,9 @@ from .names import check_name, configurable, optional, required
 from .retry import Retry
 from .threads import Threads
 from .versions import next_version
+
+if TYPE_CHECKING:
+    from .sealing import Sealing, Steps
 
 
 class ConnectSaver(BaseCheckpointSaver[str]):
@@ -67,22 +77,33 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         *,
         serde: SerializerProtocol | None = None,
         headers: Mapping[str, str] | None = None,
-        token: str | None = None,
+        token: Token | None = None,
         timeout: float = 30,
         retry: Retry | None = None,
         graph: str | None = None,
         ca: str | None = None,
+        cert: str | None = None,
+        key: str | None = None,
         verify: bool = True,
+        tls: ssl.SSLContext | None = None,
         max_request_bytes: int = 64 * 1024 * 1024,
         value_cache_bytes: int = 32 * 1024 * 1024,
+        encryption: Encryption | None = None,
     ) -> None:
         """Makes a saver, without connecting. Raises TypeError or ValueError naming the option.
 
         Args:
-            url: Where the service is: http: or https:, with a path prefix if need be.
+            url: Where the service is: http: or https:, with a path prefix if need be; or unix: and
+                the path of a socket.
             serde: Encodes channel values and writes. LangGraph's JsonPlusSerializer unless given.
             headers: Sent with every call.
-            token: Sent with every call as ``authorization: Bearer ...``.
+            token: An API key or a token, sent with every call as ``authorization: Bearer ...``; or
+                a function that gives one, for tokens that end. It is asked when the first call or
+                session begins, and anew when a session is to be followed by another and when the
+                service answers "unauthenticated", whereupon the call is tried once more. An error
+                that it raises is the call's. An asynchronous function serves the asynchronous
+                methods only, any other serves all (on an event loop in a thread of its own); it is
+                pickled with the saver, so for that it has to be one of a module.
             timeout: How long a call may take, retries included, in seconds. For a list: how long it
                 may take until the next tuple is there.
             retry: How calls that found no server are repeated.
@@ -91,12 +112,20 @@ class ConnectSaver(BaseCheckpointSaver[str]):
                 read). A name of your own, which stays the same from one version of the graph to the
                 next.
             ca: A file of authorities to trust, for https:, in the place of the system's.
+            cert: A file with the certificate to show to the service, and those between it and its
+                authority. Files that are replaced are read anew.
+            key: The file with its key.
             verify: False trusts any certificate: only for tests.
+            tls: In the place of these four. A saver with one cannot be pickled.
             max_request_bytes: The largest request, as encoded. The service's default is 64 MiB too:
                 raise both.
             value_cache_bytes: How many bytes of the values that were put last are remembered, so
                 that of one that has most of the one before, such as the messages of a conversation,
                 only the rest is sent. 0 sends all whole.
+            encryption: Encrypts what the graph stores, with keys that the service and its database
+                never see, and reads nothing else: see docs/security.md for what stays readable.
+                What cannot be trusted is an `EncryptionError`. Remembers as many bytes of values as
+                `value_cache_bytes` once more.
         """
         super().__init__(serde=serde)
         if not timeout > 0:
@@ -115,14 +144,23 @@ class ConnectSaver(BaseCheckpointSaver[str]):
             "retry": retry,
             "graph": graph,
             "ca": ca,
+            "cert": cert,
+            "key": key,
             "verify": verify,
+            "tls": tls,
             "max_request_bytes": max_request_bytes,
             "value_cache_bytes": value_cache_bytes,
+            "encryption": encryption,
         }
+        self._sealing = _sealing(encryption, value_cache_bytes)
         self._url = url
-        address = Address(url, headers, token, ca, verify)
         self._client = Client(
-            address, timeout, retry or Retry(), max_request_bytes, value_cache_bytes
+            Address(url, Tls(ca, cert, key, verify, tls)),
+            Credential(headers, token),
+            timeout,
+            retry or Retry(),
+            max_request_bytes,
+            value_cache_bytes,
         )
         self.threads = Threads(self._client)
         self._watches = Watches()
@@ -180,7 +218,10 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         answer = self._client.call("get_tuple", request).get_tuple
         if not answer.HasField("tuple"):
             return None
-        return codec.from_tuple(self.serde, answer.tuple, config["configurable"]["thread_id"])
+        stored = answer.tuple
+        if self._sealing:
+            stored = self._drive(self._sealing.open_tuple(stored, _asked(request.get_tuple)))
+        return codec.from_tuple(self.serde, stored, config["configurable"]["thread_id"])
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that the config names, or the latest of its thread and namespace."""
@@ -188,7 +229,10 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         answer = (await self._client.acall("get_tuple", request)).get_tuple
         if not answer.HasField("tuple"):
             return None
-        return codec.from_tuple(self.serde, answer.tuple, config["configurable"]["thread_id"])
+        stored = answer.tuple
+        if self._sealing:
+            stored = await self._adrive(self._sealing.open_tuple(stored, _asked(request.get_tuple)))
+        return codec.from_tuple(self.serde, stored, config["configurable"]["thread_id"])
 
     def put(
         self,
@@ -201,11 +245,13 @@ class ConnectSaver(BaseCheckpointSaver[str]):
 
         Returns when it is durable, with the config that names it.
         """
-        request, large = codec.put_request(
-            self.serde, config, checkpoint, metadata, new_versions, self.graph
+        made = codec.put_request(
+            self.serde, config, checkpoint, metadata, new_versions, self.graph, bool(self._sealing)
         )
+        if self._sealing:
+            self._drive(self._sealing.seal_put(self.serde, made, checkpoint["channel_versions"]))
         try:
-            extending.put(self._client, request, large)
+            extending.put(self._client, made.request, made.large)
         except CheckpointdError as error:
             self._watches.failed(config, error)
             raise
@@ -224,11 +270,16 @@ class ConnectSaver(BaseCheckpointSaver[str]):
 
         Returns when it is durable, with the config that names it.
         """
-        request, large = codec.put_request(
-            self.serde, config, checkpoint, metadata, new_versions, self.graph
+        made = codec.put_request(
+            self.serde, config, checkpoint, metadata, new_versions, self.graph, bool(self._sealing)
         )
+        if self._sealing:
+            await self._adrive(
+                self._sealing.seal_put(self.serde, made, checkpoint["channel_versions"]),
+                lambda: self._client.post("put", extending.whole(made.request, made.large)),
+            )
         try:
-            await extending.aput(self._client, request, large)
+            await extending.aput(self._client, made.request, made.large)
         except CheckpointdError as error:
             self._watches.failed(config, error)
             raise
@@ -251,6 +302,8 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         request = codec.put_writes_request(self.serde, config, writes, task_id, task_path)
         if not writes:
             return
+        if self._sealing:
+            self._drive(self._sealing.seal_writes(request))
         try:
             self._client.call("put_writes", request)
         except CheckpointdError as error:
@@ -274,6 +327,11 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         request = codec.put_writes_request(self.serde, config, writes, task_id, task_path)
         if not writes:
             return
+        if self._sealing:
+            await self._adrive(
+                self._sealing.seal_writes(request),
+                lambda: self._client.post("put_writes", request),
+            )
         try:
             await self._client.acall("put_writes", request)
         except CheckpointdError as error:
@@ -303,12 +361,12 @@ class ConnectSaver(BaseCheckpointSaver[str]):
             except NotCarried:
                 break
             for stored in listing.take_page(page):
-                yield codec.from_tuple(self.serde, stored, thread_id)
+                yield codec.from_tuple(self.serde, self._opened(stored, listing), thread_id)
         if listing.is_over:
             return
         parts = self._client.stream("List", listing.request, ListResponse, listing.took)
         for part in parts:
-            yield codec.from_tuple(self.serde, part.tuple, thread_id)
+            yield codec.from_tuple(self.serde, self._opened(part.tuple, listing), thread_id)
             if listing.is_over:
                 return
 
@@ -333,12 +391,14 @@ class ConnectSaver(BaseCheckpointSaver[str]):
             except NotCarried:
                 break
             for stored in listing.take_page(page):
-                yield codec.from_tuple(self.serde, stored, thread_id)
+                opened = await self._aopened(stored, listing)
+                yield codec.from_tuple(self.serde, opened, thread_id)
         if listing.is_over:
             return
         parts = self._client.astream("List", listing.request, ListResponse, listing.took)
         async for part in parts:
-            yield codec.from_tuple(self.serde, part.tuple, thread_id)
+            opened = await self._aopened(part.tuple, listing)
+            yield codec.from_tuple(self.serde, opened, thread_id)
             if listing.is_over:
                 return
 
@@ -353,10 +413,13 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         history = codec.History(self.serde, channels)
         if channels:
             request = _history_request(config, channels)
-            for _ in self._client.stream(
-                "GetChannelHistory", request, GetChannelHistoryResponse, history.add, history.clear
-            ):
-                pass
+            add, begin, end = self._history(history, request)
+            parts = self._client.stream(
+                "GetChannelHistory", request, GetChannelHistoryResponse, lambda _: None, begin
+            )
+            for part in parts:
+                history.add(self._drive(add(part)) if add else part)
+            end()
         return history.result()
 
     async def aget_delta_channel_history(
@@ -370,11 +433,95 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         history = codec.History(self.serde, channels)
         if channels:
             request = _history_request(config, channels)
-            async for _ in self._client.astream(
-                "GetChannelHistory", request, GetChannelHistoryResponse, history.add, history.clear
-            ):
-                pass
+            add, begin, end = self._history(history, request)
+            parts = self._client.astream(
+                "GetChannelHistory", request, GetChannelHistoryResponse, lambda _: None, begin
+            )
+            async for part in parts:
+                history.add(await self._adrive(add(part)) if add else part)
+            end()
         return history.result()
+
+    def _history(self, history: codec.History, request: GetChannelHistoryRequest) -> Any:
+        """What decrypts a message, if it has to be; what begins anew, and what checks the end."""
+        if not self._sealing:
+            return None, history.clear, lambda: None
+        request.with_seals = True
+        opened = self._sealing.history(
+            (request.thread_id, request.checkpoint_ns, request.checkpoint_id), request.channels
+        )
+
+        def begin() -> None:
+            history.clear()
+            opened.clear()
+
+        return opened.add, begin, opened.end
+
+    # Encryption: what has to be asked on the way, of the keys or of the service.
+
+    def _drive(self, steps: Steps[Any]) -> Any:
+        answer: Any = None
+        while True:
+            try:
+                ask = steps.send(answer)
+            except StopIteration as done:
+                return done.value
+            if isinstance(ask, OpenSessionRequest):
+                answer = self._client.call("get_tuple", ask).get_tuple
+                continue
+            answer = ask()
+            if inspect.isawaitable(answer):
+                if inspect.iscoroutine(answer):
+                    answer.close()
+                raise TypeError(
+                    "encryption's keys have to be awaited, which only the asynchronous methods "
+                    "(ainvoke) can"
+                )
+
+    async def _adrive(self, steps: Steps[Any], store: Callable[[], None] | None = None) -> Any:
+        """As `_drive`. Cancelled meanwhile, `store` is called all the same when it is through."""
+        answer: Any = None
+        while True:
+            try:
+                ask = steps.send(answer)
+            except StopIteration as done:
+                return done.value
+            answer = self._aread(ask) if isinstance(ask, OpenSessionRequest) else ask()
+            if not inspect.isawaitable(answer):
+                continue
+            if store is None:
+                answer = await answer
+                continue
+            waiting = asyncio.ensure_future(answer)
+            try:
+                answer = await asyncio.shield(waiting)
+            except asyncio.CancelledError:
+                task = asyncio.ensure_future(self._finish(waiting, steps, store))
+                # The loop itself keeps no task alive.
+                _finishing.add(task)
+                task.add_done_callback(_finishing.discard)
+                raise
+
+    async def _finish(
+        self, waiting: Awaitable[Any], steps: Steps[Any], store: Callable[[], None]
+    ) -> None:
+        answer = await waiting
+        rest = _after(steps, answer)
+        await self._adrive(rest)
+        store()
+
+    async def _aread(self, request: OpenSessionRequest) -> Any:
+        return (await self._client.acall("get_tuple", request)).get_tuple
+
+    def _opened(self, stored: Any, listing: Listing) -> Any:
+        if not self._sealing:
+            return stored
+        return self._drive(self._sealing.open_tuple(stored, _asked(listing.request)))
+
+    async def _aopened(self, stored: Any, listing: Listing) -> Any:
+        if not self._sealing:
+            return stored
+        return await self._adrive(self._sealing.open_tuple(stored, _asked(listing.request)))
 
     # Threads.
 
@@ -430,7 +577,7 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         """
         for request in _prune_requests(thread_ids, strategy):
             for _ in self._client.stream(
-                "PruneThreads", request, PruneThreadsResponse, _after(request)
+                "PruneThreads", request, PruneThreadsResponse, _after_thread(request)
             ):
                 pass
 
@@ -442,9 +589,49 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         """
         for request in _prune_requests(thread_ids, strategy):
             async for _ in self._client.astream(
-                "PruneThreads", request, PruneThreadsResponse, _after(request)
+                "PruneThreads", request, PruneThreadsResponse, _after_thread(request)
             ):
                 pass
+
+
+# What was cancelled and is to be stored all the same.
+_finishing: set[asyncio.Future[None]] = set()
+
+
+def _sealing(encryption: Encryption | None, memory_bytes: int) -> Sealing | None:
+    if encryption is None:
+        return None
+    try:
+        from .sealing import Sealing
+    except ImportError as error:
+        raise ImportError(
+            'encryption needs the package cryptography: pip install "checkpointd[encryption]"'
+        ) from error
+    return Sealing(encryption, memory_bytes)
+
+
+def _after(steps: Steps[Any], answer: object) -> Steps[Any]:
+    """The rest of the steps, the next of which waits for the answer."""
+    try:
+        ask = steps.send(answer)
+    except StopIteration as done:
+        return done.value
+    while True:
+        try:
+            ask = steps.send((yield ask))
+        except StopIteration as done:
+            return done.value
+
+
+def _asked(request: GetTupleRequest | ListRequest) -> tuple[str | None, str | None, str]:
+    """Which checkpoint was asked for, as far as it was said."""
+    if isinstance(request, GetTupleRequest):
+        return request.thread_id, request.checkpoint_ns, request.checkpoint_id
+    return (
+        request.thread_id if request.HasField("thread_id") else None,
+        request.checkpoint_ns if request.HasField("checkpoint_ns") else None,
+        request.checkpoint_id,
+    )
 
 
 def _history_request(config: RunnableConfig, channels: Sequence[str]) -> GetChannelHistoryRequest:
@@ -501,7 +688,7 @@ def _names(field: str, values: Sequence[str]) -> list[str]:
     return [check_name(f"{field}[{at}]", value) for at, value in enumerate(values)]
 
 
-def _after(request: PruneThreadsRequest) -> Callable[[PruneThreadsResponse], None]:
+def _after_thread(request: PruneThreadsRequest) -> Callable[[PruneThreadsResponse], None]:
     def took(part: PruneThreadsResponse) -> None:
         if part.thread_id:
             request.after_thread_id = part.thread_id

@@ -21,6 +21,7 @@ from .errors import (
     broken,
     end_error,
     from_detail,
+    one_more,
     timed_out,
 )
 from .messages import OpenSessionRequest, OpenSessionResponse
@@ -124,6 +125,7 @@ class Session:
         self.sent: dict[int, Pending] = {}
         self.queued: deque[Pending] = deque()
         self.is_moving = False
+        self.was_asked_to_leave = False
         self.over: Exception | None = None
         self.over_at = 0.0
         now = monotonic()
@@ -168,7 +170,7 @@ class Session:
     def submit(self, pending: Pending) -> None:
         """Sends the operation, or has it wait for its turn."""
         if self.over is not None:
-            pending.settle(None, self.over)
+            pending.settle(None, one_more(self.over))
         elif len(self.sent) < self._max_in_flight:
             self._send(pending)
         else:
@@ -286,18 +288,20 @@ class Session:
             return NoSessions(f"no upgrade: {why}")
         return broken(why)
 
-    def end(self, error: Exception) -> None:
+    def end(self, error: BaseException) -> None:
         """Fails what is under way. Idempotent."""
         if self.over is not None:
             return
-        self.over = error
+        self.over = one_more(error)
         self.over_at = monotonic()
         pendings = [*self.sent.values(), *self.queued]
         self.sent.clear()
         self.queued.clear()
         self._output.clear()
         for pending in pendings:
-            pending.settle(None, error)
+            told = one_more(error)
+            told.__cause__ = error.__cause__
+            pending.settle(None, told)
 
     def _send(self, pending: Pending) -> None:
         data = pending.data
@@ -330,6 +334,7 @@ class Session:
             self._known = frozenset(message.welcome.operations)
             self._send_queued()
         elif message.HasField("goodbye"):
+            self.was_asked_to_leave = True
             self.move()
 
     def _receive_end(self, flags: int, payload: bytes) -> None:
