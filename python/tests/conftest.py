@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from checkpointd import ConnectSaver
@@ -80,3 +81,17 @@ def saver(service: Service) -> Iterator[ConnectSaver]:
 @pytest.fixture
 def thread() -> str:
     return f"thread-{uuid4()}"
+
+
+@pytest.fixture
+def sql(service: Service) -> Iterator[psycopg.Connection]:
+    """The service's database."""
+    with psycopg.connect(service.dsn, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def named(service: Service, thread: str) -> Iterator[ConnectSaver]:
+    """A saver whose graph's name no other test has."""
+    with ConnectSaver(service.url, graph=f"graph of {thread}") as made:
+        yield made

@@ -171,6 +171,7 @@ const fields: Record<CallName, Record<string, string>> = {
     checkpoint_ns: "in it",
     checkpoint_id: "in it",
     channels: "in it",
+    with_seals: "form",
   },
   claimThreads: {
     owner: "a name that the principal's stands before",
