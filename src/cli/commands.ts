@@ -1,7 +1,7 @@
 import { UsageError, unknownCommand } from "../settings/flags.js";
+import { version } from "../version.js";
 import { help } from "./help.js";
 import { complain, printText, say } from "./print.js";
-import { version } from "./version.js";
 
 /**
  * The commands by name; each loads only what it needs itself. Exit codes: 0 done, 1 failed, 2 the

@@ -84,6 +84,7 @@ export async function runServe(args: string[]): Promise<number> {
     const { url } = server;
     const besides = given.port !== undefined && socketPath !== undefined;
     print(`checkpointd listens on ${url}${besides ? ` and unix:${path.resolve(socketPath)}` : ""}`);
+    if (server.metricsUrl !== undefined) print(`its metrics: ${server.metricsUrl}`);
     void server.ready.then(() => printText(`checkpointd is ready\n${nextSteps(url, tokenFile)}`));
     const end = await Promise.race([
       aborted(stop).then(() => "stop"),

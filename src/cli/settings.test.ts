@@ -277,6 +277,30 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     wrong: ["http://a.example", "a.example:80", "a b"],
     unset: [],
   },
+  metricsPort: {
+    flag: "--metrics-port",
+    env: "CHECKPOINTD_METRICS_PORT",
+    text: "main",
+    value: "main",
+    wrong: ["65536", "on", "9464/metrics"],
+    unset: undefined,
+  },
+  metricsHost: {
+    flag: "--metrics-host",
+    env: "CHECKPOINTD_METRICS_HOST",
+    text: "0.0.0.0",
+    value: "0.0.0.0",
+    wrong: [""],
+    unset: "127.0.0.1",
+  },
+  metricsThreads: {
+    flag: "--metrics-threads",
+    env: "CHECKPOINTD_METRICS_THREADS",
+    text: "500",
+    value: 500,
+    wrong: ["2001", "-1", "all"],
+    unset: 0,
+  },
   logLevel: {
     flag: "--log-level",
     env: "CHECKPOINTD_LOG_LEVEL",
@@ -343,6 +367,8 @@ describe("a setting", () => {
 
   it("of the port may be none", () => {
     expect(read(["--port", "none"]).port).toBeUndefined();
+    expect(read(["--metrics-port", "none"]).metricsPort).toBeUndefined();
+    expect(read(["--metrics-port", "9464"]).metricsPort).toBe(9464);
   });
 
   it("has a flag and a variable of its own", () => {

@@ -110,6 +110,20 @@ const portOrNone: Kind<number | undefined> = {
   },
 };
 
+/** undefined: none. */
+const metricsPort: Kind<number | "main" | undefined> = {
+  allowed: `${anyPort.allowed}, main, or none`,
+  parse(value) {
+    if (value === "none") return undefined;
+    if (value === "main") return value;
+    try {
+      return anyPort.parse(value);
+    } catch {
+      throw new Refusal(`must be ${this.allowed}, not "${value}".`);
+    }
+  },
+};
+
 /** As long as every system takes it. */
 const socketPath = kind("a path of 1 to 103 bytes", (value) =>
   value !== "" && Buffer.byteLength(value) <= 103 ? value : undefined,
@@ -333,6 +347,27 @@ export const settings = {
     kind: hosts,
     unset: [],
     help: "names it answers to besides loopback's; unless given, on another address to every name",
+  }),
+  metricsPort: define({
+    flag: "metrics-port",
+    env: "CHECKPOINTD_METRICS_PORT",
+    kind: metricsPort,
+    fallback: "none",
+    help: "a port of its own for Prometheus's /metrics, which asks for no credential; main puts it on the server's, for principals with admin",
+  }),
+  metricsHost: define({
+    flag: "metrics-host",
+    env: "CHECKPOINTD_METRICS_HOST",
+    kind: text,
+    fallback: "127.0.0.1",
+    help: "the address of --metrics-port, whatever --host is",
+  }),
+  metricsThreads: define({
+    flag: "metrics-threads",
+    env: "CHECKPOINTD_METRICS_THREADS",
+    kind: integer(0, 2000),
+    fallback: "0",
+    help: "how many of the latest threads are looked at once a minute, to tell how they stand; 0: none",
   }),
   logLevel: define({
     flag: "log-level",

@@ -2,12 +2,21 @@ import cluster, { type Worker } from "node:cluster";
 import { type AddressInfo, createServer } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { createLog } from "../log.js";
+import type { Samples } from "../metrics/samples.js";
 import { listen, othersMask } from "../server/http.js";
+import { defaultLimits } from "../server/limits.js";
+import { keepPage, metricsPath, startMetricsPort } from "../server/metrics_page.js";
 import { startReadiness } from "../server/readiness.js";
-import { type Server, type ServerOptions, startServer } from "../server/server.js";
+import {
+  type MetricsPrimary,
+  type Server,
+  type ServerOptions,
+  startServer,
+} from "../server/server.js";
 import { openDb } from "../store/db.js";
 import { stopSignal, workerMark } from "./stop_signal.js";
 import { logUnhandled } from "./unhandled.js";
+import { type Asked, createWorkerMetrics } from "./worker_metrics.js";
 
 /** Several processes that serve one port as if they were one server. */
 export interface Workers extends Server {
@@ -24,10 +33,17 @@ type WorkerOptions = Omit<WorkersOptions, "log" | "migrationUrl">;
 type Order =
   | { kind: "start"; options: WorkerOptions; logLevel: string }
   | { kind: "migrated" }
-  | { kind: "drain" };
+  | { kind: "drain" }
+  | { kind: "measure"; id: number }
+  | { kind: "page"; id: number; text: string };
 
 /** What a worker tells. "loaded": it can take orders now. */
-type Report = { kind: "loaded" } | { kind: "listens"; url: string } | { kind: "ready" };
+type Report =
+  | { kind: "loaded" }
+  | { kind: "listens"; url: string }
+  | { kind: "ready" }
+  | { kind: "measured"; id: number; samples: Samples }
+  | { kind: "askPage"; id: number };
 
 /** A worker that ends younger than this has failed; so many failures in a row are too many. */
 const youngMs = 10_000;
@@ -63,6 +79,12 @@ export async function startWorkers(
   // The socket is made here, whichever worker asks for it.
   if (options.socketPath !== undefined) process.umask(process.umask() | othersMask);
 
+  const measured = createWorkerMetrics();
+  const metricsPage = keepPage(() => measured.page(), defaultLimits.metricsPageMs);
+  const ofMetrics = await startMetricsPort(options, metricsPage).catch(async (error) => {
+    await release();
+    throw error;
+  });
   const migration = options.migrate ? startMigration(options) : undefined;
   const running = new Set<Worker>();
   // One that has not begun to listen for it yet would end.
@@ -80,6 +102,7 @@ export async function startWorkers(
     const worker = cluster.fork({ [workerMark]: "1" });
     const { pid } = worker.process;
     const cutStranded = rememberHandedOut(worker);
+    const measuring: Asked = { ask: (id) => tell(worker, { kind: "measure", id }) };
     running.add(worker);
     worker.on("message", async (report: Report) => {
       if (report.kind === "loaded") {
@@ -92,6 +115,7 @@ export async function startWorkers(
             port,
             poolSize: Math.floor(options.poolSize / count),
             retention: slot === 0 ? options.retention : [],
+            metricsThreads: slot === 0 ? options.metricsThreads : 0,
           },
           logLevel: log.level,
         });
@@ -99,8 +123,13 @@ export async function startWorkers(
       } else if (report.kind === "listens") {
         log.info({ pid }, "a worker listens");
         listening.add(worker);
+        measured.begin(measuring);
         url = report.url;
         listens();
+      } else if (report.kind === "measured") {
+        measured.answered(measuring, report.id, report.samples);
+      } else if (report.kind === "askPage") {
+        tell(worker, { kind: "page", id: report.id, text: await metricsPage() });
       } else {
         ready();
       }
@@ -110,6 +139,7 @@ export async function startWorkers(
         const end = (code: number | null, signal: string | null) => {
           running.delete(worker);
           listening.delete(worker);
+          measured.end(measuring, !stopping.signal.aborted);
           cutStranded();
           resolve({ pid, code, signal });
         };
@@ -158,6 +188,7 @@ export async function startWorkers(
       for (const worker of running) worker.process.kill("SIGKILL");
     }, options.drainTimeoutMs + killAfterMs);
     await Promise.all([...slots.map(({ ended }) => ended), migration?.stop(), release()]);
+    await ofMetrics?.close();
     clearTimeout(timer);
   });
 
@@ -174,6 +205,7 @@ export async function startWorkers(
   return {
     url,
     port: port ?? 0,
+    metricsUrl: options.metricsPort === "main" ? `${url}${metricsPath}` : ofMetrics?.url,
     ready: Promise.all(slots.map(({ ready }) => ready)).then(() => {}),
     failed: failed.promise,
     drain,
@@ -193,21 +225,50 @@ export async function runWorker(): Promise<number> {
     const { options, logLevel } = order;
     const log = createLog(logLevel as Parameters<typeof createLog>[0]).child({ pid: process.pid });
     logUnhandled(log);
-    const server = await startServer({
-      ...options,
-      migrate: options.migrate && migrated,
-      log,
-    });
+    const metrics = createMetricsPrimary();
+    const server = await startServer(
+      { ...options, migrate: options.migrate && migrated, log },
+      {},
+      metrics,
+    );
     report({ kind: "listens", url: server.url });
     void server.ready.then(() => report({ kind: "ready" }));
     await stop;
     await server.drain();
+    metrics.tellLast();
     return 0;
   } finally {
     // From then on nothing keeps this process. Where the primary is gone, Node has already
     // ended it: a worker that loses the primary without this exits.
     cluster.worker?.disconnect();
   }
+}
+
+/** The primary as a worker's server asks it for metrics, and as it is told them. */
+function createMetricsPrimary(): MetricsPrimary & { tellLast(): void } {
+  const asked = new Map<number, (page: string) => void>();
+  let last = 0;
+  let measure: (() => Samples) | undefined;
+  const tellAll = (id: number) => {
+    if (measure) report({ kind: "measured", id, samples: measure() });
+  };
+  process.on("message", (order: Order) => {
+    if (order.kind === "measure") tellAll(order.id);
+    if (order.kind !== "page") return;
+    asked.get(order.id)?.(order.text);
+    asked.delete(order.id);
+  });
+  return {
+    begin(measured) {
+      measure = measured;
+    },
+    page: () =>
+      new Promise((resolve) => {
+        asked.set(++last, resolve);
+        report({ kind: "askPage", id: last });
+      }),
+    tellLast: () => tellAll(0),
+  };
 }
 
 /**

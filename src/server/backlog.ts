@@ -38,13 +38,19 @@ interface Waiting {
 
 /**
  * Returns what has a stream of HTTP/2 looked after: a connection of which more waits than one may
- * have is cut, and the one of which most waits when all together have more than they may.
+ * have is cut, and the one of which most waits when all together have more than they may. What it cuts
+ * is counted in `cuts`.
  */
-export function createBacklog(limits: Limits, log: Log) {
+export function createBacklog(
+  limits: Limits,
+  cuts: { backlog: number; small_frames: number },
+  log: Log,
+) {
   let inAll = 0;
   const held = new Set<Waiting>();
-  const cut = ({ socket }: Sender, why: object, message: string) => {
+  const cut = ({ socket }: Sender, limit: keyof typeof cuts, why: object, message: string) => {
     if (socket.destroyed) return;
+    cuts[limit]++;
     log.warn(why, message);
     socket.destroy();
   };
@@ -54,6 +60,7 @@ export function createBacklog(limits: Limits, log: Log) {
     if (now - sender.small.since < 1_000) {
       cut(
         sender,
+        "small_frames",
         { limit: mostSmall },
         "cut a connection that floods the server with small frames",
       );
@@ -77,7 +84,7 @@ export function createBacklog(limits: Limits, log: Log) {
   };
   const cutFor = (sender: Sender, limit: number) => {
     const why = { backlog: sender.backlog, limit };
-    cut(sender, why, "cut a connection that sends more than is read");
+    cut(sender, "backlog", why, "cut a connection that sends more than is read");
     recount();
   };
   const enforce = (sender: Sender) => {

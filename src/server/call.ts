@@ -140,13 +140,15 @@ export interface Calls {
   readonly intake: Intake;
   /** A call that begins now. `timeoutMs` is the client's, 0 for none. */
   begin(requestId: string, rpc: string, carrier: CallCarrier, timeoutMs?: number): Call;
+  /** Those that have begun and are not over. */
+  inFlight(): number;
   /** Bounds the call by `limitMs` from its beginning, in the words of a client's own deadline. */
   bound(call: Call, limitMs: number): void;
 }
 
 /** Begins calls; `observers` are told of each when it is over. */
 export function createCalls(
-  observers: readonly ((call: FinishedCall) => void)[],
+  observers: readonly ((call: Call) => void)[],
   intake = new Intake(),
 ): Calls {
   return new OpenCalls(observers, intake);
@@ -157,14 +159,20 @@ class OpenCalls implements Calls {
   // of what a getTuple costs the service. And one timer for all of them: one of its own costs more.
   #last: Call | undefined;
   #timer: NodeJS.Timeout | undefined;
+  #inFlight = 0;
 
   constructor(
-    readonly observers: readonly ((call: FinishedCall) => void)[],
+    readonly observers: readonly ((call: Call) => void)[],
     readonly intake: Intake,
   ) {}
 
   begin(requestId: string, rpc: string, carrier: CallCarrier, timeoutMs = 0): Call {
+    this.#inFlight++;
     return new Call(requestId, rpc, carrier, timeoutMs, this);
+  }
+
+  inFlight(): number {
+    return this.#inFlight;
   }
 
   bound(call: Call, limitMs: number): void {
@@ -182,6 +190,7 @@ class OpenCalls implements Calls {
     else if (this.#last === call) this.#last = before;
     call.before = undefined;
     call.after = undefined;
+    this.#inFlight--;
     for (const observe of this.observers) observe(call);
   }
 

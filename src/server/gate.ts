@@ -4,6 +4,7 @@ import type { Http2ServerRequest } from "node:http2";
 import type { Authenticator } from "../auth/authenticator.js";
 import { checkOneAuthorization } from "../auth/bearer.js";
 import type { Principal } from "../auth/principal.js";
+import { Refusal } from "../auth/refusal.js";
 import type { Audit } from "./audit.js";
 import { peerCertificate } from "./tls.js";
 import type { Usage } from "./usage.js";
@@ -13,6 +14,8 @@ export interface Gate {
   readonly authenticator: Authenticator;
   readonly usage: Usage;
   readonly audit: Audit;
+  /** How many credentials were refused, by why: one of the fixed words of {@link Refusal}. */
+  readonly refused: Map<string, number>;
 }
 
 /**
@@ -20,16 +23,20 @@ export interface Gate {
  * all but new tokens.
  */
 export function enter(
-  { authenticator }: Gate,
+  { authenticator, refused }: Gate,
   request: IncomingMessage | Http2ServerRequest,
   then: (principal: Principal | undefined, refusal?: unknown) => void,
 ): void {
   let found: Principal | Promise<Principal>;
+  const refuse = (error: unknown) => {
+    if (error instanceof Refusal) refused.set(error.why, (refused.get(error.why) ?? 0) + 1);
+    then(undefined, error);
+  };
   try {
     checkOneAuthorization(request.rawHeaders);
     found = authenticator.authenticate(request.headers, peerCertificate(request));
   } catch (error) {
-    then(undefined, error);
+    refuse(error);
     return;
   }
   const admit = (principal: Principal) => {
@@ -38,7 +45,7 @@ export function enter(
     then(principal);
   };
   if (!(found instanceof Promise)) admit(found);
-  else found.then(admit, (error) => then(undefined, error));
+  else found.then(admit, refuse);
 }
 
 /** Who called last, by the connection or the session of HTTP/2. */

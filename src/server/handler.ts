@@ -22,6 +22,15 @@ export type NodeHandler = ReturnType<typeof connectNodeAdapter>;
 type NodeRequest = Parameters<NodeHandler>[0];
 type NodeResponse = Parameters<NodeHandler>[1];
 
+/** The streams that connect-es carries, kept count of by who opens them. */
+export interface OpenStreams {
+  all: number;
+  /** Those of them that stream the answers of List and the like. */
+  answers: number;
+  /** How many were refused because there were too many. */
+  refused: number;
+}
+
 /**
  * Answers the RPCs of the routes; everything else goes to `fallback`. `carrySession` may take a
  * session over before the routes see it.
@@ -35,6 +44,7 @@ export function createHandler(
   options: ConnectRouterOptions,
   maxMessageSize: number,
   mostStreams: number,
+  open: OpenStreams,
   calls: Calls,
   log: Log,
   gate: Gate | undefined,
@@ -44,7 +54,6 @@ export function createHandler(
   const router = createConnectRouter(options);
   routes(router);
   const handlers = new Map(router.handlers.map((handler) => [handler.requestPath, handler]));
-  let openStreams = 0;
   return (request, response) => {
     const path = request.url?.split("?", 1)[0] ?? "";
     const handler = handlers.get(path);
@@ -86,12 +95,13 @@ export function createHandler(
     const { headers } = request;
     const isUnary = handler.method.methodKind === "unary";
     // To refuse it in its own words would cost as much as to carry it. Clients take it for UNAVAILABLE.
-    if (!isUnary && openStreams >= mostStreams) {
+    if (!isUnary && open.all >= mostStreams) {
+      open.refused++;
       response.writeHead(429, { "content-type": "text/plain; charset=utf-8", "retry-after": "1" });
       response.end(`${mostStreams} streams are open, as many as may be; try again\n`);
       return;
     }
-    if (!isUnary) openStreams++;
+    if (!isUnary) open.all++;
     const call = calls.begin(
       toRequestId(headers[requestIdHeader]),
       handler.requestPath.slice(1),
@@ -147,7 +157,7 @@ export function createHandler(
     response.on("close", () => {
       arrival.close();
       leave();
-      if (!isUnary) openStreams--;
+      if (!isUnary) open.all--;
     });
   }
 }

@@ -8,6 +8,7 @@ import { createBacklog, type Sender } from "./backlog.js";
 import { createCors } from "./cors.js";
 import { awaitHello, type Language, refusePlain } from "./hello.js";
 import { defaultLimits, type Limits, longestMs } from "./limits.js";
+import { countSpoken, type ListenerMeasures, noCuts, type Speaking } from "./listener_measures.js";
 import { mostConnections } from "./open_files.js";
 import {
   closeWhenLeft,
@@ -56,6 +57,8 @@ export interface Listener {
   readonly port: number;
   /** How many connections are open. */
   connections(): number;
+  /** What its connections do and did, to be told to whoever watches the server. */
+  measures(): ListenerMeasures;
   /**
    * Stops accepting, lets what is under way finish (HTTP/2 clients get a GOAWAY, HTTP/1.1
    * clients `Connection: close`), and resolves when every connection is closed. Those still
@@ -64,15 +67,11 @@ export interface Listener {
   drain(timeoutMs: number): Promise<void>;
 }
 
-interface Connection extends Writer, Sender {
+interface Connection extends Writer, Sender, Speaking {
   /** Where there is TLS what is spoken inside of it, once there is that. */
   socket: net.Socket;
-  /** Set as soon as the connection turns out to speak HTTP/2. */
-  session?: http2.ServerHttp2Session;
   /** HTTP/1.1 responses under way. */
   readonly responses: Set<http.ServerResponse>;
-  /** It was taken over, and is no connection of HTTP any more. */
-  upgraded: boolean;
   retiring: boolean;
 }
 
@@ -99,6 +98,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
   const answerCors = createCors(options.corsOrigins ?? []);
   const refusal = createWebGuard(host, options.allowedHosts ?? [], options.corsOrigins ?? []);
   const connections = new Map<net.Socket, Connection>();
+  const cuts = noCuts();
   const parting: Parting = { limitMs: partingMs, streams: new Set() };
   const tls = options.tls && (await startTls(options.tls, limits.handshakes, log));
 
@@ -153,6 +153,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     const connection = connections.get(socket);
     if (connection) trackResponse(connection, response);
     if (connection && connection.responses.size > limits.streams) {
+      cuts.pipelined++;
       log.warn({ limit: limits.streams }, "cut a connection that does not wait for its answers");
       socket.destroy();
       return;
@@ -202,7 +203,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     void answer(request, response);
   });
 
-  const trackBacklog = createBacklog(limits, log);
+  const trackBacklog = createBacklog(limits, cuts, log);
 
   /** What is told of a connection whatever it speaks; of one with TLS once more, of what is inside. */
   function follow(connection: Connection, socket: net.Socket): void {
@@ -218,6 +219,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
 
   function speak(connection: Connection, language: Language): void {
     const { socket } = connection;
+    connection.spoken = true;
     if (language !== "http2") {
       // Of TLS where there is none the parser says 400, which is what a client of TLS takes for that.
       if (language === "tls") log.info("a client speaks TLS where there is none");
@@ -259,6 +261,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     // Not server.maxConnections: a cluster's worker gives what is above it back to the primary,
     // which offers it again at once and without end.
     if (connections.size >= most) {
+      cuts.connections++;
       log.warn({ limit: most }, "too many connections");
       socket.destroy();
       return;
@@ -269,6 +272,8 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
       answers: new Map(),
       looksAbove: 0,
       bytesWritten: 0,
+      since: performance.now(),
+      spoken: false,
       backlog: 0,
       small: { frames: 0, since: performance.now() },
       upgraded: false,
@@ -277,7 +282,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     const age = limits.ageMs && limits.ageMs * (0.9 + Math.random() * 0.2);
     const timer = age ? setTimeout(() => retire(connection, true), age).unref() : undefined;
     const lifeMs = Math.min(2 * limits.ageMs, longestMs);
-    const end = age ? setTimeout(() => cutOld(connection, log), lifeMs).unref() : undefined;
+    const end = age ? setTimeout(() => cutOld(connection, cuts, log), lifeMs).unref() : undefined;
     const hello = setTimeout(() => connection.socket.destroy(), limits.helloMs);
     socket.on("close", () => {
       clearTimeout(timer);
@@ -333,7 +338,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     for (const server of servers) server.close();
     throw error;
   }
-  const stopWatching = watchUnread(() => connections.values(), limits, log);
+  const unread = watchUnread(() => connections.values(), limits, cuts, log);
 
   async function closeServers(): Promise<void> {
     // It counts a connection as closed somewhat earlier than the connection's own event.
@@ -342,7 +347,7 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
       (socket) => new Promise((resolve) => socket.once("close", resolve)),
     );
     await Promise.all(closes);
-    stopWatching();
+    unread.stop();
     tls?.stop();
     http1.close(); // ends the timer that "listening" started
   }
@@ -351,6 +356,13 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
   return {
     port: bound?.port ?? 0,
     connections: () => connections.size,
+    measures: () => ({
+      connections: countSpoken(connections.values()),
+      connectionsLimit: most,
+      unread: unread.load(),
+      unreadBytesLimit: limits.unreadBytesInAll,
+      cuts,
+    }),
     async drain(timeoutMs) {
       closed ??= closeServers();
       for (const connection of connections.values()) retire(connection);
@@ -435,9 +447,10 @@ function retire(connection: Connection, gently = false): void {
 }
 
 /** Ends a connection that was asked to go as long ago as it was old then, whatever is under way on it. */
-function cutOld({ socket, upgraded }: Connection, log: Log): void {
+function cutOld({ socket, upgraded }: Connection, cuts: { age: number }, log: Log): void {
   // What took it over ends it.
   if (upgraded) return;
+  cuts.age++;
   log.info("cut a connection that had been asked to go and stayed");
   socket.destroy();
 }

@@ -21,6 +21,11 @@ export class Intake {
 
   constructor(readonly limits: IntakeLimits = defaultLimits) {}
 
+  /** Bytes that are held. */
+  get held(): number {
+    return this.#held;
+  }
+
   /**
    * Counts bytes that are now held. Throws OVERLOADED, and does not count them, if it is too much. The
    * largest that is still on its way has to go for one that is smaller: else a client that sends large

@@ -52,6 +52,8 @@ export const defaultLimits = {
   listedBytes: 128 * mebibyte,
   /** Streams of every kind at once in all that connect-es carries, some 60 KB each. */
   streamsInAll: 4_096,
+  /** How old a page of metrics may be that is told again, so that scrapes cost what they may. */
+  metricsPageMs: 250,
   /** The age at which a connection is retired gently, give or take 10 %; 0 is never. */
   ageMs: 0,
 };

@@ -24,6 +24,11 @@ export class Quota {
     readonly log: Log,
   ) {}
 
+  /** What was stored when it was last counted, and was written since; undefined where it was not counted. */
+  get stored(): number | undefined {
+    return this.#countedAt === Number.NEGATIVE_INFINITY ? undefined : this.#stored;
+  }
+
   /** To be called before so many bytes are stored. Throws QUOTA_REACHED. */
   take(bytes: number): void {
     if (this.limit === Number.POSITIVE_INFINITY) return;

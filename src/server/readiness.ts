@@ -8,6 +8,17 @@ import { describeCause } from "./call_log.js";
 const retryMs = 500;
 const recheckMs = 5000;
 
+/** What is measured of the database by looking at it. */
+export interface ReadinessMeasures {
+  isReachable: boolean;
+  /** False too where it is not reached. */
+  isWritable: boolean;
+  /** How long the last look took, in milliseconds; undefined before the first. */
+  lookMs: number | undefined;
+  /** Locks of others on the tables. */
+  locks: number;
+}
+
 /** Watches whether the database can be used. */
 export interface Readiness {
   /** Whether it could be used, for writes too, when last looked at. */
@@ -17,6 +28,8 @@ export interface Readiness {
    * refusal of every call while the schema is older or newer than this version can serve.
    */
   wasReady(): boolean;
+  /** What the last look found, to be told to whoever watches the server. */
+  measures(): ReadinessMeasures;
   /** Resolves when the tables were brought up to date, at once when that is not asked for. */
   readonly migrated: Promise<void>;
   /** Resolves when it can be used for the first time. */
@@ -48,6 +61,12 @@ export function startReadiness(
   const firstTime = new Promise<void>((resolve) => {
     resolveFirstTime = resolve;
   });
+  const measures: ReadinessMeasures = {
+    isReachable: false,
+    isWritable: false,
+    lookMs: undefined,
+    locks: 0,
+  };
   let isMigrated = !options.migrate;
   let resolveMigrated: () => void;
   const migrated = new Promise<void>((resolve) => {
@@ -135,13 +154,23 @@ export function startReadiness(
   };
 
   const look = async () => {
+    let since = performance.now();
     try {
       if (!isMigrated) await bringUpToDate();
+      since = performance.now();
       const signal = AbortSignal.any([stopping.signal, AbortSignal.timeout(recheckMs)]);
       const found = await lookAtTables(db, options.schema, signal);
+      measures.isReachable = true;
+      measures.isWritable = found.trouble?.code !== "25006";
+      measures.locks = found.locks.length;
+      measures.lookMs = performance.now() - since;
       if (!stopping.signal.aborted) judge(found);
     } catch (error) {
       if (stopping.signal.aborted || isBusy(error)) return;
+      const isReadOnly = (error as { code?: unknown }).code === "25006";
+      const isReachable = isReadOnly || isOfTables(error);
+      Object.assign(measures, { isReachable, isWritable: isReachable && !isReadOnly, locks: 0 });
+      measures.lookMs = performance.now() - since;
       notReady(explain(error), { error: describeCause(error) });
     }
   };
@@ -160,6 +189,7 @@ export function startReadiness(
       if (refusal) throw refusal();
       return everReady;
     },
+    measures: () => measures,
     migrated,
     firstTime,
     stop() {
@@ -173,6 +203,12 @@ export function startReadiness(
 function isBusy(error: unknown): boolean {
   const reason = error instanceof CheckpointdError && error.detail?.reason;
   return reason === "QUEUE_FULL" || reason === "QUEUE_TIMEOUT" || reason === "SERVER_STALLED";
+}
+
+/** Whether Postgres let us in, and has said this of what is there. */
+function isOfTables(error: unknown): boolean {
+  const { code } = error as { code?: unknown };
+  return typeof code === "string" && /^(0A|3F|42|55)[0-9A-Z]{3}$/.test(code);
 }
 
 function explain(error: unknown): string {

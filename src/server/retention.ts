@@ -1,5 +1,6 @@
 import { create } from "@bufbuild/protobuf";
 import {
+  type ThreadCounts,
   ThreadCountsSchema,
   ThreadFilterSchema,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
@@ -19,6 +20,22 @@ export interface Retention {
   stop(): Promise<void>;
 }
 
+/** What retention did since the server started. */
+export interface RetentionTally {
+  runs: Record<"done" | "elsewhere" | "failed", number>;
+  removed: ThreadCounts;
+  /** Milliseconds of runs that were done. */
+  ms: number;
+  /** When one was last done, here or elsewhere; 0: none was. */
+  doneAt: number;
+}
+
+/** Nothing yet. */
+export function createRetentionTally(): RetentionTally {
+  const runs = { done: 0, elsewhere: 0, failed: 0 };
+  return { runs, removed: create(ThreadCountsSchema), ms: 0, doneAt: 0 };
+}
+
 /**
  * Applies the rules now and then every `intervalMs`, one replica at a time: who does not get the
  * advisory lock leaves it for this time. A run has a connection of its own, so that agents do not
@@ -33,6 +50,7 @@ export function startRetention(
   rules: readonly RetentionRule[],
   intervalMs: number,
   log: Log,
+  tally: RetentionTally = createRetentionTally(),
 ): Retention {
   const stopping = new AbortController();
   const { signal } = stopping;
@@ -40,9 +58,12 @@ export function startRetention(
     while (!signal.aborted) {
       const db = openDb({ ...options, poolSize: 1 }, logLeftOut(log));
       try {
-        await runOnce(db, rules, log, signal);
+        tally.runs[(await runOnce(db, rules, log, signal, tally)) ? "done" : "elsewhere"]++;
+        tally.doneAt = Date.now();
       } catch (error) {
-        if (!signal.aborted) log.error({ error: describeCause(error) }, "retention failed");
+        if (signal.aborted) continue;
+        tally.runs.failed++;
+        log.error({ error: describeCause(error) }, "retention failed");
       } finally {
         await db.close(signal.aborted ? 500 : 5_000);
       }
@@ -58,12 +79,14 @@ export function startRetention(
   };
 }
 
+/** Returns whether it ran here. */
 async function runOnce(
   db: Db,
   rules: readonly RetentionRule[],
   log: Log,
   signal: AbortSignal,
-): Promise<void> {
+  tally: RetentionTally,
+): Promise<boolean> {
   const [row] = await db.run(
     `select pg_try_advisory_lock(hashtextextended('checkpointd retention ' || $1, 0))`,
     [db.schema],
@@ -71,7 +94,7 @@ async function runOnce(
   );
   if (String(row?.[0]) !== "t") {
     log.debug("retention: another replica runs it");
-    return;
+    return false;
   }
   const earlier: string[] = [];
   for (const rule of rules) {
@@ -97,6 +120,7 @@ async function runOnce(
       if (!message.removed) continue;
       threads++;
       add(removed, message.removed);
+      add(tally.removed, message.removed);
     }
     const { checkpoints, blobs, writes, storedBytes } = removed;
     log.info(
@@ -112,8 +136,10 @@ async function runOnce(
       },
       "retention",
     );
+    tally.ms += performance.now() - started;
     if (rule.metadata) earlier.push(rule.metadata);
   }
+  return true;
 }
 
 function rest(ms: number, signal: AbortSignal): Promise<void> {

@@ -10,14 +10,14 @@ import type { Log } from "../log.js";
 import { compressFromBytes } from "../protocol/wire.js";
 import type { Calls } from "./call.js";
 import type { Gate } from "./gate.js";
-import { createHandler, type NodeHandler } from "./handler.js";
+import { createHandler, type NodeHandler, type OpenStreams } from "./handler.js";
 import { createInterceptor } from "./interceptors.js";
 import { defaultLimits, type Limits } from "./limits.js";
 import type { Operations } from "./operation_handlers.js";
 import { createReflection } from "./reflection.js";
 import { boundedGzip } from "./request_body.js";
 import { createServices } from "./services.js";
-import { createSessions } from "./session.js";
+import { createSessions, type Sessions } from "./session.js";
 import { carrySession, carryUpgraded, createSessionService } from "./session_stream.js";
 import type { Streams } from "./stream_handlers.js";
 
@@ -49,6 +49,13 @@ export interface Rpc {
   readonly handler: NodeHandler;
   /** As ListenerOptions has it. */
   readonly upgrade: (request: IncomingMessage, socket: Socket) => boolean;
+  /** What is open, to be told to whoever watches the server. */
+  measures(): {
+    sessions: ReturnType<Sessions["measures"]>;
+    streams: Readonly<OpenStreams>;
+    streamsLimit: number;
+    answersLimit: number;
+  };
   /** Asks the clients of all sessions to move, and those that come later at once. */
   sayGoodbye(): void;
   /** Gives up everything that runs, which is answered with the error. */
@@ -62,7 +69,8 @@ export function createRpc(options: RpcOptions): Rpc {
   const shutdown = new AbortController();
   // Every running call listens to it.
   setMaxListeners(0, shutdown.signal);
-  const services = createServices(operations, streams, calls, callTimeoutMs, streamedAnswers);
+  const open: OpenStreams = { all: 0, answers: 0, refused: 0 };
+  const services = createServices(operations, streams, calls, callTimeoutMs, streamedAnswers, open);
   const sessions = createSessions({
     operations,
     calls,
@@ -97,6 +105,7 @@ export function createRpc(options: RpcOptions): Rpc {
     },
     maxMessageSize,
     streamsInAll,
+    open,
     calls,
     log,
     gate,
@@ -107,6 +116,12 @@ export function createRpc(options: RpcOptions): Rpc {
   return {
     handler,
     upgrade: (request, socket) => carryUpgraded(sessions, maxMessageSize, gate, request, socket),
+    measures: () => ({
+      sessions: sessions.measures(),
+      streams: open,
+      streamsLimit: streamsInAll,
+      answersLimit: streamedAnswers,
+    }),
     sayGoodbye: () => sessions.sayGoodbye(),
     abort(error) {
       sessions.abort(error);

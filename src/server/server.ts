@@ -6,6 +6,7 @@ import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { type Authenticator, startAuthenticator } from "../auth/authenticator.js";
 import { createKeyAuthenticator } from "../auth/key_authenticator.js";
 import type { Log } from "../log.js";
+import { type Samples, toText } from "../metrics/samples.js";
 import { defaultMessageBytes, retryAfterHeader } from "../protocol/wire.js";
 import type { RetentionRule } from "../settings/retention_rules.js";
 import { type Db, type DbOptions, openDb } from "../store/db.js";
@@ -20,12 +21,22 @@ import { createHealth, ServingStatus } from "./health.js";
 import { startListener } from "./http.js";
 import { Intake } from "./intake.js";
 import { defaultLimits, type Limits } from "./limits.js";
+import { startServerMetrics } from "./metrics.js";
+import {
+  keepPage,
+  type MetricsListener,
+  metricsPath,
+  pathOf,
+  startMetricsPort,
+  tellMetricsThroughGate,
+} from "./metrics_page.js";
 import { createOperations } from "./operation_handlers.js";
 import { startReadiness } from "./readiness.js";
-import { type Retention, startRetention } from "./retention.js";
+import { createRetentionTally, type Retention, startRetention } from "./retention.js";
 import { createRpc } from "./rpc.js";
 import { createStreams } from "./stream_handlers.js";
 import { createTenants } from "./tenants.js";
+import { startThreadSample, type ThreadSample } from "./thread_sample.js";
 import type { TlsFiles } from "./tls.js";
 import { readTokenFile } from "./token_file.js";
 import { Usage } from "./usage.js";
@@ -71,6 +82,15 @@ export interface ServerOptions extends DbOptions {
   auditLog: string | undefined;
   /** Names it answers to besides those of loopback; see createWebGuard. */
   allowedHosts: readonly string[];
+  /**
+   * Where metrics are told: on a port of their own (0 takes a free one), or on the server's ("main");
+   * undefined: nothing is measured.
+   */
+  metricsPort: number | "main" | undefined;
+  /** The address of a port of their own, which asks for no credential. */
+  metricsHost: string;
+  /** How many of the latest threads are looked at once a minute; 0: none. */
+  metricsThreads: number;
   log: Log;
 }
 
@@ -80,6 +100,8 @@ export interface Server {
   readonly url: string;
   /** 0 where there is none. */
   readonly port: number;
+  /** Where metrics are told; undefined where they are not. */
+  readonly metricsUrl: string | undefined;
   /** Resolves when the database was reached and its tables are there, for the first time. */
   readonly ready: Promise<void>;
   /**
@@ -94,11 +116,13 @@ export interface Server {
  * itself once it can.
  *
  * @param ownLimits in place of the default ones
+ * @param primary of a worker: what gathers the metrics of all, and tells them
  * @throws when the address cannot be listened on
  */
 export async function startServer(
   options: ServerOptions,
   ownLimits: Partial<Limits> = {},
+  primary?: MetricsPrimary,
 ): Promise<Server> {
   const { log, maxMessageSize } = options;
   const limits: Limits = {
@@ -112,13 +136,19 @@ export async function startServer(
   const gate: Gate | undefined = authenticator && {
     authenticator,
     usage: new Usage(),
+    refused: new Map(),
     audit: createAudit(options.auditLog ? createAuditLog(options.auditLog) : log),
   };
   const db = openDb(options, logLeftOut(log));
-  const createStore = (db: Db): Store => ({
-    operations: createOperations(db, maxMessageSize, log),
-    streams: createStreams(db, limits.listedBytes),
-  });
+  const metrics = options.metricsPort === undefined ? undefined : startServerMetrics();
+  const listed = { bytes: 0 };
+  const createStore = (db: Db): Store => {
+    const operations = createOperations(db, maxMessageSize, log);
+    return {
+      operations: metrics?.countLeases(operations) ?? operations,
+      streams: createStreams(db, limits.listedBytes, listed),
+    };
+  };
   const health = createHealth(CheckpointService.typeName, ThreadService.typeName);
   const readiness = startReadiness(db, options, log, (ready) =>
     health.setAll(ready ? ServingStatus.SERVING : ServingStatus.NOT_SERVING),
@@ -131,10 +161,12 @@ export async function startServer(
   };
   let draining: Promise<void> | undefined;
   const retentions: Retention[] = [];
+  const tally = createRetentionTally();
   const beginRetention = (schema: string) => {
     if (options.retention.length === 0 || draining) return;
     const { retention, retentionIntervalMs } = options;
-    retentions.push(startRetention({ ...options, schema }, retention, retentionIntervalMs, log));
+    const ofSchema = { ...options, schema };
+    retentions.push(startRetention(ofSchema, retention, retentionIntervalMs, log, tally));
   };
   const tenants =
     gate &&
@@ -151,19 +183,34 @@ export async function startServer(
   const observers = [
     createCallLog(log, options.slowCallMs),
     ...(gate ? [(call: FinishedCall) => gate.usage.end(call)] : []),
+    ...(metrics ? [metrics.observe] : []),
   ];
+  const calls = createCalls(observers, new Intake(limits));
+  let page = () => Promise.resolve("");
   const rpc = createRpc({
     ...options,
     limits,
     operations,
     streams,
     gate,
-    calls: createCalls(observers, new Intake(limits)),
+    calls,
     health: health.service,
     isReady: readiness.wasReady,
-    fallback: (request, response) => answerProbe(request, response, readiness.isReady()),
+    fallback: (request, response) => {
+      if (options.metricsPort === "main" && pathOf(request) === metricsPath) {
+        tellMetricsThroughGate(gate, request, response, page, log);
+      } else {
+        answerProbe(request, response, readiness.isReady());
+      }
+    },
   });
 
+  const giveUp = async () => {
+    readiness.stop();
+    authenticator?.stop();
+    metrics?.stop();
+    await db.close(0);
+  };
   let listener: Awaited<ReturnType<typeof startListener>>;
   try {
     listener = await startListener({
@@ -179,21 +226,51 @@ export async function startServer(
       log,
     });
   } catch (error) {
-    readiness.stop();
-    authenticator?.stop();
-    await db.close(0);
+    await giveUp();
+    throw error;
+  }
+  let sample: ThreadSample | undefined;
+  const measured = () =>
+    metrics?.samples({
+      db,
+      options,
+      limits,
+      calls,
+      rpc,
+      listener,
+      readiness,
+      isDraining: () => draining !== undefined,
+      gate,
+      tenants,
+      listed,
+      retention: options.retention.length > 0 ? tally : undefined,
+      sample,
+    }) ?? {};
+  page = keepPage(() => primary?.page() ?? toText(measured()), limits.metricsPageMs);
+  let ofMetrics: MetricsListener | undefined;
+  try {
+    primary?.begin(measured);
+    if (!primary) ofMetrics = await startMetricsPort(options, page);
+  } catch (error) {
+    await listener.drain(0);
+    await giveUp();
     throw error;
   }
 
   void readiness.firstTime.then(() => {
     beginRetention(options.schema);
     tenants?.prepareAll();
+    const { metricsThreads } = options;
+    if (metrics && metricsThreads > 0 && !draining) {
+      sample = startThreadSample(db, metricsThreads, log);
+    }
   });
 
   const drain = async () => {
     log.info({ connections: listener.connections() }, "draining");
     readiness.stop();
     health.close();
+    sample?.stop();
     rpc.sayGoodbye();
     // Calls that would be cut at the bound are told a little before, so that their clients
     // hear UNAVAILABLE and go elsewhere.
@@ -209,14 +286,26 @@ export async function startServer(
     clearTimeout(notice);
     authenticator?.stop();
     await db.close(500);
+    await ofMetrics?.close();
+    metrics?.stop();
     log.info("drained");
   };
+  const url = toUrl(options, listener.port);
   return {
-    url: toUrl(options, listener.port),
+    url,
     port: listener.port,
+    metricsUrl: options.metricsPort === "main" ? `${url}${metricsPath}` : ofMetrics?.url,
     ready: readiness.firstTime,
     drain: () => (draining ??= drain()),
   };
+}
+
+/** Who gathers the metrics of several workers, as one of them sees it. */
+export interface MetricsPrimary {
+  /** Is given what tells this worker's, for whenever they are asked for. */
+  begin(measured: () => Samples): void;
+  /** The page of all workers. */
+  page(): Promise<string>;
 }
 
 /** undefined: everybody may do everything. */
@@ -251,7 +340,7 @@ function answerProbe(
   response: Parameters<NodeHandler>[1],
   ready: boolean,
 ): void {
-  const asked = request.url?.split("?", 1)[0];
+  const asked = pathOf(request);
   const known = asked === "/healthz" || asked === "/readyz";
   const get = request.method === "GET" || request.method === "HEAD";
   const [status, body] = !known

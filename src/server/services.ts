@@ -28,8 +28,8 @@ export function createServices(
   calls: Calls,
   callTimeoutMs: number,
   mostStreams: number,
+  open: { answers: number },
 ): Services {
-  let openStreams = 0;
   const unary =
     <Name extends OperationName>(name: Name) =>
     (request: Request<Name>, context: HandlerContext): Promise<AnswerInit<Name>> => {
@@ -46,13 +46,13 @@ export function createServices(
       context: HandlerContext,
     ): AsyncGenerator<AnswerInit<Name>> {
       const call = follow(context);
-      if (openStreams >= mostStreams) {
+      if (open.answers >= mostStreams) {
         throw overloaded(
           `${mostStreams} streamed answers are open, as many as may be; try again`,
           mostStreams,
         );
       }
-      openStreams++;
+      open.answers++;
       calls.bound(call, mostStreamMs);
       try {
         // The loop of a handler is not stopped by a client that goes away
@@ -62,7 +62,7 @@ export function createServices(
           yield message;
         }
       } finally {
-        openStreams--;
+        open.answers--;
       }
     };
   return {

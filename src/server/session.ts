@@ -72,6 +72,8 @@ export interface Sessions {
     end: (error?: ConnectError) => void,
     client?: SessionClient,
   ): Session;
+  /** Those that are open, by age (overdue: asked to move, and still there), and all that were begun. */
+  measures(): Record<"new" | "settled" | "overdue" | "begun", number>;
   /** Asks every client to move, and those that come later at once. */
   sayGoodbye(): void;
   /** Gives up everything that runs, which is answered with the error. */
@@ -83,6 +85,9 @@ export interface Sessions {
  * is frozen or gone, and a drain would wait for it in vain.
  */
 const leaveMs = 3_000;
+
+/** Until when a session counts as new. */
+const newMs = 60_000;
 
 /** How long before its credential ends a client is asked to move. */
 const renewMs = 10_000;
@@ -97,16 +102,23 @@ const known = [
 export function createSessions(options: SessionOptions): Sessions {
   const open = new Set<OpenSession>();
   let leaving = false;
+  let begun = 0;
   return {
     options,
     begin(requestId, send, end, client) {
       const session = new OpenSession(options, requestId, send, end, client);
       open.add(session);
+      begun++;
       session.onClose = () => open.delete(session);
       const { maxInFlight } = options;
       send({ result: { case: "welcome", value: { maxInFlight, operations: known } } });
       if (leaving) session.sayGoodbye();
       return session;
+    },
+    measures() {
+      const measures = { new: 0, settled: 0, overdue: 0, begun };
+      for (const session of open) measures[session.age()]++;
+      return measures;
     },
     sayGoodbye() {
       leaving = true;
@@ -123,6 +135,9 @@ class OpenSession implements Session {
   readonly #running = new Map<number, Call>();
   // Spread, so that the clients of a server that was started do not all move at once.
   readonly #movesAt: number;
+  readonly #begun = performance.now();
+  /** When goodbye was said. */
+  #askedAt = Number.POSITIVE_INFINITY;
   /** Looks, once goodbye was said, from time to time whether nothing is under way: then it ends. */
   #leaving: NodeJS.Timeout | undefined;
   readonly #lastEnd: NodeJS.Timeout;
@@ -192,8 +207,15 @@ class OpenSession implements Session {
     return this.#running.size;
   }
 
+  age(): "new" | "settled" | "overdue" {
+    const now = performance.now();
+    if (now > this.#askedAt + leaveMs) return "overdue";
+    return now < this.#begun + newMs ? "new" : "settled";
+  }
+
   sayGoodbye(): void {
     if (this.#leaving || this.#closed) return;
+    this.#askedAt = performance.now();
     this.#leaving = setInterval(() => {
       if (this.#running.size === 0) this.end();
     }, leaveMs).unref();

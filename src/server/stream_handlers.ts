@@ -26,27 +26,27 @@ export type Streams = {
 /**
  * Each is: check the request, then read as fast as the answers are taken. Of the tuples of all lists
  * that are handed on `mostHeldBytes` may wait for their readers, whoever they are: connect-es holds
- * each three times. What is above that is OVERLOADED, and its client goes on where it was.
+ * each three times. What is above that is OVERLOADED, and its client goes on where it was. `held`
+ * counts them; tenants, which have streams of their own, share it.
  */
-export function createStreams(db: Db, mostHeldBytes: number): Streams {
-  let heldBytes = 0;
+export function createStreams(db: Db, mostHeldBytes: number, held = { bytes: 0 }): Streams {
   return {
     async *list(request, signal) {
       checkList(request);
       for await (const tuple of list(db, request, signal)) {
         const bytes = valueBytes(tuple);
         // One alone always may.
-        if (heldBytes > 0 && heldBytes + bytes > mostHeldBytes) {
+        if (held.bytes > 0 && held.bytes + bytes > mostHeldBytes) {
           throw overloaded(
             `lists hold as many bytes of answers as they may, ${mostHeldBytes}; try again`,
             mostHeldBytes,
           );
         }
-        heldBytes += bytes;
+        held.bytes += bytes;
         try {
           yield { tuple };
         } finally {
-          heldBytes -= bytes;
+          held.bytes -= bytes;
         }
       }
     },

@@ -87,6 +87,13 @@ export function createTenants(options: TenantsOptions) {
 
   return {
     storeOf,
+    /** What the tenants with a quota store, of those that have written since the start. */
+    *stored(): Generator<{ tenant: string; stored: number; limit: number }> {
+      for (const [tenant, { schema }] of authenticator.tenants) {
+        const { stored, limit = Number.POSITIVE_INFINITY } = bySchema.get(schema)?.quota ?? {};
+        if (stored !== undefined && Number.isFinite(limit)) yield { tenant, stored, limit };
+      }
+    },
     /** Brings the tables of all tenants up to date that the auth file has now. */
     prepareAll(): void {
       for (const tenant of authenticator.tenants.keys()) {

@@ -28,6 +28,9 @@ interface Answer {
   since: number;
 }
 
+/** After which an answer counts as stalled of which nothing was taken. */
+const stalledMs = 5_000;
+
 /** What is looked at of a connection. */
 export interface Writer {
   readonly socket: net.Socket;
@@ -41,6 +44,15 @@ export interface Writer {
   looksAbove: number;
   /** What had been written to its socket when it was last looked. */
   bytesWritten: number;
+  /** When its reader last took some of what waits, or had all. */
+  since: number;
+}
+
+/** What waits for its readers. */
+export interface Unread {
+  bytes: number;
+  /** Streams of HTTP/2, and other connections, whose reader has taken nothing for 5 s. */
+  stalled: number;
 }
 
 /**
@@ -68,21 +80,29 @@ export function trackAnswer(writer: Writer, stream: http2.ServerHttp2Stream): vo
 
 /**
  * Ends streams of HTTP/2 whose reader takes nothing, and cuts connections on which too much waits.
- * (Sockets have a timeout of Node's own.) Returns what stops it.
+ * (Sockets have a timeout of Node's own.) What it ends is counted in `cuts`.
  */
-export function watchUnread(writers: () => Iterable<Writer>, limits: Limits, log: Log): () => void {
+export function watchUnread(
+  writers: () => Iterable<Writer>,
+  limits: Limits,
+  cuts: { unread: number },
+  log: Log,
+): { load(): Unread; stop(): void } {
   const cut = (writer: Writer, unread: number, limit: number) => {
     log.warn({ unread, limit }, "cut a connection whose client does not read its answers");
+    cuts.unread++;
     writer.socket.destroy();
   };
   const sweep = () => {
     const unread = new Map<Writer, number>();
     const callers = new Map<string, Waiting>();
     let inAll = 0;
+    const now = performance.now();
     for (const writer of writers()) {
-      if (writer.answers.size > 0) endStalled(writer, limits.unreadMs, log);
+      if (writer.answers.size > 0) cuts.unread += endStalled(writer, limits.unreadMs, log);
       const bytes = unreadBytes(writer);
       const taken = writer.socket.bytesWritten - writer.socket.writableLength;
+      if (bytes === 0 || taken !== writer.bytesWritten) writer.since = now;
       const isAbove = bytes > limits.unreadBytes && taken - writer.bytesWritten < progressBytes;
       writer.looksAbove = isAbove ? writer.looksAbove + 1 : 0;
       writer.bytesWritten = taken;
@@ -107,7 +127,22 @@ export function watchUnread(writers: () => Iterable<Writer>, limits: Limits, log
     }
   };
   const timer = setInterval(sweep, sweepMs).unref();
-  return () => clearInterval(timer);
+  return {
+    load() {
+      const load: Unread = { bytes: 0, stalled: 0 };
+      const before = performance.now() - stalledMs;
+      for (const writer of writers()) {
+        const bytes = unreadBytes(writer);
+        load.bytes += bytes;
+        if (writer.answers.size === 0 && bytes > 0 && writer.since < before) load.stalled++;
+        for (const [{ writableLength }, { since }] of writer.answers) {
+          if (writableLength > 0 && since < before) load.stalled++;
+        }
+      }
+      return load;
+    },
+    stop: () => clearInterval(timer),
+  };
 }
 
 /** What waits for one caller, and what may. */
@@ -142,7 +177,9 @@ function unreadBytes({ socket, responses, answers }: Writer): number {
   return Math.max(bytes, ofResponses);
 }
 
-function endStalled({ answers }: Writer, unreadMs: number, log: Log): void {
+/** Returns how many. */
+function endStalled({ answers }: Writer, unreadMs: number, log: Log): number {
+  let ended = 0;
   const now = performance.now();
   for (const [stream, answer] of answers) {
     const waiting = stream.writableLength;
@@ -155,6 +192,8 @@ function endStalled({ answers }: Writer, unreadMs: number, log: Log): void {
       stream.close(http2.constants.NGHTTP2_CANCEL);
       // Its connection may take nothing either, not even that.
       stream.destroy();
+      ended++;
     }
   }
+  return ended;
 }

@@ -2,8 +2,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { CheckpointdError } from "../errors.js";
 import { parseDatabaseUrl } from "./address.js";
 import { type Connection, ConnectionError, type Result } from "./connection.js";
-import { createPool } from "./pool.js";
+import { createPool, type PoolHistory } from "./pool.js";
 import { createQueue, createTurns } from "./queue.js";
+import { Results } from "./results.js";
 import { checkSchemaName, quoteSchema } from "./schema_name.js";
 import { startStallWatch } from "./stall.js";
 import { guardFromNow, type LeftOut } from "./undeliverable.js";
@@ -70,6 +71,17 @@ export interface Db {
   leaveOut(checkpoint: LeftOut): void;
   /** Statements running now, and calls waiting for a connection. */
   load(): { running: number; waiting: number };
+  /** What its connections do and did, to be told to whoever watches the server. */
+  measures(): {
+    idle: number;
+    /** Statements of `runLong` that run, and how many may. */
+    long: number;
+    longLimit: number;
+    /** Bytes of results that have arrived so far of statements that run, and how many may. */
+    resultBytes: number;
+    resultBytesLimit: number;
+    history: Readonly<PoolHistory>;
+  };
   /**
    * Runs one statement in a round trip of its own and returns its rows.
    *
@@ -127,9 +139,11 @@ export function openDb(options: DbOptions, leaveOut: Db["leaveOut"] = () => {}):
   checkSchemaName(options.schema);
   const target = parseDatabaseUrl(options.databaseUrl, options.prepare);
   const stall = startStallWatch();
-  const pool = createPool(target, stall);
+  const results = new Results();
+  const pool = createPool(target, stall, results);
   const turns = createTurns(options.poolSize);
-  const longTurns = createTurns(Math.max(1, Math.floor(options.poolSize / 4)));
+  const longLimit = Math.max(1, Math.floor(options.poolSize / 4));
+  const longTurns = createTurns(longLimit);
   const { takePlace, takeTurn, waiting } = createQueue(options);
 
   /** A connection and its turn, which end together with `giveBack`. */
@@ -230,6 +244,14 @@ export function openDb(options: DbOptions, leaveOut: Db["leaveOut"] = () => {}):
       leaveOut(checkpoint);
     },
     load: () => ({ running: turns.taken(), waiting: waiting() }),
+    measures: () => ({
+      idle: pool.idle(),
+      long: longTurns.taken(),
+      longLimit,
+      resultBytes: results.inAll,
+      resultBytesLimit: results.limits.inAll,
+      history: pool.history,
+    }),
     isFree: turns.isFree,
     hasIdle: () => turns.isFree() && pool.hasIdle(),
     takePlace,

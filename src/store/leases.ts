@@ -105,6 +105,17 @@ export async function countLeases(db: Db, owner: string, signal?: Signal): Promi
   return Number(text(row?.[0]));
 }
 
+/** How many leases are held, counted up to `most` rows. */
+export async function countHeldLeases(db: Db, most: number, signal?: Signal): Promise<number> {
+  const [row] = await db.runLong(
+    `select count(*) filter (where expires_at > clock_timestamp())
+     from (select expires_at from ${db.schema}.checkpointd_claims limit $1) as claim`,
+    [most],
+    signal,
+  );
+  return Number(text(row?.[0]));
+}
+
 /** Of those named, leases on the ones that are free and stand as wanted. */
 async function takeLeases(
   db: Db,

@@ -460,6 +460,9 @@ async function recordStatement(
     guard: { until: 0 },
     leaveOut: () => {},
     load: () => ({ running: 0, waiting: 0 }),
+    measures: () => {
+      throw notRun;
+    },
     run,
     runLong: run,
     transaction: (use) => use(run),

@@ -2,12 +2,29 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Target } from "./address.js";
 import { Connection, ConnectionError } from "./connection.js";
 import { Results } from "./results.js";
+import type { Address } from "./socket.js";
 import type { StallWatch } from "./stall.js";
+
+/** What came of a pool's connections since it was made. */
+export interface PoolHistory {
+  opened: number;
+  /** Tries to open one on a host that failed. */
+  failed: number;
+  /** Those that ended without our closing them, by the code of what ended them, or OTHER. */
+  readonly lost: Record<(typeof endings)[number], number>;
+  /** The host of the last that was opened, as the database URL names it; empty: none was. */
+  host: string;
+}
+
+/** What may end a connection; OTHER is an answer that was too large. */
+const endings = ["CONNECTION_LOST", "CONNECTION_DEAD", "NOT_ACKNOWLEDGED", "OTHER"] as const;
 
 /** The connections to one database. Who borrows one gives it back. */
 export interface Pool {
   /** Whether a connection is there that nobody uses. */
   hasIdle(): boolean;
+  /** How many there are that nobody uses. */
+  idle(): number;
   /** One that is there; undefined when there is none. */
   borrowIdle(): Connection | undefined;
   /**
@@ -21,6 +38,8 @@ export interface Pool {
    * to be no good; unless that was done since it was opened, or within the last second.
    */
   renewAfter(connection: Connection): void;
+  /** What came of its connections so far. */
+  readonly history: PoolHistory;
   /** Closes all, after at most `timeoutMs` also those in use. */
   close(timeoutMs: number): Promise<void>;
 }
@@ -64,6 +83,12 @@ export function createPool(target: Target, stall: StallWatch, results = new Resu
   let sweep: NodeJS.Timeout | undefined;
   let closing = false;
   let onAllBack = () => {};
+  const history: PoolHistory = {
+    opened: 0,
+    failed: 0,
+    lost: { CONNECTION_LOST: 0, CONNECTION_DEAD: 0, NOT_ACKNOWLEDGED: 0, OTHER: 0 },
+    host: "",
+  };
 
   const watch = setInterval(lookForDead, watchMs).unref();
 
@@ -97,8 +122,11 @@ export function createPool(target: Target, stall: StallWatch, results = new Resu
         server = connection.server;
         if (left.length > 0) sweepLeft();
         connection.onEnd = forget;
+        history.opened++;
+        history.host = toName(connection.host.address);
         return connection;
       } catch (error) {
+        history.failed++;
         failure = error;
       }
     }
@@ -109,7 +137,9 @@ export function createPool(target: Target, stall: StallWatch, results = new Resu
   function forget(connection: Connection): void {
     const at = idle.indexOf(connection);
     if (at >= 0) idle.splice(at, 1);
-    if ((connection.ended as Partial<ConnectionError>).code === "CONNECTION_CLOSED") return;
+    const { code } = connection.ended as Partial<ConnectionError>;
+    if (code === "CONNECTION_CLOSED") return;
+    history.lost[endings.find((known) => known === code) ?? "OTHER"]++;
     // One that ends before it carried anything is no better than one that cannot be opened.
     if (connection.completed === 0) noteFailure(connection.openedAt);
     if (!connection.isPooled) {
@@ -265,10 +295,12 @@ export function createPool(target: Target, stall: StallWatch, results = new Resu
 
   return {
     hasIdle: () => idle.length > 0,
+    idle: () => idle.length,
     borrowIdle,
     borrow,
     giveBack,
     renewAfter,
+    history,
     async close(timeoutMs) {
       closing = true;
       clearInterval(watch);
@@ -287,6 +319,9 @@ export function createPool(target: Target, stall: StallWatch, results = new Resu
     },
   };
 }
+
+const toName = (address: Address) =>
+  "path" in address ? address.path : `${address.host}:${address.port}`;
 
 /** With what went wrong on other hosts, of which one may be who should take them. */
 function readOnly(cause: unknown): Error {

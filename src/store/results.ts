@@ -42,6 +42,11 @@ export class Results {
   // With room for what stands around the values.
   constructor(readonly limits = { one: 1.125 * mostResultBytes, inAll: mostInAll }) {}
 
+  /** What has arrived so far. */
+  get inAll(): number {
+    return this.#inAll;
+  }
+
   /** To be called with each part that arrives. May give up this statement or another. */
   count(result: Arriving, bytes: number): void {
     if (result.received === 0) this.#arriving.add(result);

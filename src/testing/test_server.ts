@@ -31,6 +31,9 @@ export function startUnreadyServer(
     allowedHosts: [],
     authFile: undefined,
     auditLog: undefined,
+    metricsPort: undefined,
+    metricsHost: "127.0.0.1",
+    metricsThreads: 0,
     log: createLog("silent"),
     ...options,
   };
