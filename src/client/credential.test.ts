@@ -55,7 +55,7 @@ async function start() {
     },
     {},
     undefined,
-    { gate: { authenticator, usage: new Usage(), audit: () => {} } },
+    { gate: { authenticator, usage: new Usage(), audit: () => {}, refused: new Map() } },
   );
   onTestFinished(() => server.stop());
   return {
