@@ -76,11 +76,17 @@ async function* untilLeft<Message>(
   const onAbort = () => controller.abort(signal?.reason);
   if (signal?.aborted) onAbort();
   else signal?.addEventListener("abort", onAbort);
+  let messages: AsyncIterator<Message> | undefined;
   try {
-    yield* await open({ ...context, signal: controller.signal });
+    const opened = await open({ ...context, signal: controller.signal });
+    const iterator = opened[Symbol.asyncIterator]();
+    messages = iterator;
+    yield* { [Symbol.asyncIterator]: () => iterator };
   } finally {
     signal?.removeEventListener("abort", onAbort);
     controller.abort();
+    // Its timer is cleared, which would keep the process alive until the deadline, when it is asked.
+    messages?.next().catch(() => {});
   }
 }
 
