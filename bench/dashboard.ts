@@ -1,6 +1,6 @@
 /**
  * Draws the dashboard of deploy/grafana/ as a picture, with what a Prometheus has of the last minutes:
- * `node dist/bench/dashboard.js http://127.0.0.1:9090 6 > docs/metrics.svg`. Grafana, which would draw
+ * `node dist/bench/dashboard.js http://127.0.0.1:9090 6 > deploy/grafana/checkpointd.svg`, or those before a time. Grafana, which would draw
  * it, is in no registry of packages.
  */
 import { readFileSync } from "node:fs";
@@ -18,15 +18,15 @@ interface Line {
   points: [seconds: number, value: number][];
 }
 
-const [url = "", minutes = "6"] = process.argv.slice(2);
+const [url = "", minutes = "6", until] = process.argv.slice(2);
 if (url === "") throw new Error("give the URL of a Prometheus, and how many minutes");
 const { panels } = JSON.parse(
   readFileSync(new URL("../../deploy/grafana/checkpointd.json", import.meta.url), "utf8"),
 ) as { panels: Panel[] };
 
-const end = Math.floor(Date.now() / 1000);
+const end = Math.floor((until === undefined ? Date.now() : Date.parse(until)) / 1000);
 const start = end - Number(minutes) * 60;
-const step = Math.max(2, Math.round((end - start) / 200));
+const step = Math.max(2, Math.round((end - start) / 120));
 const colors = [
   "#3274d9",
   "#e02f44",
@@ -115,15 +115,15 @@ async function draw({ type, title, gridPos, fieldConfig, targets = [] }: Panel):
       if (!Number.isFinite(value)) continue;
       const before = points[n - 1];
       const begins = !before || !Number.isFinite(before[1]) || at - before[0] > 1.5 * step;
-      path += `${begins ? "M" : "L"}${px(at).toFixed(1)} ${py(value).toFixed(1)}`;
+      path += `${begins ? "M" : "L"}${Math.round(px(at))} ${Math.round(py(value))}`;
     }
     drawn += `<path d="${path}" fill="none" stroke="${color}" stroke-width="1.2"/>`;
     const room = right - legend;
     if (room < 40) continue;
-    const shown = name.length * 5.6 > room ? `${name.slice(0, Math.floor(room / 5.6) - 1)}…` : name;
+    const shown = name.length * 6.2 > room ? `${name.slice(0, Math.floor(room / 6.2) - 1)}…` : name;
     drawn += `<rect x="${legend}" y="${bottom + 14}" width="8" height="3" fill="${color}"/>`;
     drawn += label(legend + 11, bottom + 19, shown);
-    legend += shown.length * 5.6 + 24;
+    legend += shown.length * 6.2 + 24;
   }
   return drawn;
 }

@@ -234,9 +234,11 @@ export const catalogue = {
     "Credentials that were refused, by why; missing: there was none.",
     ["why"],
   ),
-  tenantCalls: counter("checkpointd_tenant_calls_total", "Calls of a tenant that are over.", [
-    "tenant",
-  ]),
+  tenantCalls: counter(
+    "checkpointd_tenant_calls_total",
+    "Calls of a tenant that are over; (none) is the server's own schema.",
+    ["tenant"],
+  ),
   tenantRefused: counter(
     "checkpointd_tenant_refused_total",
     "Calls of a tenant that were refused for its rights, its limits or its quota.",
@@ -275,7 +277,7 @@ export const catalogue = {
   ),
   sampledThreads: gauge(
     "checkpointd_sampled_threads",
-    "How the latest threads stand, of as many as --metrics-threads says.",
+    "How the latest threads stand, of --metrics-threads at the most.",
     ["status"],
     "max",
   ),

@@ -189,10 +189,12 @@ export function createCallMetrics(): CallMetrics {
           byTenant.delete(tenant);
           continue;
         }
-        put(samples, "tenantCalls", calls, tenant);
-        put(samples, "tenantRequestBytes", bytes.requestBytes, tenant);
-        put(samples, "tenantAnswerBytes", bytes.answerBytes, tenant);
-        for (const [reason, n] of refused) put(samples, "tenantRefused", n, tenant, reason);
+        // To Prometheus an empty label is none.
+        const name = tenant === "" ? "(none)" : tenant;
+        put(samples, "tenantCalls", calls, name);
+        put(samples, "tenantRequestBytes", bytes.requestBytes, name);
+        put(samples, "tenantAnswerBytes", bytes.answerBytes, name);
+        for (const [reason, n] of refused) put(samples, "tenantRefused", n, name, reason);
       }
     },
   };

@@ -22,12 +22,14 @@ export interface ThreadSample {
 const everyMs = 60_000;
 /** What a look may take; a database that needs longer has other things to do. */
 const limitMs = 5_000;
+/** Root checkpoints walked past for each of the threads, to bound what a look costs. */
+const checkpointsAThread = 4;
 /** Leases counted at the most. */
 const mostLeases = 10_000;
 
 /**
- * Looks once a minute how the `most` latest threads stand, which one statement tells, as it would
- * somebody who lists them, and how many leases are held. It takes a turn among the long statements,
+ * Looks once a minute how the `most` latest threads stand, or fewer where the latest checkpoints are of
+ * fewer, which one statement tells as it would somebody who lists them, and how many leases are held. It takes a turn among the long statements,
  * so it never keeps a short call waiting. Errors are logged; what was found before is told no more.
  */
 export function startThreadSample(db: Db, most: number, log: Log, ms = everyMs): ThreadSample {
@@ -48,6 +50,7 @@ export function startThreadSample(db: Db, most: number, log: Log, ms = everyMs):
           withCounts: false,
           withoutMetadata: true,
           examine: most,
+          walk: checkpointsAThread * most,
           limit: most,
         },
         signal,
