@@ -132,7 +132,7 @@ const drawn: string[] = [];
 for (const panel of panels) drawn.push(await draw(panel));
 process.stdout.write(
   `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="10">
-<title>The dashboard, drawn of what a Prometheus had of three replicas under load</title>
+<title>The dashboard of checkpointd, drawn of a service under load</title>
 <rect width="${width}" height="${height}" fill="#f4f5f5"/>
 ${drawn.join("\n")}
 </svg>

@@ -20,6 +20,7 @@ SCRIPTS = [
 PRINTED = {
     "interrupt(": "^{'answer': 'forty-two'}\n$",
     '"thread_id": "python"': "HumanMessage.*Hi.*HumanMessage.*Hello!",
+    "keyring": r"^{'diagnosis': \"nobody's business\"}\n$",
     "recover_threads": r"RecoverySummary\(resumed=0, failed=0, stuck=0, lost=0, stopped=0, ",
     "keep_last": "^(readme interrupted .*\n)?$",
 }

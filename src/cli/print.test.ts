@@ -109,7 +109,7 @@ it("nothing of the command line writes but print.ts, and what is exported", () =
     .filter((name) => /^(?!.*\.test\.ts$).*\.ts$/.test(name))
     .filter((name) => {
       const source = readFileSync(new URL(name, folder), "utf8");
-      return /process\.std(out|err)\b(?!\.on\()|console\./.test(source);
+      return /process\.std(out|err)\b(?!\.(on\(|isTTY))|console\./.test(source);
     });
   expect(writers.sort()).toEqual(["print.ts", "threads_transfer.ts"]);
 });

@@ -45,12 +45,13 @@ const maps = await Promise.all(
 const readme = pages[0] as Page;
 const blocks = pages.flatMap(blocksOf);
 const commands = blocks.filter(({ language, notRun }) => language === "sh" && !notRun);
-const scripts = blocks.filter(({ language }) => language === "ts");
+const scripts = blocks.filter(({ language, notRun }) => language === "ts" && !notRun);
 
 /** What a script of the pages prints, by a word that is in no other. */
 const printed: [word: string, output: string][] = [
   ["getStateHistory", "source: 'input'"],
   ["connect-web", "messages ai: Hello!"],
+  ["keyring", '{ diagnosis: "nobody\'s business" }'],
   ["recoverThreads", "{ resumed: 0, failed: 0, stuck: 0, skipped: 0, lost: 0 }"],
 ];
 
@@ -159,7 +160,10 @@ describe("README and docs", () => {
       "README.md: npx checkpointd-server  # the service, with a Postgres of its own, on 127.0.0.1:8080: .ci/packages runs both with the packed files",
       "README.md: DATABASE_URL=postgres://user:password@host:5432/database npx checkpointd-server: .ci/packages serves with the packed files, docs/operate.md with a database",
       "README.md: npm ci: .ci/packages packs, installs and uses both packages",
+      'docs/clients.md: const token = async () => (await readFile("/var/run/secrets/token", "utf8")).trim();: src/client/credential.test.ts and endpoint.test.ts have such a function and files',
       "docs/operate.md: npm pack --workspace checkpointd-server --pack-destination /tmp: .ci/packages packs and installs the package; the second is an example's folder",
+      "docs/operate.md: checkpointd serve --token-file /var/lib/checkpointd/key: src/cli/listening.test.ts starts servers so, with files of its own",
+      'docs/security.md: import { DecryptCommand, GenerateDataKeyCommand, KMSClient } from "@aws-sdk/client-kms";: needs AWS; src/client/encryption.test.ts has keys like these',
     ]);
   });
 

@@ -55,7 +55,7 @@ async function start() {
     },
     {},
     undefined,
-    { gate: { authenticator, usage: new Usage(), refused: new Map(), audit: () => {} } },
+    { gate: { authenticator, usage: new Usage(), audit: () => {}, refused: new Map() } },
   );
   onTestFinished(() => server.stop());
   return {

@@ -61,7 +61,10 @@ export class Encryption {
     this.#keys = new Keys(options.keys);
     const read = async (place: Place) => {
       const { tuple } = await calls.call((service, context) => service.getTuple(place, context));
-      return tuple && this.#opening.tuple(tuple, place, false);
+      if (!tuple) return undefined;
+      const opened = await this.#opening.tuple(tuple, place, false);
+      this.#known.set(opened.place, opened.known);
+      return opened;
     };
     this.#origins = new ThreadOrigins(
       accept,

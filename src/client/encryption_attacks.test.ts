@@ -3,9 +3,13 @@
  * planted and removed by SQL. Each is refused with its reason, by getTuple, by list and to a graph;
  * what cannot be told from an honest database is at the end, as docs/security.md has it.
  */
+import { createClient, type Transport } from "@connectrpc/connect";
+import { createConnectTransport } from "@connectrpc/connect-node";
 import { emptyCheckpoint } from "@langchain/langgraph-checkpoint";
 import pg from "pg";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import type { CheckpointTuple } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { startTestServer } from "../testing/test_server.js";
@@ -366,6 +370,72 @@ describe("is refused", () => {
     const { rows: told } = await pool.query(`select md5(${tables.map(rows).join("||")}) as digest`);
     return told[0].digest;
   }
+});
+
+describe("a service that lies", () => {
+  const asked = (checkpoint_id?: string) => ({
+    configurable: { thread_id: mine.thread, checkpoint_ns: "", checkpoint_id },
+  });
+  /** Reads with its answer altered. */
+  async function told(alter: (tuple: CheckpointTuple) => void, config = asked()) {
+    const transport = createConnectTransport({ baseUrl: server.url, httpVersion: "1.1" });
+    const lying: Transport = {
+      ...transport,
+      async unary(...request) {
+        const answer = await transport.unary(...request);
+        alter((answer.message as unknown as { tuple: CheckpointTuple }).tuple);
+        return answer;
+      },
+    };
+    const reader = new ConnectSaver(lying, { encryption: { keys } });
+    return reader.getTuple(config).finally(() => reader.end());
+  }
+
+  it.each<[string, EncryptionReason, (tuple: CheckpointTuple) => void]>([
+    ["tells a write twice", "NOT_AUTHENTIC", ({ pendingWrites: it }) => it.push(it.at(-1)!)],
+    [
+      "tells writes in another order",
+      "NOT_AUTHENTIC",
+      ({ pendingWrites }) => pendingWrites.reverse(),
+    ],
+    ["tells a value without its bytes", "WITHHELD", ({ blobs }) => delete blobs[0]!.value],
+    ["tells a value as none", "PLAINTEXT", ({ blobs }) => (blobs[0]!.value!.type = "empty")],
+    ["leaves a value out", "WITHHELD", ({ blobs }) => blobs.splice(0, 1)],
+    ["tells a write without its bytes", "WITHHELD", (it) => delete it.pendingWrites[0]!.value],
+    ["names another checkpoint", "NOT_AUTHENTIC", ({ key }) => (key!.checkpointId = "1")],
+    ["names another namespace", "NOT_AUTHENTIC", ({ key }) => (key!.checkpointNs = "child")],
+    ["names another thread", "NOT_AUTHENTIC", ({ key }) => (key!.threadId = theirs.thread)],
+    ["tells no checkpoint", "PLAINTEXT", (tuple) => (tuple.checkpointJson = "null")],
+    ["makes up what was sent", "PLAINTEXT", (it) => it.pendingSends.push(it.blobs[0]!.value!)],
+  ])("and %s is not believed", async (name, reason, alter) => {
+    expect((await told(() => {}))?.pendingWrites).toHaveLength(6);
+    if (name === "makes up what was sent") {
+      // As it is encrypted, what the parent's tasks sent is read from there: nothing.
+      const tuple = await told(alter);
+      expect(tuple?.checkpoint.channel_values.__pregel_tasks ?? []).toEqual([]);
+      await refuses(
+        () => told((it) => it.pendingSends.push({ ...it.blobs[0]!.value!, type: "json" })),
+        reason,
+      );
+      return;
+    }
+    await refuses(() => told(alter), reason);
+  });
+
+  it("and answers with an older checkpoint than was named is not believed", async () => {
+    const older = await told(() => {}, asked("1"));
+    expect(older?.checkpoint.id).toBe("1");
+    const client = createClient(
+      CheckpointService,
+      createConnectTransport({ baseUrl: server.url, httpVersion: "1.1" }),
+    );
+    const { tuple } = await client.getTuple({ threadId: mine.thread, checkpointId: "1" });
+    await refuses(
+      () => told((it) => Object.assign(it, tuple), asked("2")),
+      "NOT_AUTHENTIC",
+      /it is another one than was asked for/,
+    );
+  });
 });
 
 describe("the history of a delta channel", () => {

@@ -1,5 +1,7 @@
 /** Who may do what: every RPC, operation and field, between tenants and within one. */
+import { readFileSync, statSync } from "node:fs";
 import http from "node:http";
+import path from "node:path";
 import { create, type DescField, type DescMessage, type Message } from "@bufbuild/protobuf";
 import { Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -475,6 +477,21 @@ describe("who does not say who it is", () => {
     await expect(services.next()).rejects.toMatchObject({ code: Code.Unauthenticated });
     expect((await fetch(`${server.url}/healthz`)).status).toBe(200);
   });
+});
+
+it("has its audit log in a file of its own, which its owner alone reads", async () => {
+  const auditLog = path.join(path.dirname(auth.file), "audit.jsonl");
+  const own = await startTestServer(database.url, { authFile: auth.file, auditLog });
+  const transport = createTransport("connect", own.url, auth.keys.mine);
+  await told(transport, "deleteThread", { threadId: "mine/audited" });
+  await told(transport, "deleteThread", { threadId: "other\u202e\n" });
+  await own.drain();
+  const lines = readFileSync(auditLog, "utf8").trim().split("\n");
+  expect(lines.map((line) => JSON.parse(line))).toMatchObject([
+    { principal: "mine", action: "deleteThread", threads: ["mine/audited"], result: "ok" },
+    { action: "deleteThread", threads: ["other\u202e\n"], result: "NOT_GRANTED" },
+  ]);
+  expect(statSync(auditLog).mode & 0o777).toBe(0o600);
 });
 
 it("has no tenant in the server's own schema", async () => {

@@ -15,7 +15,7 @@ export function createAuditLog(path: string): Log {
     {
       base: null,
       timestamp: pino.stdTimeFunctions.isoTime,
-      formatters: { level: () => ({}) },
+      formatters: { level: (label) => ({ level: label }) },
       hooks: { streamWrite: (line) => `${clean(line.slice(0, -1))}\n` },
     },
     destination,
