@@ -63,7 +63,7 @@ export interface Sessions {
   readonly options: SessionOptions;
   /**
    * Begins a session and greets the client. The log has each operation as `requestId/id`. `send`
-   * returns how many bytes it sent, 0 if it cannot tell. `end` is to end the stream: the client was
+   * returns how many bytes it sends. `end` is to end the stream: the client was
    * asked to go, has nothing under way, and yet stays; or with an error, its credential has ended.
    */
   begin(

@@ -71,7 +71,9 @@ export function createSessionService(sessions: Sessions): ServiceImpl<typeof Ses
         (response) => {
           outbox.push(response);
           wakeWriter();
-          return 0;
+          // Encoded by connect-es later, and here to be counted: who has a limit of bytes is not to
+          // get around it by another carrier.
+          return sizeOf(encodeAnswer(response));
         },
         (error) => {
           broken = error;
@@ -259,9 +261,7 @@ function carry(
     if (frames.length === 0) process.nextTick(flush);
     frames.push(...chunks);
     goOn();
-    let bytes = -envelopeBytes;
-    for (const { length } of chunks) bytes += length;
-    return bytes;
+    return sizeOf(chunks);
   };
   const finish = (error?: ConnectError) => {
     if (over) return;
@@ -359,6 +359,13 @@ function carry(
     session?.close();
   });
   return begun;
+}
+
+/** The bytes of a message, without its envelope. */
+function sizeOf(chunks: readonly Uint8Array[]): number {
+  let bytes = -envelopeBytes;
+  for (const { length } of chunks) bytes += length;
+  return bytes;
 }
 
 function toJson(error: ConnectError) {
