@@ -51,8 +51,11 @@ describe("the page of two workers", () => {
       .poll(async () => (await scrape(server.metricsUrl)).get("checkpointd_workers_ended_total"))
       .toBe(1);
     await expect
-      .poll(async () => (await scrape(server.metricsUrl)).get("checkpointd_workers"))
-      .toBe(2);
+      .poll(async () => {
+        const page = await scrape(server.metricsUrl);
+        return [page.get("checkpointd_workers"), page.get("checkpointd_ready")];
+      })
+      .toEqual([2, 1]);
     expect(await calls()).toBe(6);
     await putAll(server.url, 4);
     await expect.poll(calls).toBe(10);
