@@ -466,6 +466,15 @@ describe("the history of a delta channel", () => {
     }
   });
 
+  it("is refused where the nearest value it builds on was removed", async () => {
+    const id = { thread_id: mine.thread, checkpoint_ns: "", checkpoint_id: "3" };
+    const read = () =>
+      saver.getDeltaChannelHistory({ config: { configurable: id }, channels: ["secret"] });
+    expect(await read()).toEqual({ secret: { writes: [], seed: `${mine.thread} 2` } });
+    await attack(`delete from checkpoint_blobs where ${blobOf("secret")}`);
+    await refuses(read, "WITHHELD", /checkpoint 2 .+ its value of channel "secret" is missing/);
+  });
+
   const forked = (id: string) =>
     `insert into checkpoints select thread_id, checkpoint_ns, '${id}', '1', type, checkpoint, metadata
      from checkpoints where ${rowOf("2")}`;
