@@ -486,6 +486,24 @@ async def test_attack(name, service, thread, saver):
     saver.delete_thread(theirs)
 
 
+def test_more_of_a_history_than_belongs_to_it(service, thread, saver, monkeypatch):
+    config = config_of(thread)
+    for at, id in enumerate("abc"):
+        values = {"delta": [id]} if id != "c" else {}
+        put = checkpoint_of(values, {"delta": str(at)}, id=id)
+        config = saver.put(config, put, {"step": at}, {"delta": str(at)})
+    stream = saver._client.stream
+
+    def longer(name, request, kind, took, begin):
+        yield from stream(name, request, kind, took, begin)
+        request.checkpoint_id = "b"
+        yield from [it for it in stream(name, request, kind, took) if it.checkpoint_id == "a"]
+
+    monkeypatch.setattr(saver._client, "stream", longer)
+    told = saver.get_delta_channel_history(config=config, channels=["delta"])
+    assert told == {"delta": {"writes": [], "seed": ["b"]}}
+
+
 def test_attacks_on_a_history(service, thread, saver):
     config = config_of(thread)
     ids = "abcd"

@@ -10,6 +10,10 @@ import pg from "pg";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import type { CheckpointTuple } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import {
+  type GetChannelHistoryResponse,
+  ThreadService,
+} from "../../gen/checkpointd/v1/thread_service_pb.js";
 import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { startTestServer } from "../testing/test_server.js";
@@ -420,6 +424,38 @@ describe("a service that lies", () => {
       return;
     }
     await refuses(() => told(alter), reason);
+  });
+
+  it("and tells more of a history than belongs to it is not believed", async () => {
+    const transport = createConnectTransport({ baseUrl: server.url, httpVersion: "1.1" });
+    const client = createClient(ThreadService, transport);
+    const channels = ["secret"];
+    const at = (checkpointId: string) => ({
+      ...{ threadId: mine.thread, checkpointId, channels, withSeals: true },
+    });
+    const config = asked("2");
+    const metadata = { source: "loop", step: 3, parents: {} } as const;
+    const channel_versions = versions(3.5);
+    const last = { ...emptyCheckpoint(), id: "3", channel_versions };
+    await saver.put(config, last, metadata, { secret: 3.5 });
+    // Behind the value that it ends with, what the checkpoint before it was rebuilt from.
+    const lying: Transport = {
+      ...transport,
+      async stream(...request) {
+        const answer = await transport.stream(...request);
+        async function* longer() {
+          yield* answer.message as AsyncIterable<GetChannelHistoryResponse>;
+          for await (const message of client.getChannelHistory(at("2"))) {
+            if (message.checkpointId === "1") yield message;
+          }
+        }
+        return { ...answer, message: longer() as never };
+      },
+    };
+    const reader = new ConnectSaver(lying, { encryption: { keys } });
+    const told = await reader.getDeltaChannelHistory({ config: asked("3"), channels });
+    expect(told).toEqual({ secret: { writes: [], seed: `${mine.thread} 2` } });
+    await reader.end();
   });
 
   it("and answers with an older checkpoint than was named is not believed", async () => {

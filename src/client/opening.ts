@@ -156,27 +156,29 @@ export class Opening {
     wanted: Set<string>,
   ): Promise<GetChannelHistoryResponse> {
     const { place, said, inlined } = unsealed;
-    const seeds = message.seeds.map((blob) => this.#blob(keys, unsealed, blob));
+    // A channel's walk ends at the first value: one that is told after it is an older one.
+    const isWanted = ({ channel }: { channel: string }) => wanted.has(channel);
+    const seeds = message.seeds.filter(isWanted).map((blob) => this.#blob(keys, unsealed, blob));
     const seeded = new Set(seeds.map(({ channel }) => channel));
     const missing = said?.valued.find((channel) => wanted.has(channel) && !seeded.has(channel));
     if (missing !== undefined) {
       throw refusal("WITHHELD", place, `its value of channel "${missing}" is missing`);
     }
     const parent = { ...place, checkpointId: said?.parentCheckpointId ?? "" };
-    const inlineSeeds = said ? {} : message.inlineSeeds;
-    if (said) {
-      for (const [channel, value] of Object.entries(inlined)) {
-        if (wanted.has(channel)) inlineSeeds[channel] = JSON.stringify(value);
-      }
-    }
-    const writes = this.#writes(keys, unsealed, message.writes);
+    const inline = said
+      ? Object.entries(inlined).map(([channel, value]) => [channel, JSON.stringify(value)] as const)
+      : Object.entries(message.inlineSeeds);
+    const inlineSeeds = Object.fromEntries(inline.filter(([channel]) => wanted.has(channel)));
+    const writes = this.#writes(keys, unsealed, message.writes.filter(isWanted));
+    const sends = isWanted({ channel: TASKS }) ? message.pendingSends : [];
+    if (sends.length > 0) seeded.add(TASKS);
     for (const channel of [...seeded, ...Object.keys(inlineSeeds)]) wanted.delete(channel);
     return create(GetChannelHistoryResponseSchema, {
       checkpointId: message.checkpointId,
       writes,
       seeds,
       inlineSeeds,
-      pendingSends: await this.#sends(parent, message.pendingSends),
+      pendingSends: await this.#sends(parent, sends),
     });
   }
 

@@ -120,14 +120,15 @@ class Opening:
         told = GetChannelHistoryResponse(checkpoint_id=part.checkpoint_id)
         if wanted is None:
             return said, told
-        told.seeds.extend(part.seeds)
-        told.writes.extend(part.writes)
+        # A channel's walk ends at the first value: one that is told after it is an older one.
+        told.seeds.extend([it for it in part.seeds if it.channel in wanted])
+        told.writes.extend([it for it in part.writes if it.channel in wanted])
         for blob in told.seeds:
             self._blob(keys, unsealed, blob)
         seeded = {blob.channel for blob in told.seeds}
         self._writes(keys, unsealed, told.writes)
         if said is None:
-            inline = dict(part.inline_seeds)
+            inline = {it: part.inline_seeds[it] for it in part.inline_seeds if it in wanted}
         else:
             self._check_all_there(place, said, seeded, wanted)
             inline = {
@@ -137,7 +138,9 @@ class Opening:
             }
         told.inline_seeds.update(inline)
         parent = place._replace(checkpoint_id=said.parent_checkpoint_id if said else "")
-        told.pending_sends.extend((yield from self.sends(parent, part.pending_sends)))
+        if TASKS in wanted and part.pending_sends:
+            told.pending_sends.extend((yield from self.sends(parent, part.pending_sends)))
+            seeded.add(TASKS)
         wanted.difference_update(seeded, inline)
         return said, told
 
