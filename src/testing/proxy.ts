@@ -37,7 +37,10 @@ export function findProgram(program: Program): string | undefined {
 
 /** The text of a file of docs/proxies. */
 export function readConfig(name: string): string {
-  return readFileSync(fileURLToPath(new URL(`../../docs/proxies/${name}`, import.meta.url)), "utf8");
+  return readFileSync(
+    fileURLToPath(new URL(`../../docs/proxies/${name}`, import.meta.url)),
+    "utf8",
+  );
 }
 
 /**
