@@ -98,7 +98,10 @@ function aroundServer(server: string, folder: string): string {
   const temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
     .map((name) => `${name}_temp_path ${folder}/${name};`)
     .join("\n");
-  return `worker_processes 1;
+  // Its workers are another user's otherwise, who may not write there.
+  const user = process.getuid?.() === 0 ? "user root;" : "";
+  return `${user}
+worker_processes 1;
 pid ${folder}/pid;
 events { worker_connections 768; }
 http {
