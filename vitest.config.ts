@@ -9,6 +9,8 @@ const others = {
   conformance: ["src/server/conformance.test.ts"],
   // nginx, haproxy and Envoy.
   proxies: ["src/client/proxies.test.ts"],
+  // helm, kubectl-validate, hadolint, systemd-analyze, psql.
+  deploy: ["src/cli/deploy.test.ts"],
   // Brings Jest, Next.js, Bun and more from the registry: minutes.
   clients: ["src/client/packed.test.ts"],
 };
@@ -35,6 +37,7 @@ export default defineConfig({
             "src/server/conformance.test.ts",
             "src/client/packed.test.ts",
             "src/client/proxies.test.ts",
+            "src/cli/deploy.test.ts",
           ],
         },
       },
