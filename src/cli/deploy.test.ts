@@ -87,7 +87,7 @@ describe.runIf(hasHelm)("the Helm chart", () => {
       "session-age": "5m",
       "max-message-size": "128MiB",
       "queue-limit": 1_000_000,
-      retention: "keep_last=20,older_than=30d;delete,older_than=90d",
+      retention: "metadata.tenant=acme,keep_last=20;delete,older_than=90d",
       "cors-origins": "https://app.example.com,https://b.example.com",
     },
     port: 9443,
