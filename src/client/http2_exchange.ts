@@ -36,7 +36,11 @@ export class Http2Connections extends Http2SessionManager {
       this.#seen.add(connection);
       connection.on("error", () => {});
       this.#reach.came("connected");
-      const cancel = startTimer(settingsMs, () => connection.destroy(new NoSettings()));
+      const cancel = startTimer(settingsMs, () => {
+        // Whose call this was may have given up before.
+        this.#reach.versions.http2Missing();
+        connection.destroy(new NoSettings());
+      });
       connection.once("close", cancel);
       connection.once("remoteSettings", () => {
         cancel();

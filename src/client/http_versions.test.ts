@@ -151,6 +151,20 @@ describe.each(ways)("over %s", (name, options) => {
   });
 });
 
+it("a call that gives up before it is known spares the next ones", async () => {
+  const options = { session: false, timeoutMs: 1_000 };
+  const { saver } = await start(options, "says nothing to them");
+  await expect(saver.getTuple(config)).rejects.toMatchObject({ code: Code.DeadlineExceeded });
+  await expect
+    .poll(() =>
+      saver.getTuple(config).then(
+        () => "answered",
+        () => "gave up",
+      ),
+    )
+    .toBe("answered");
+});
+
 it("gRPC says that it needs HTTP/2, and how to have it", async () => {
   const { saver } = await start({ protocol: "grpc" }, "refuses them");
   for (const call of [() => saver.getTuple(config), () => listAll(saver)]) {
