@@ -240,6 +240,8 @@ describe.each(ways.filter(([way]) => way !== "grpc"))(
       const server = await startTestServer(database.url);
       const callers: (string | undefined)[] = [];
       const proxy = create((asked, answer) => {
+        // Each call has a connection of its own, which could resume the TLS of the one before.
+        answer.shouldKeepAlive = false;
         const { authorization, connection: _, upgrade: __, host: ___, ...headers } = asked.headers;
         if (authorization !== "Bearer new") {
           answer.writeHead(401).end();
