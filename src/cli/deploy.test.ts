@@ -46,20 +46,15 @@ type Yaml = any;
 
 const flagNames = Object.values(settings).map(({ flag }) => flag);
 
-/** Flags that another branch adds, and that the chart has a value for. */
-const coming = /^--metrics-port=/;
-
 /** What `checkpointd` makes of a command line. Files that are named are made first. */
 function parseArguments([command, ...given]: string[]) {
-  const args = given
-    .filter((arg) => flagNames.includes("metrics-port") || !coming.test(arg))
-    .map((arg) => {
-      const [, flag, name] = /^(--[a-z-]+-file)=(.+)$/.exec(arg) ?? [];
-      if (flag !== "--database-url-file" || name === undefined) return arg;
-      const file = path.join(work, "url");
-      writeFileSync(file, "postgres://user:password@host:5432/database", { mode: 0o600 });
-      return `${flag}=${file}`;
-    });
+  const args = given.map((arg) => {
+    const [, flag, name] = /^(--[a-z-]+-file)=(.+)$/.exec(arg) ?? [];
+    if (flag !== "--database-url-file" || name === undefined) return arg;
+    const file = path.join(work, "url");
+    writeFileSync(file, "postgres://user:password@host:5432/database", { mode: 0o600 });
+    return `${flag}=${file}`;
+  });
   expect(["serve", "migrate"]).toContain(command);
   const { values } = readFlags(command === "serve" ? settings : migrateSettings, args, {});
   return values as ReturnType<typeof readFlags<typeof settings>>["values"];
@@ -87,6 +82,7 @@ describe.runIf(hasHelm)("the Helm chart", () => {
       "session-age": "5m",
       "max-message-size": "128MiB",
       "queue-limit": 1_000_000,
+      "metrics-threads": 1000,
       retention: "metadata.tenant=acme,keep_last=20;delete,older_than=90d",
       "cors-origins": "https://app.example.com,https://b.example.com",
     },
@@ -205,6 +201,9 @@ describe.runIf(hasHelm)("the Helm chart", () => {
           maxMessageSize: 128 * 1024 * 1024,
           queueLimit: 1_000_000,
           tlsClientCa: "/secrets/tls/ca.crt",
+          metricsPort: 9464,
+          metricsHost: "0.0.0.0",
+          metricsThreads: 1000,
           migrate: false,
         });
         const job = find("Job", "ck-checkpointd-migrate").spec.template.spec;
@@ -319,7 +318,7 @@ describe.runIf(hasHelm)("the Helm chart", () => {
 
   it("takes every setting that it has no value of its own for", () => {
     const own =
-      /^(database-url|database-url-file|data-dir|host|port|listen-socket|tls-.+|token-file|behind-tls-proxy|insecure|migrate|drain-timeout|auth-file|metrics-port)$/;
+      /^(database-url|database-url-file|data-dir|host|port|listen-socket|tls-.+|token-file|behind-tls-proxy|insecure|migrate|drain-timeout|auth-file|metrics-port|metrics-host)$/;
     const schema = JSON.parse(read("helm/checkpointd/values.schema.json"));
     expect(schema.properties.settings.propertyNames.enum.toSorted()).toEqual(
       flagNames.filter((flag) => !own.test(flag)).toSorted(),
