@@ -1,7 +1,6 @@
 /** Kinds of worlds, and what goes wrong in each. */
 import { execFileSync } from "node:child_process";
 import {
-  chownSync,
   closeSync,
   existsSync,
   mkdirSync,
@@ -13,9 +12,9 @@ import {
 } from "node:fs";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { startEmbedded } from "../../src/store/embedded.js";
 import { migrate } from "../../src/store/migrate.js";
 import { hasPgBouncer, type PgBouncer, startPgBouncer } from "../../src/testing/pgbouncer.js";
+import { startStandby } from "../../src/testing/standby.js";
 import { allFaults, type Fault, type Scene, shortFaults } from "./faults.js";
 import type { WorldPlan } from "./world.js";
 
@@ -199,27 +198,8 @@ const failover: Fault = { name: "failover", hurts: "Postgres", inject: failOver 
 async function failOver({ world, random }: Scene): Promise<string> {
   const { sql } = world;
   const dataDir = path.join(world.folder, `standby-${standbys++}`);
-  const cluster = path.join(dataDir, "postgres");
-  mkdirSync(dataDir, { mode: 0o711 });
-  const label = await copyCluster(world, dataDir);
-  const { uid, gid } = statSync(cluster);
-  for (const [name, text] of [
-    ["backup_label", label],
-    ["standby.signal", ""],
-  ] as const) {
-    const file = path.join(cluster, name);
-    writeFileSync(file, text, { mode: 0o600 });
-    chownSync(file, uid, gid);
-  }
-  const { port, password } = new URL(world.databaseUrl);
-  const standby = await startEmbedded({
-    dataDir,
-    onProgress: () => {},
-    settings: {
-      max_connections: "120",
-      primary_conninfo: `host=127.0.0.1 port=${port} user=postgres password=${password}`,
-    },
-  });
+  const { databaseUrl } = world;
+  const standby = await startStandby({ databaseUrl, dataDir: world.dataDir() }, dataDir);
   // From now on what is acknowledged is there too.
   await sql("alter system set synchronous_standby_names = '*'");
   await sql("select pg_reload_conf()");
@@ -239,29 +219,4 @@ async function failOver({ world, random }: Scene): Promise<string> {
   await sleep(3_000);
   await endOld();
   return `${new URL(old).port} to ${new URL(world.databaseUrl).port}`;
-}
-
-/** Copies the files of a Postgres that runs, and returns what marks them as a backup. */
-async function copyCluster(world: Scene["world"], dataDir: string): Promise<string> {
-  const from = world.dataDir();
-  // Both ends of a backup are of one session.
-  return world.session(async (query) => {
-    await query("select pg_backup_start('standby', true)");
-    try {
-      execFileSync(
-        "cp",
-        ["-a", path.join(from, "postgres"), path.join(from, "password"), dataDir],
-        {
-          stdio: "ignore",
-        },
-      );
-    } catch {
-      // Files that went while it copied are in the log that is replayed.
-    }
-    for (const file of ["postmaster.pid", "postmaster.opts"]) {
-      rmSync(path.join(dataDir, "postgres", file), { force: true });
-    }
-    const [row] = await query("select labelfile from pg_backup_stop(false)");
-    return String(row?.labelfile);
-  });
 }

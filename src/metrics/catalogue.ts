@@ -170,6 +170,12 @@ export const catalogue = {
     ["host"],
     "max",
   ),
+  standbyLag: gauge(
+    "checkpointd_database_standby_lag_bytes",
+    "WAL that the slowest standby has not replayed, where the primary tells the role (pg_monitor).",
+    [],
+    "max",
+  ),
   tableLocks: gauge(
     "checkpointd_database_table_locks",
     "Locks of others that make calls wait, at the last look.",

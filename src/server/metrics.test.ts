@@ -136,12 +136,16 @@ describe("the page", () => {
     const all: Metric[] = Object.values(catalogue);
     const missing = (page: ScrapedPage) =>
       all.map(({ name }) => name).filter((name) => !page.types.has(name));
-    // Of workers alone, and tested with them.
-    const ofWorkers = ["checkpointd_workers_silent", "checkpointd_workers_ended_total"];
-    await expect.poll(async () => missing(await pageOf(server))).toEqual(ofWorkers);
+    // Of a primary with a standby, and of workers, and tested with them.
+    const ofOthers = [
+      "checkpointd_database_standby_lag_bytes",
+      "checkpointd_workers_silent",
+      "checkpointd_workers_ended_total",
+    ];
+    await expect.poll(async () => missing(await pageOf(server))).toEqual(ofOthers);
     const page = await pageOf(server);
     for (const { name, type, help, labels } of all) {
-      if (ofWorkers.includes(name)) continue;
+      if (ofOthers.includes(name)) continue;
       expect(page.types.get(name), name).toBe(type);
       expect(page.helps.get(name), name).toBe(help);
       expect(page.labelsOf(name), name).toEqual(labels);

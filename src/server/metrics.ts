@@ -100,13 +100,14 @@ function addPool(samples: Samples, { db, options }: Measured): void {
 }
 
 function addDatabase(samples: Samples, { readiness, isDraining }: Measured): void {
-  const { isReachable, isWritable, lookMs, locks } = readiness.measures();
+  const { isReachable, isWritable, lookMs, locks, standbyLagBytes } = readiness.measures();
   put(samples, "ready", Number(readiness.isReady()));
   put(samples, "draining", Number(isDraining()));
   put(samples, "databaseReachable", Number(isReachable));
   put(samples, "databaseWritable", Number(isWritable));
   if (lookMs !== undefined) put(samples, "databaseProbeSeconds", lookMs / 1e3);
   put(samples, "tableLocks", locks);
+  if (standbyLagBytes !== undefined) put(samples, "standbyLag", standbyLagBytes);
 }
 
 function addClients(samples: Samples, { listener, rpc, calls, limits, listed }: Measured): void {

@@ -17,6 +17,8 @@ export interface ReadinessMeasures {
   lookMs: number | undefined;
   /** Locks of others on the tables. */
   locks: number;
+  /** As {@link Look} has it, at the last look. */
+  standbyLagBytes: number | undefined;
 }
 
 /** Watches whether the database can be used. */
@@ -66,6 +68,7 @@ export function startReadiness(
     isWritable: false,
     lookMs: undefined,
     locks: 0,
+    standbyLagBytes: undefined,
   };
   let isMigrated = !options.migrate;
   let resolveMigrated: () => void;
@@ -163,13 +166,15 @@ export function startReadiness(
       measures.isReachable = true;
       measures.isWritable = found.trouble?.code !== "25006";
       measures.locks = found.locks.length;
+      measures.standbyLagBytes = found.standbyLagBytes;
       measures.lookMs = performance.now() - since;
       if (!stopping.signal.aborted) judge(found);
     } catch (error) {
       if (stopping.signal.aborted || isBusy(error)) return;
       const isReadOnly = (error as { code?: unknown }).code === "25006";
       const isReachable = isReadOnly || isOfTables(error);
-      Object.assign(measures, { isReachable, isWritable: isReachable && !isReadOnly, locks: 0 });
+      const isWritable = isReachable && !isReadOnly;
+      Object.assign(measures, { isReachable, isWritable, locks: 0, standbyLagBytes: undefined });
       measures.lookMs = performance.now() - since;
       notReady(explain(error), { error: describeCause(error) });
     }

@@ -30,6 +30,8 @@ export interface Look {
   hasSettings: boolean;
   /** Locks that make writes wait: "AccessExclusiveLock on checkpoints (process 123)". */
   locks: string[];
+  /** Bytes of WAL that the slowest standby has not replayed; undefined: the role is told of none. */
+  standbyLagBytes: number | undefined;
 }
 
 /** The columns that our statements name: those that puts write, and what else is read. */
@@ -79,6 +81,7 @@ export async function lookAtTables(db: Db, schema: string, signal: Signal): Prom
     mayReadMigrations: bookkeeping !== "unreadable",
     hasSettings: of("setting")[0]?.code === "force_generic_plan",
     locks: of("lock").map(({ message }) => message),
+    standbyLagBytes: of("lag").map(({ message }) => Number(message))[0],
   };
   if (bookkeeping !== "with safe" && bookkeeping !== "without safe") return look;
   const safe = bookkeeping === "with safe" ? "safe" : "false";
@@ -102,7 +105,7 @@ const neededRows = Object.entries(needed)
   .join(", ");
 
 /**
- * What a row tells of: trouble (the gravest first), bookkeeping, setting or lock. The state of the
+ * What a row tells of: trouble (the gravest first), bookkeeping, setting, lock or lag. The state of the
  * bookkeeping and the value of the setting stand in `code`.
  */
 const found = createColumns("kind", "rank", "code", "text");
@@ -162,4 +165,9 @@ from found join pg_catalog.pg_locks l on l.relation = found.oid
 where granted and pid <> pg_backend_pid()
   and database = (select oid from pg_catalog.pg_database where datname = current_database())
   and mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+union all
+select 'lag', 7, '', max(pg_wal_lsn_diff(
+  case when not pg_is_in_recovery() then pg_current_wal_lsn() end, replay_lsn))::text
+from pg_catalog.pg_stat_replication
+having bool_or(replay_lsn is not null) and not pg_is_in_recovery()
 order by rank, text`;
