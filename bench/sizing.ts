@@ -11,7 +11,7 @@ import { fileURLToPath } from "node:url";
 import { uuid6 } from "@langchain/langgraph-checkpoint";
 import pg from "pg";
 import { ConnectSaver } from "../src/client/saver.js";
-import { cpuOf, cpuOfPostgres, parentOf } from "./cpu.js";
+import { cpuOf, cpuOfPostgres, parentOf, peakMemoryOf } from "./cpu.js";
 
 const seconds = Number(process.argv[2] ?? 15);
 const idleAgents = Number(process.argv[3] ?? 1_000);
@@ -173,6 +173,7 @@ for (const [name, begin] of Object.entries(steps)) {
   for (const saver of savers) await saver.end();
 }
 
+console.log(`\nThe most memory that the service had: ${peakMemoryOf(pid)} MB`);
 await sql.end();
 server.kill("SIGTERM");
 await new Promise((resolve) => server.once("exit", resolve));

@@ -170,6 +170,12 @@ export const catalogue = {
     ["host"],
     "max",
   ),
+  databaseStart: gauge(
+    "checkpointd_database_start_timestamp_seconds",
+    "When the Postgres was started that answered last.",
+    [],
+    "max",
+  ),
   standbyLag: gauge(
     "checkpointd_database_standby_lag_bytes",
     "WAL that the slowest standby has not replayed, where the primary tells the role (pg_monitor).",

@@ -100,13 +100,15 @@ function addPool(samples: Samples, { db, options }: Measured): void {
 }
 
 function addDatabase(samples: Samples, { readiness, isDraining }: Measured): void {
-  const { isReachable, isWritable, lookMs, locks, standbyLagBytes } = readiness.measures();
+  const { isReachable, isWritable, lookMs, locks, standbyLagBytes, startedAt } =
+    readiness.measures();
   put(samples, "ready", Number(readiness.isReady()));
   put(samples, "draining", Number(isDraining()));
   put(samples, "databaseReachable", Number(isReachable));
   put(samples, "databaseWritable", Number(isWritable));
   if (lookMs !== undefined) put(samples, "databaseProbeSeconds", lookMs / 1e3);
   put(samples, "tableLocks", locks);
+  if (startedAt !== undefined) put(samples, "databaseStart", startedAt);
   if (standbyLagBytes !== undefined) put(samples, "standbyLag", standbyLagBytes);
 }
 

@@ -19,6 +19,8 @@ export interface ReadinessMeasures {
   locks: number;
   /** As {@link Look} has it, at the last look. */
   standbyLagBytes: number | undefined;
+  /** As {@link Look} has it, of the last Postgres that answered; undefined before the first. */
+  startedAt: number | undefined;
 }
 
 /** Watches whether the database can be used. */
@@ -69,6 +71,7 @@ export function startReadiness(
     lookMs: undefined,
     locks: 0,
     standbyLagBytes: undefined,
+    startedAt: undefined,
   };
   let isMigrated = !options.migrate;
   let resolveMigrated: () => void;
@@ -167,6 +170,7 @@ export function startReadiness(
       measures.isWritable = found.trouble?.code !== "25006";
       measures.locks = found.locks.length;
       measures.standbyLagBytes = found.standbyLagBytes;
+      measures.startedAt = found.startedAt;
       measures.lookMs = performance.now() - since;
       if (!stopping.signal.aborted) judge(found);
     } catch (error) {

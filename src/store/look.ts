@@ -30,6 +30,8 @@ export interface Look {
   hasSettings: boolean;
   /** Locks that make writes wait: "AccessExclusiveLock on checkpoints (process 123)". */
   locks: string[];
+  /** When Postgres was started, in seconds since 1970. */
+  startedAt: number;
   /** Bytes of WAL that the slowest standby has not replayed; undefined: the role is told of none. */
   standbyLagBytes: number | undefined;
 }
@@ -81,6 +83,7 @@ export async function lookAtTables(db: Db, schema: string, signal: Signal): Prom
     mayReadMigrations: bookkeeping !== "unreadable",
     hasSettings: of("setting")[0]?.code === "force_generic_plan",
     locks: of("lock").map(({ message }) => message),
+    startedAt: Number(of("started")[0]?.message),
     standbyLagBytes: of("lag").map(({ message }) => Number(message))[0],
   };
   if (bookkeeping !== "with safe" && bookkeeping !== "without safe") return look;
@@ -105,7 +108,7 @@ const neededRows = Object.entries(needed)
   .join(", ");
 
 /**
- * What a row tells of: trouble (the gravest first), bookkeeping, setting, lock or lag. The state of the
+ * What a row tells of: trouble (the gravest first), bookkeeping, setting, lock, started or lag. The state of the
  * bookkeeping and the value of the setting stand in `code`.
  */
 const found = createColumns("kind", "rank", "code", "text");
@@ -165,6 +168,8 @@ from found join pg_catalog.pg_locks l on l.relation = found.oid
 where granted and pid <> pg_backend_pid()
   and database = (select oid from pg_catalog.pg_database where datname = current_database())
   and mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+union all
+select 'started', 7, '', extract(epoch from pg_postmaster_start_time())::text
 union all
 select 'lag', 7, '', max(pg_wal_lsn_diff(
   case when not pg_is_in_recovery() then pg_current_wal_lsn() end, replay_lsn))::text

@@ -1,4 +1,4 @@
-/** What is measured of how far a standby is behind, on a real one. */
+/** What is measured of Postgres itself: when it was started, and how far a standby is behind. */
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -55,4 +55,22 @@ test("is told of the slowest standby, to a role that may know, and of none where
   );
   onTestFinished(() => server.drain());
   expect(await isTold(server)).toBe(false);
+});
+
+test("when Postgres was started is told, and changes when it was started again", async () => {
+  const folder = mkdtempSync(path.join(tmpdir(), "restarted-"));
+  onTestFinished(() => rmSync(folder, { recursive: true, force: true }));
+  const dataDir = path.join(folder, "data");
+  const first = await startEmbedded({ dataDir, onProgress: () => {} });
+  const { port } = new URL(first.databaseUrl);
+  const server = await startTestServer(first.databaseUrl, { metricsPort: 0 }, { metricsPageMs: 0 });
+  onTestFinished(() => server.drain());
+  const started = async () =>
+    (await scrape(server.metricsUrl as string)).get("checkpointd_database_start_timestamp_seconds");
+  const before = (await started()) as number;
+  expect(Math.abs(before - Date.now() / 1_000)).toBeLessThan(3_600);
+  await first.stop();
+  const again = await startEmbedded({ dataDir, onProgress: () => {}, settings: { port } });
+  onTestFinished(() => again.stop());
+  await expect.poll(started, { timeout: 30_000 }).toBeGreaterThan(before);
 });
