@@ -42,13 +42,15 @@ export interface Readiness {
 /**
  * Migrates if asked to, or waits for whoever does, then looks at the tables again and again:
  * every half second until the database can be used, every five seconds while it can. What is
- * wrong is logged as a sentence, once a change.
+ * wrong is logged as a sentence, once a change. `onTooOld` is called at each look that finds the
+ * tables too new: its clients have to go elsewhere, since this server cannot serve them any more.
  */
 export function startReadiness(
   db: Db,
   options: DbOptions & { migrate: boolean | Promise<void>; migrationUrl?: string },
   log: Log,
   onChange: (ready: boolean) => void,
+  onTooOld: () => void = () => {},
 ): Readiness {
   const stopping = new AbortController();
   let ready = false;
@@ -128,6 +130,7 @@ export function startReadiness(
     lastMissing = missing.length;
     refusal = newer.length > 0 ? () => schemaNew(needs) : isOld ? schemaOld : undefined;
     if (newer.length > 0) {
+      onTooOld();
       notReady(
         `a newer version has changed the tables in a way that this one cannot serve (${newer.join()}): start ${needs === undefined ? "the newer version" : `version ${needs} or a later one, this is ${version()}`}; calls are refused`,
       );
