@@ -11,3 +11,16 @@ export function version(): string {
     }
   }
 }
+
+/**
+ * Whether a version comes before another, by their three numbers: what leads to a release
+ * (0.3.0-rc.1) counts as the release. Undefined where one of them has no such numbers.
+ */
+export function isOlder(version: string, other: string): boolean | undefined {
+  const [ours, theirs] = [version, other].map((text) =>
+    /^(\d+)\.(\d+)\.(\d+)/.exec(text)?.slice(1),
+  );
+  if (!ours || !theirs) return undefined;
+  const at = ours.findIndex((part, i) => part !== theirs[i]);
+  return at >= 0 && Number(ours[at]) < Number(theirs[at]);
+}

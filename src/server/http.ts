@@ -59,6 +59,8 @@ export interface Listener {
   connections(): number;
   /** What its connections do and did, to be told to whoever watches the server. */
   measures(): ListenerMeasures;
+  /** Asks the client of every connection that there is to open another one: what is under way goes on. */
+  retire(): void;
   /**
    * Stops accepting, lets what is under way finish (HTTP/2 clients get a GOAWAY, HTTP/1.1
    * clients `Connection: close`), and resolves when every connection is closed. Those still
@@ -363,6 +365,9 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
       unreadBytesLimit: limits.unreadBytesInAll,
       cuts,
     }),
+    retire() {
+      for (const connection of connections.values()) retire(connection, true);
+    },
     async drain(timeoutMs) {
       closed ??= closeServers();
       for (const connection of connections.values()) retire(connection);

@@ -10,6 +10,7 @@ import { block } from "../testing/blocking.js";
 import { captureLog } from "../testing/captured_log.js";
 import { createClients, expectTold, failureOf, make, ways } from "../testing/edge.js";
 import { createDatabase, openPool } from "../testing/postgres.js";
+import { version } from "../version.js";
 import { startReadiness } from "./readiness.js";
 
 const cleanups: (() => Promise<unknown> | unknown)[] = [];
@@ -154,6 +155,7 @@ test("looking takes no transaction id and writes nothing", async () => {
   const taken = await db.transaction(async (run) => {
     const found = await lookAtTables({ ...db, run }, "public", signal);
     expect(found).toMatchObject({ trouble: undefined, newer: [], missing: [], locks: [] });
+    expect(found).toMatchObject({ mayReadMigrations: true, needs: undefined });
     const [row] = await run("select pg_current_xact_id_if_assigned()", []);
     return row?.[0];
   }, signal);
@@ -222,6 +224,51 @@ test("a breaking migration of a newer version: calls are refused until it is und
   await migrate({ databaseUrl: url, schema: "public" });
   await untilReady(true);
   expect(said("database ready again")).toBe(true);
+}, 60_000);
+
+test("of what it does not know the greatest version counts, and is named to who calls", async () => {
+  const { url, sql } = await setUp();
+  const { startTestServer } = await import("../testing/test_server.js");
+  const { log, lines } = captureLog();
+  const server = await startTestServer(url, { log, migrate: false });
+  cleanups.push(() => server.drain());
+  const clients = createClients(server.url);
+  const insert = (name: string, minServer: string | null) =>
+    sql(`insert into checkpointd_migrations (name, run_on, safe, min_server)
+      values ('${name}', now(), false, ${minServer === null ? "null" : `'${minServer}'`})`);
+  const untilReady = async (wanted: boolean) => {
+    while (((await fetch(`${server.url}/readyz`)).status === 200) !== wanted) await sleep(50);
+  };
+  const expectSaid = async (ofServer: string, ofCalls: string) => {
+    while (!lines().some(({ msg }) => String(msg).includes(ofServer))) await sleep(50);
+    for (const way of ways) {
+      const error = await failureOf(make(clients[way], { rpc: "list", request: {} }));
+      expectTold(error, { code: Code.Unavailable, reason: "SCHEMA_NEW" });
+      expect(error.rawMessage).toContain(ofCalls);
+    }
+  };
+  const own = version();
+  const next = (by: number) => own.replace(/^(\d+)\.(\d+)/, (_, a, b) => `${a}.${Number(b) + by}`);
+
+  // What earlier versions broke with, and what this one has.
+  await insert("9901_old", "0.0.9");
+  await insert("9902_own", own.replace(/-.*/, ""));
+  await sleep(5_500);
+  await untilReady(true);
+  await make(clients.connect, { rpc: "list", request: {} });
+
+  await insert("9903_far", next(10));
+  await insert("9904_near", next(9));
+  await untilReady(false);
+  await expectSaid(
+    `(9903_far,9904_near): start version ${next(10)} or a later one, this is ${own}; calls are`,
+    `it is version ${own}, and they need ${next(10)} or later`,
+  );
+  // Another kind of answer, or none, is one that we do not understand.
+  await insert("9905_odd", "newest");
+  await expectSaid("(9903_far,9904_near,9905_odd): start the newer version", "too old for them");
+  await sql("delete from checkpointd_migrations where name > '9902_own'");
+  await untilReady(true);
 }, 60_000);
 
 test("migrations applied before they were marked are marked, by who owns the table", async () => {

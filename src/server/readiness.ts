@@ -3,6 +3,7 @@ import type { Log } from "../log.js";
 import type { Db, DbOptions } from "../store/db.js";
 import { type Look, lookAtTables, TableTrouble } from "../store/look.js";
 import { explainTrouble } from "../store/trouble.js";
+import { version } from "../version.js";
 import { describeCause } from "./call_log.js";
 
 const retryMs = 500;
@@ -45,13 +46,15 @@ export interface Readiness {
 /**
  * Migrates if asked to, or waits for whoever does, then looks at the tables again and again:
  * every half second until the database can be used, every five seconds while it can. What is
- * wrong is logged as a sentence, once a change.
+ * wrong is logged as a sentence, once a change. `onTooOld` is called at each look that finds the
+ * tables too new: its clients have to go elsewhere, since this server cannot serve them any more.
  */
 export function startReadiness(
   db: Db,
   options: DbOptions & { migrate: boolean | Promise<void>; migrationUrl?: string },
   log: Log,
   onChange: (ready: boolean) => void,
+  onTooOld: () => void = () => {},
 ): Readiness {
   const stopping = new AbortController();
   let ready = false;
@@ -115,7 +118,8 @@ export function startReadiness(
     told.add(sentence);
   };
 
-  const judge = ({ trouble, newer, missing, mayReadMigrations, hasSettings, locks }: Look) => {
+  const judge = (found: Look) => {
+    const { trouble, newer, needs, missing, mayReadMigrations, hasSettings, locks } = found;
     if (!mayReadMigrations) {
       warnOnce(
         "the role may not read checkpointd_migrations: whether the schema fits this version is not checked; grant SELECT on it",
@@ -130,10 +134,11 @@ export function startReadiness(
     // Fewer at each look: somebody is migrating.
     const isOld = missing.length > 0 && missing.length === lastMissing;
     lastMissing = missing.length;
-    refusal = newer.length > 0 ? schemaNew : isOld ? schemaOld : undefined;
+    refusal = newer.length > 0 ? () => schemaNew(needs) : isOld ? schemaOld : undefined;
     if (newer.length > 0) {
+      onTooOld();
       notReady(
-        `a newer version has changed the tables in a way that this one cannot serve (${newer.join()}): start the newer version; calls are refused`,
+        `a newer version has changed the tables in a way that this one cannot serve (${newer.join()}): start ${needs === undefined ? "the newer version" : `version ${needs} or a later one, this is ${version()}`}; calls are refused`,
       );
     } else if (missing.length > 0 && !isOld) {
       set(false);
@@ -229,10 +234,10 @@ function explain(error: unknown): string {
 
 // UNAVAILABLE and not FAILED_PRECONDITION: while replicas are replaced one by one the next try
 // may reach one of the other version.
-const schemaNew = () =>
+const schemaNew = (needs: string | undefined) =>
   new CheckpointdError(
     "unavailable",
-    "a newer version has changed the database's tables; this server is too old for them",
+    `a newer version has changed the database's tables; this server is too old for them${needs === undefined ? "" : `: it is version ${version()}, and they need ${needs} or later`}`,
     { reason: "SCHEMA_NEW" },
   );
 const schemaOld = () =>

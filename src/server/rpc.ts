@@ -56,6 +56,8 @@ export interface Rpc {
     streamsLimit: number;
     answersLimit: number;
   };
+  /** Asks the clients of all sessions that there are to move. */
+  retire(): void;
   /** Asks the clients of all sessions to move, and those that come later at once. */
   sayGoodbye(): void;
   /** Gives up everything that runs, which is answered with the error. */
@@ -122,6 +124,7 @@ export function createRpc(options: RpcOptions): Rpc {
       streamsLimit: streamsInAll,
       answersLimit: streamedAnswers,
     }),
+    retire: () => sessions.retire(),
     sayGoodbye: () => sessions.sayGoodbye(),
     abort(error) {
       sessions.abort(error);

@@ -150,8 +150,13 @@ export async function startServer(
     };
   };
   const health = createHealth(CheckpointService.typeName, ThreadService.typeName);
-  const readiness = startReadiness(db, options, log, (ready) =>
-    health.setAll(ready ? ServingStatus.SERVING : ServingStatus.NOT_SERVING),
+  let retireClients = () => {};
+  const readiness = startReadiness(
+    db,
+    options,
+    log,
+    (ready) => health.setAll(ready ? ServingStatus.SERVING : ServingStatus.NOT_SERVING),
+    () => retireClients(),
   );
   const migrateTenant = async (schema: string) => {
     await readiness.migrated;
@@ -229,6 +234,12 @@ export async function startServer(
     await giveUp();
     throw error;
   }
+  // A client that keeps its connection would be refused for as long as it does, whatever a balancer
+  // knows of the other replicas.
+  retireClients = () => {
+    rpc.retire();
+    listener.retire();
+  };
   let sample: ThreadSample | undefined;
   const measured = () =>
     metrics?.samples({

@@ -74,6 +74,8 @@ export interface Sessions {
   ): Session;
   /** Those that are open, by age (overdue: asked to move, and still there), and all that were begun. */
   measures(): Record<"new" | "settled" | "overdue" | "begun", number>;
+  /** Asks every client that there is to move. */
+  retire(): void;
   /** Asks every client to move, and those that come later at once. */
   sayGoodbye(): void;
   /** Gives up everything that runs, which is answered with the error. */
@@ -119,6 +121,9 @@ export function createSessions(options: SessionOptions): Sessions {
       const measures = { new: 0, settled: 0, overdue: 0, begun };
       for (const session of open) measures[session.age()]++;
       return measures;
+    },
+    retire() {
+      for (const session of open) session.sayGoodbye();
     },
     sayGoodbye() {
       leaving = true;

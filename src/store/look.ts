@@ -1,3 +1,4 @@
+import { isOlder, version } from "../version.js";
 import type { Db, Signal } from "./db.js";
 import { BOOKKEEPING, readMigrationFiles } from "./migration_files.js";
 import { createColumns, text } from "./rows.js";
@@ -20,8 +21,10 @@ export class TableTrouble extends Error {
 export interface Look {
   /** What keeps them from being used, if something does. */
   trouble: TableTrouble | undefined;
-  /** Migrations of a newer version that were applied and are not safe for this one. */
+  /** Migrations of a newer version that were applied and that this one cannot go on beside. */
   newer: string[];
+  /** The version that they take; undefined where there are none, and where one does not say it. */
+  needs: string | undefined;
   /** Migrations of this version that were not applied, where some were. */
   missing: string[];
   /** Whether the role may read which migrations were applied, where there is the table. */
@@ -79,6 +82,7 @@ export async function lookAtTables(db: Db, schema: string, signal: Signal): Prom
         )
       : undefined,
     newer: [],
+    needs: undefined,
     missing: [],
     mayReadMigrations: bookkeeping !== "unreadable",
     hasSettings: of("setting")[0]?.code === "force_generic_plan",
@@ -86,19 +90,33 @@ export async function lookAtTables(db: Db, schema: string, signal: Signal): Prom
     startedAt: Number(of("started")[0]?.message),
     standbyLagBytes: of("lag").map(({ message }) => Number(message))[0],
   };
-  if (bookkeeping !== "with safe" && bookkeeping !== "without safe") return look;
-  const safe = bookkeeping === "with safe" ? "safe" : "false";
+  if (bookkeeping !== "readable") return look;
+  // A column that an older version has not made is null in the row's JSON.
   const applied = await db.run(
-    `select name, ${safe} from ${db.schema}.${BOOKKEEPING} order by id`,
+    `select name, to_jsonb(recorded)->>'safe', to_jsonb(recorded)->>'min_server'
+     from ${db.schema}.${BOOKKEEPING} as recorded order by id`,
     [],
     signal,
   );
   const names = new Set(applied.map(([name]) => text(name)));
   known ??= new Set((await readMigrationFiles()).map(({ name }) => name));
   const ours = known;
-  look.newer = applied
-    .filter(([name, isSafe]) => !ours.has(text(name)) && text(isSafe) !== "t")
-    .map(([name]) => text(name));
+  const own = version();
+  const refused = applied
+    .map(([name, safe, minServer]) => ({
+      name: text(name),
+      safe: text(safe) === "true",
+      minServer: text(minServer),
+    }))
+    // One that does not say who can go on is not to be trusted.
+    .filter(({ name, safe, minServer }) => {
+      return !ours.has(name) && !safe && isOlder(own, minServer) !== false;
+    });
+  look.newer = refused.map(({ name }) => name);
+  const versions = refused.map(({ minServer }) => minServer);
+  if (versions.every((each) => isOlder(own, each))) {
+    look.needs = versions.sort((a, b) => (isOlder(a, b) ? 1 : -1))[0];
+  }
   look.missing = [...ours].filter((name) => !names.has(name));
   return look;
 }
@@ -154,10 +172,8 @@ where oid is not null and not case privilege
   else has_any_column_privilege(oid, privilege) end
 union all
 select 'bookkeeping', 6,
-  case when not (may_use and has_any_column_privilege(c.oid, 'SELECT')) then 'unreadable'
-    when exists (select from pg_catalog.pg_attribute
-      where attrelid = c.oid and attname = 'safe' and not attisdropped) then 'with safe'
-    else 'without safe' end,
+  case when may_use and has_table_privilege(c.oid, 'SELECT') then 'readable'
+    else 'unreadable' end,
   ''
 from home join pg_catalog.pg_class c on c.relnamespace = home.oid and c.relname = '${BOOKKEEPING}'
 union all

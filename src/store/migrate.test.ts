@@ -5,7 +5,9 @@ import pg from "pg";
 import { afterEach, expect, test } from "vitest";
 import { startScript } from "../testing/child.js";
 import { pythonSaverTables } from "../testing/langgraph_tables.js";
+import { createMigrationsFolder } from "../testing/migrations_folder.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
+import { isOlder, version } from "../version.js";
 import { dryRun, migrate } from "./migrate.js";
 import { readMigrationFiles } from "./migration_files.js";
 
@@ -155,6 +157,7 @@ test("an empty database gets LangGraph's tables, keys in byte order; again does 
       "checkpointd_migrations.name character varying(255) default not null",
       "checkpointd_migrations.run_on timestamp without time zone not null",
       "checkpointd_migrations.safe boolean not null",
+      "checkpointd_migrations.min_server text default",
       "checkpoints.thread_id text C not null",
       "checkpoints.checkpoint_ns text C not null",
       "checkpoints.checkpoint_id text C not null",
@@ -555,12 +558,91 @@ test("of several hosts the one is migrated that can be reached and takes writes"
   expect((await migrate({ databaseUrl: both, schema: "public" })).applied).toEqual(all);
 });
 
-test("each migration says whether earlier servers can go on, and it is recorded with it", async () => {
+test("each migration says which servers can go on, and it is recorded with it", async () => {
   const { url, sql } = await setUp();
   const files = await readMigrationFiles();
-  for (const { text } of files) expect(text).toMatch(/^-- (safe|breaking): /);
+  for (const { name, text, minServer } of files) {
+    expect(text.split("\n")[0], name).toMatch(
+      /^-- (safe|breaking before \d+\.\d+\.\d+): (.* on \w+ |.* on \w+$|creates what is missing)/,
+    );
+    // One that no version before its own can serve beside takes a service that stands still.
+    if (minServer !== null) expect(isOlder(version(), minServer), name).toBe(false);
+  }
   await migrate({ databaseUrl: url, schema: "public" });
-  expect(await sql("SELECT name, safe FROM checkpointd_migrations ORDER BY id")).toEqual(
-    files.map(({ name, safe }) => [name, safe]),
+  const recorded = "SELECT name, safe, min_server FROM checkpointd_migrations ORDER BY id";
+  expect(await sql(recorded)).toEqual(
+    files.map(({ name, minServer }) => [name, minServer === null, minServer]),
   );
 });
+
+test("a breaking migration is recorded with the version it takes, by a dry run too", async () => {
+  const folder = await createMigrationsFolder();
+  cleanups.push(folder.remove);
+  await folder.add("0901_break", "-- breaking before 0.12.0: no lock\nSELECT 1;\n");
+  await folder.add("0902_go_on", "-- safe: no lock\nSELECT 1;\n");
+  await folder.add("0903_break", "-- breaking before 1.0.0: no lock\nSELECT 1;\n");
+  const expected = [
+    ["0901_break", false, "0.12.0"],
+    ["0902_go_on", true, null],
+    ["0903_break", false, "1.0.0"],
+  ];
+  const recorded =
+    "SELECT name, safe, min_server FROM checkpointd_migrations WHERE name > '09' ORDER BY id";
+  const { dir } = folder;
+
+  // Over the bookkeeping as each version has left it.
+  for (const column of ["min_server", "safe", "neither"]) {
+    const { url, sql } = await setUp(true);
+    const target = { databaseUrl: url, schema: "public", dir };
+    if (column === "neither") {
+      await sql("ALTER TABLE checkpointd_migrations DROP COLUMN safe, DROP COLUMN min_server");
+    } else if (column === "safe") {
+      await sql("ALTER TABLE checkpointd_migrations DROP COLUMN min_server");
+    }
+    const script = await dryRun(target);
+    const { applied } = await migrate(target);
+    expect(applied).toEqual(expected.map(([name]) => name));
+    expect(await sql(recorded)).toEqual(expected);
+    expect(await sql("SELECT name FROM checkpointd_migrations WHERE NOT safe")).toHaveLength(2);
+    expect(await dryRun(target)).toBe("");
+
+    const printed = await setUp(true);
+    if (column === "neither") {
+      await printed.sql(
+        "ALTER TABLE checkpointd_migrations DROP COLUMN safe, DROP COLUMN min_server",
+      );
+    } else if (column === "safe") {
+      await printed.sql("ALTER TABLE checkpointd_migrations DROP COLUMN min_server");
+    }
+    expect(script).toContain("-- breaking before 0.12.0: ");
+    const client = new pg.Client({ connectionString: printed.url });
+    await client.connect();
+    await client.query(script);
+    await client.end();
+    expect(await printed.sql(recorded)).toEqual(expected);
+    expect(await dryRun({ ...target, databaseUrl: printed.url })).toBe("");
+  }
+});
+
+test("where nothing is to be told, the bookkeeping of an earlier version stays as it is", async () => {
+  const { url, sql } = await setUp(true);
+  await sql("ALTER TABLE checkpointd_migrations DROP COLUMN min_server");
+  const before = await catalog(sql);
+  expect(await migrate({ databaseUrl: url, schema: "public" })).toEqual({ applied: [] });
+  expect(await dryRun({ databaseUrl: url, schema: "public" })).toBe("");
+  expect(await catalog(sql)).toEqual(before);
+});
+
+test.each(["", "-- breaking: DROP TABLE", "-- breaking before 1.0: x", "-- Safe: x", "SELECT 1;"])(
+  "a migration that begins with %j is refused",
+  async (first) => {
+    const folder = await createMigrationsFolder(1);
+    cleanups.push(folder.remove);
+    await folder.add("0002_mute", `${first}\nSELECT 1;\n`);
+    const { url, sql } = await setUp();
+    const target = { databaseUrl: url, schema: "public", dir: folder.dir };
+    await expect(migrate(target)).rejects.toThrow("migration 0002_mute: its first line begins");
+    await expect(dryRun(target)).rejects.toThrow("migration 0002_mute: its first line begins");
+    expect(await catalog(sql)).toEqual([]);
+  },
+);

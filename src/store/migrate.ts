@@ -14,12 +14,22 @@ import { checkSchemaName, quoteSchema } from "./schema_name.js";
 
 /**
  * node-pg-migrate's table as it would make it, made here because its errors lose their code, and
- * with a column that tells an older server whether it can go on beside the migration.
+ * with two columns that tell an older server whether it can go on beside the migration: `safe`, and
+ * from which version on where it is not (`min_server`). The second alone would do, were there no
+ * servers that look for the first only, and refuse to go on where it is not true.
  */
 const createBookkeeping = (schema: string) =>
-  `CREATE TABLE IF NOT EXISTS ${quoteSchema(schema)}.${BOOKKEEPING} (id serial PRIMARY KEY, name varchar(255) NOT NULL, run_on timestamp NOT NULL, safe boolean NOT NULL DEFAULT false)`;
-const addSafe = (schema: string) =>
-  `ALTER TABLE ${quoteSchema(schema)}.${BOOKKEEPING} ADD COLUMN IF NOT EXISTS safe boolean NOT NULL DEFAULT false`;
+  `CREATE TABLE IF NOT EXISTS ${quoteSchema(schema)}.${BOOKKEEPING} (id serial PRIMARY KEY, name varchar(255) NOT NULL, run_on timestamp NOT NULL, safe boolean NOT NULL DEFAULT false, min_server text)`;
+const addColumns = (schema: string) =>
+  `ALTER TABLE ${quoteSchema(schema)}.${BOOKKEEPING} ADD COLUMN IF NOT EXISTS safe boolean NOT NULL DEFAULT false, ADD COLUMN IF NOT EXISTS min_server text`;
+/** As SQL. The files were read strictly: there is nothing to escape. */
+const toLiteral = (minServer: string | null) => (minServer === null ? "NULL" : `'${minServer}'`);
+const correct = (schema: string, misrecorded: readonly MigrationFile[]) => {
+  const rows = misrecorded.map(
+    ({ name, minServer }) => `('${name}', ${minServer === null}, ${toLiteral(minServer)}::text)`,
+  );
+  return `UPDATE ${quoteSchema(schema)}.${BOOKKEEPING} AS recorded SET safe = file.safe, min_server = file.min_server FROM (VALUES ${rows.join(", ")}) AS file (name, safe, min_server) WHERE recorded.name = file.name`;
+};
 const LOCK_WAIT_MS = 600_000;
 const TRIES = 10;
 /**
@@ -38,6 +48,8 @@ export interface Target {
   databaseUrl: string;
   /** The schema of LangGraph's tables, created when it does not exist. */
   schema: string;
+  /** The folder of the migrations; this package's unless given. */
+  dir?: string;
   /** Gives up when it aborts: the running statement is cancelled, its migration undone. */
   signal?: AbortSignal;
 }
@@ -95,21 +107,20 @@ export async function dryRun(target: Target): Promise<string> {
   checkSchemaName(target.schema);
   return withClient(target, async (client) => {
     await client.query("BEGIN READ ONLY");
-    const pending = await findPending(client, target.schema);
-    if (pending.files.length === 0 && pending.unmarked.length === 0) return "";
+    const pending = await findPending(client, target);
+    if (pending.files.length === 0 && pending.misrecorded.length === 0) return "";
     const schema = quoteSchema(target.schema);
     const script: string[] = [];
     if (!pending.hasSchema) script.push(`CREATE SCHEMA IF NOT EXISTS ${schema};`);
     script.push(`SET search_path TO ${schema};`);
     if (!pending.hasBookkeeping) script.push(`${createBookkeeping(target.schema)};`);
-    else if (!pending.hasSafe) script.push(`${addSafe(target.schema)};`);
-    if (pending.unmarked.length > 0) {
-      const names = pending.unmarked.map((name) => `'${name}'`).join(", ");
-      script.push(`UPDATE ${BOOKKEEPING} SET safe = true WHERE name IN (${names});`);
+    else if (!pending.hasColumns) script.push(`${addColumns(target.schema)};`);
+    if (pending.misrecorded.length > 0) {
+      script.push(`${correct(target.schema, pending.misrecorded)};`);
     }
     await client.query(`SET LOCAL search_path TO ${schema}`);
-    for (const { name, text, inTransaction, safe } of pending.files) {
-      const record = `INSERT INTO ${BOOKKEEPING} (name, run_on, safe) VALUES ('${name}', now(), ${safe});`;
+    for (const { name, text, inTransaction, minServer } of pending.files) {
+      const record = `INSERT INTO ${BOOKKEEPING} (name, run_on, safe, min_server) VALUES ('${name}', now(), ${minServer === null}, ${toLiteral(minServer)});`;
       script.push(`\n-- ${name}`);
       if (inTransaction) {
         script.push("BEGIN;", text.trim(), record, "COMMIT;");
@@ -126,13 +137,14 @@ export async function dryRun(target: Target): Promise<string> {
 async function migrateOnce(
   client: pg.Client,
   url: string,
-  { schema, lockWaitMs = LOCK_WAIT_MS, signal }: MigrateOptions,
+  target: MigrateOptions,
   applied: string[],
   onProgress: (line: string) => void,
 ): Promise<void> {
+  const { schema, dir = findMigrationsDir(), lockWaitMs = LOCK_WAIT_MS, signal } = target;
   // The usual start: nothing to do, no lock taken, no privilege needed but to read.
-  const before = await findPending(client, schema);
-  if (before.files.length === 0) return markSafe(client, schema, before);
+  const before = await findPending(client, target);
+  if (before.files.length === 0) return correctRecords(client, schema, before);
   if (await sharesSessions(client, () => newClient(url))) {
     throw new Error(
       `schema ${schema} needs ${before.files.map(({ name }) => name).join(", ")}, and migrations do not work through a transaction pooler such as PgBouncer: give checkpointd migrate the URL of Postgres itself, then serve through the pooler with --no-prepare`,
@@ -140,18 +152,18 @@ async function migrateOnce(
   }
   await client.query("SET statement_timeout = 0");
   await takeLock(client, schema, lockWaitMs, onProgress, signal);
-  const pending = await findPending(client, schema);
+  const pending = await findPending(client, target);
   const { files, hasSchema, hasBookkeeping } = pending;
   if (files.length === 0) return;
   // Not the runner's createSchema: it issues the statement for a schema that exists, too, which
   // Postgres refuses to a role that may not create schemas.
   if (!hasSchema) await client.query(`CREATE SCHEMA IF NOT EXISTS ${quoteSchema(schema)}`);
   if (!hasBookkeeping) await client.query(createBookkeeping(schema));
-  else await markSafe(client, schema, pending);
+  else await correctRecords(client, schema, pending);
   const silent = () => {};
   const options: RunnerOption = {
     dbClient: client,
-    dir: findMigrationsDir(),
+    dir,
     ignorePattern: "(?!\\d{4}_\\w+\\.sql).*",
     direction: "up",
     migrationsTable: BOOKKEEPING,
@@ -175,32 +187,37 @@ async function migrateOnce(
 }
 
 /**
- * Makes the runner's own INSERT say whether the migration is safe, by the column's default:
- * marked afterwards, an older server that looks in between would take it for a breaking one.
+ * Makes the runner's own INSERT say which servers can go on, by the columns' defaults: corrected
+ * afterwards, an older server that looks in between would take it for one that nobody can serve.
  */
-async function recordAs(client: pg.Client, schema: string, { safe }: MigrationFile) {
-  const { rows } = await client.query<{ now: string }>(
-    `SELECT pg_get_expr(adbin, adrelid) AS now FROM pg_attrdef
-     JOIN pg_attribute ON attrelid = adrelid AND attnum = adnum AND attname = 'safe'
-     WHERE adrelid = $1::regclass`,
-    [`${quoteSchema(schema)}.${BOOKKEEPING}`],
+async function recordAs(client: pg.Client, schema: string, { minServer }: MigrationFile) {
+  const table = `${quoteSchema(schema)}.${BOOKKEEPING}`;
+  const { rows } = await client.query<{ safe: string; minServer: string | null }>(
+    `SELECT pg_get_expr(s.adbin, s.adrelid) AS safe, pg_get_expr(m.adbin, m.adrelid) AS "minServer"
+     FROM pg_attribute a JOIN pg_attribute b USING (attrelid)
+     LEFT JOIN pg_attrdef s ON s.adrelid = attrelid AND s.adnum = a.attnum
+     LEFT JOIN pg_attrdef m ON m.adrelid = attrelid AND m.adnum = b.attnum
+     WHERE attrelid = $1::regclass AND a.attname = 'safe' AND b.attname = 'min_server'`,
+    [table],
   );
-  if (rows[0]?.now === `${safe}`) return;
+  const safe = `${minServer === null}`;
+  const asText = minServer === null ? null : `${toLiteral(minServer)}::text`;
+  if (rows[0]?.safe === safe && rows[0].minServer === asText) return;
   await withLockTimeout(client, [
-    `ALTER TABLE ${quoteSchema(schema)}.${BOOKKEEPING} ALTER COLUMN safe SET DEFAULT ${safe}`,
+    `ALTER TABLE ${table} ALTER COLUMN safe SET DEFAULT ${safe}, ALTER COLUMN min_server SET DEFAULT ${toLiteral(minServer)}`,
   ]);
 }
 
-/** Tells servers of other versions which migrations of ours are safe, where we may. */
-async function markSafe(client: pg.Client, schema: string, pending: Pending): Promise<void> {
-  const { hasSafe, unmarked, files, ownsBookkeeping } = pending;
+/** Tells servers of other versions which of our migrations they can go on beside, where we may. */
+async function correctRecords(client: pg.Client, schema: string, pending: Pending): Promise<void> {
+  const { hasColumns, misrecorded, files, ownsBookkeeping } = pending;
+  const isDue = misrecorded.length > 0 || (files.length > 0 && !hasColumns);
   // Where others serve or migrate, a role that may only read has nothing to do here.
-  if (unmarked.length === 0 || (!ownsBookkeeping && files.length === 0)) return;
-  const names = unmarked.map((name) => `'${name}'`).join(", ");
+  if (!isDue || (!ownsBookkeeping && files.length === 0)) return;
   try {
     await withLockTimeout(client, [
-      ...(hasSafe ? [] : [addSafe(schema)]),
-      `UPDATE ${quoteSchema(schema)}.${BOOKKEEPING} SET safe = true WHERE name IN (${names})`,
+      ...(hasColumns ? [] : [addColumns(schema)]),
+      ...(misrecorded.length === 0 ? [] : [correct(schema, misrecorded)]),
     ]);
   } catch (error) {
     // Read-only, or a dump holds the table: the next start does it.
@@ -268,32 +285,41 @@ interface Pending {
   files: MigrationFile[];
   hasSchema: boolean;
   hasBookkeeping: boolean;
-  hasSafe: boolean;
+  /** Whether the bookkeeping has the columns that versions before this one did not make. */
+  hasColumns: boolean;
   ownsBookkeeping: boolean;
-  /** Applied migrations that are safe and not marked so. */
-  unmarked: string[];
+  /** Applied migrations of which something else is recorded than their first lines say. */
+  misrecorded: MigrationFile[];
 }
 
-async function findPending(client: pg.Client, schema: string): Promise<Pending> {
-  const { rows } = await client.query<Omit<Pending, "files" | "unmarked">>(
+async function findPending(client: pg.Client, { schema, dir }: Target): Promise<Pending> {
+  const { rows } = await client.query<Omit<Pending, "files" | "misrecorded">>(
     `SELECT n.oid IS NOT NULL AS "hasSchema", c.oid IS NOT NULL AS "hasBookkeeping",
-       EXISTS (SELECT FROM pg_attribute WHERE attrelid = c.oid AND attname = 'safe') AS "hasSafe",
+       (SELECT count(*) = 2 FROM pg_attribute
+        WHERE attrelid = c.oid AND attname IN ('safe', 'min_server')) AS "hasColumns",
        coalesce(pg_has_role(c.relowner, 'USAGE'), false) AS "ownsBookkeeping"
      FROM (VALUES (1)) AS one
      LEFT JOIN pg_namespace n ON nspname = $1
      LEFT JOIN pg_class c ON relname = $2 AND relnamespace = n.oid`,
     [schema, BOOKKEEPING],
   );
-  const found = rows[0] as Omit<Pending, "files" | "unmarked">;
-  const done = new Map<string, boolean>();
+  const found = rows[0] as Omit<Pending, "files" | "misrecorded">;
+  const done = new Map<string, string>();
+  const record = (safe: boolean, minServer: string | null) => JSON.stringify([safe, minServer]);
   if (found.hasBookkeeping) {
-    const names = await client.query<{ name: string; safe: boolean }>(
-      `SELECT name, ${found.hasSafe ? "safe" : "false AS safe"} FROM ${quoteSchema(schema)}.${BOOKKEEPING}`,
+    // A column that is not there is null in the row's JSON.
+    const recorded = await client.query<{ name: string; safe: boolean; minServer: string | null }>(
+      `SELECT name, coalesce((to_jsonb(recorded) ->> 'safe')::boolean, false) AS safe,
+         to_jsonb(recorded) ->> 'min_server' AS "minServer"
+       FROM ${quoteSchema(schema)}.${BOOKKEEPING} AS recorded`,
     );
-    for (const { name, safe } of names.rows) done.set(name, safe);
+    for (const { name, safe, minServer } of recorded.rows) done.set(name, record(safe, minServer));
   }
-  const all = await readMigrationFiles();
+  const all = await readMigrationFiles(dir);
   const files = all.filter(({ name }) => !done.has(name));
-  const unmarked = all.filter(({ name, safe }) => safe && done.get(name) === false);
-  return { ...found, files, unmarked: unmarked.map(({ name }) => name) };
+  const misrecorded = all.filter(({ name, minServer }) => {
+    const is = done.get(name);
+    return is !== undefined && is !== record(minServer === null, minServer);
+  });
+  return { ...found, files, misrecorded };
 }

@@ -19,27 +19,32 @@ export interface MigrationFile {
    */
   inTransaction: boolean;
   /**
-   * Whether servers of earlier versions can go on: the first line begins with `-- safe:` and not
-   * with `-- breaking:`. Recorded with the name, for servers that do not have the file.
+   * The oldest version of the server that can go on beside it: 0.3.0 where the first line begins
+   * with `-- breaking before 0.3.0:`, null where it begins with `-- safe:` and every version can.
+   * Recorded with the name, for servers that do not have the file.
    */
-  safe: boolean;
+  minServer: string | null;
 }
 
-/** Reads a migration file. */
+const firstLine = /^-- (?:safe|breaking before (\d+\.\d+\.\d+)): /;
+
+/** Reads a migration file. Throws if its first line does not say which servers can go on. */
 export async function readMigrationFile(file: string): Promise<MigrationFile> {
   const text = await readFile(file, "utf8");
-  const second = text.split("\n")[1] ?? "";
-  return {
-    name: path.basename(file, ".sql"),
-    text,
-    inTransaction: !second.startsWith("-- outside a transaction"),
-    safe: text.startsWith("-- safe:"),
-  };
+  const name = path.basename(file, ".sql");
+  const [first = "", second = ""] = text.split("\n");
+  const says = firstLine.exec(first);
+  if (!says) {
+    throw new Error(
+      `migration ${name}: its first line begins neither with "-- safe: " nor with "-- breaking before X.Y.Z: "`,
+    );
+  }
+  const inTransaction = !second.startsWith("-- outside a transaction");
+  return { name, text, inTransaction, minServer: says[1] ?? null };
 }
 
-/** All migrations in the order they run. */
-export async function readMigrationFiles(): Promise<MigrationFile[]> {
-  const dir = findMigrationsDir();
+/** All migrations of a folder, of this package's unless given, in the order they run. */
+export async function readMigrationFiles(dir = findMigrationsDir()): Promise<MigrationFile[]> {
   const names = (await readdir(dir)).filter((name) => /^\d{4}_\w+\.sql$/.test(name)).sort();
   return Promise.all(names.map((name) => readMigrationFile(path.join(dir, name))));
 }

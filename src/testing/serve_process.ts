@@ -34,7 +34,7 @@ export async function runCommand(
   args: readonly string[],
   env: Record<string, string> = {},
   cwd?: string,
-  program?: "checkpointd_server.js",
+  program?: string,
 ): Promise<Finished> {
   return spawnCommand(args, env, cwd, program).finished;
 }
@@ -44,21 +44,22 @@ export async function startServe(
   args: readonly string[],
   env: Record<string, string> = {},
   cwd?: string,
+  program?: string,
 ): Promise<ServeProcess> {
-  const started = spawnCommand(["serve", "--port", "0", ...args], env, cwd);
+  const started = spawnCommand(["serve", "--port", "0", ...args], env, cwd, program);
   await started.printed("listens on");
   const url = /listens on (\S+)/.exec(started.output().stdout)?.[1] as string;
   return { ...started, url };
 }
 
-/** Starts a command and waits for nothing. */
+/** Starts a command, of this version unless another program is given, and waits for nothing. */
 export function spawnCommand(
   args: readonly string[],
   env: Record<string, string> = {},
   cwd?: string,
   program = "main.js",
 ): Omit<ServeProcess, "url"> {
-  const child = spawn(process.execPath, [path.join(cli, program), ...args], {
+  const child = spawn(process.execPath, [path.resolve(cli, program), ...args], {
     env: { PATH: process.env.PATH ?? "", ...env },
     stdio: ["ignore", "pipe", "pipe"],
     ...(cwd === undefined ? {} : { cwd }),
