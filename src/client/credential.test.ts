@@ -5,6 +5,8 @@ import { describe, expect, it, onTestFinished } from "vitest";
 import type { Authenticator } from "../auth/authenticator.js";
 import { operations, type Principal } from "../auth/principal.js";
 import { expired, invalid } from "../auth/refusal.js";
+import { createLog } from "../log.js";
+import { createAudit } from "../server/audit.js";
 import type { Call } from "../server/call.js";
 import { Usage } from "../server/usage.js";
 import { startEchoServer } from "../testing/echo_server.js";
@@ -36,7 +38,8 @@ async function start() {
   const principalOf = (name: string, ends: AbortSignal): Principal => {
     const grants = [{ operations: new Set(operations), threads: [{ kind: "all" as const }] }];
     const expiresAt = expiries.get(name) ?? Number.POSITIVE_INFINITY;
-    const found = principals.get(name) ?? { name, tenant: "", grants, expiresAt, limits: {}, ends };
+    const known = { name, tenant: "", grants, credential: "key k", expiresAt, limits: {}, ends };
+    const found = principals.get(name) ?? known;
     principals.set(name, found);
     return found;
   };
@@ -55,7 +58,14 @@ async function start() {
     },
     {},
     undefined,
-    { gate: { authenticator, usage: new Usage(), audit: () => {}, refused: new Map() } },
+    {
+      gate: {
+        authenticator,
+        usage: new Usage(),
+        audit: createAudit(createLog("silent")),
+        refused: new Map(),
+      },
+    },
   );
   onTestFinished(() => server.stop());
   return {
