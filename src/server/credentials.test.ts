@@ -29,6 +29,8 @@ const principals: Record<string, GivenPrincipal> = {
   streams: limited({ streams: 1 }),
   sessions: limited({ sessions: 1 }),
   leases: limited({ leases: 2 }),
+  "leases/ann": limited({ leases: 2 }),
+  many: limited({ leases: 2 }),
   database: limited({ databaseMs: 20 }),
   unread: limited({ unreadBytes: 3_000_000 }),
   full: { tenant: "full", grants: everything },
@@ -151,6 +153,34 @@ describe("a limit", () => {
     expect(
       (await threads("stays").claimThreads({ owner: "w", threadId: "l3" })).threads,
     ).toHaveLength(1);
+  });
+
+  it("of leases, also of claims that come at once", async () => {
+    const ids = Array.from({ length: 12 }, (_, i) => `at-once-${i}`);
+    for (const id of ids) await checkpoints("stays").put(put(id));
+    const client = threads("many");
+    const answers = await Promise.all(
+      ids.map((threadId) => refusal(client.claimThreads({ owner: "w", threadId }))),
+    );
+    expect(answers.filter((answer) => answer === undefined)).toHaveLength(2);
+    expect(answers.filter(Boolean)).toEqual(Array(10).fill(reached("leases", 2)));
+  });
+
+  it("of leases is no other's, whatever a worker calls itself", async () => {
+    for (const id of ["n1", "n2", "n3"]) await checkpoints("stays").put(put(id));
+    const stays = threads("stays");
+    for (const threadId of ["l1", "l2"]) await stays.releaseClaim({ threadId, force: true });
+    for (const threadId of ["n1", "n2"]) {
+      await threads("leases").claimThreads({ owner: "ann/w", threadId });
+    }
+    const { thread } = await stays.getThread({ threadId: "n1" });
+    expect(thread?.claim?.owner).toBe("leases/ann%2Fw");
+    const others = await threads("leases/ann").claimThreads({ owner: "w", threadId: "n3" });
+    expect(others.threads).toHaveLength(1);
+    // Nor does what "leases/ann" holds count for "leases".
+    await stays.releaseClaim({ threadId: "n2", force: true });
+    const own = await threads("leases").claimThreads({ owner: "w", threadId: "l1" });
+    expect(own.threads).toHaveLength(1);
   });
 
   it("of the database's time", async () => {
