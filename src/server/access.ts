@@ -44,8 +44,20 @@ const audited: { readonly [Name in CallName]?: (request: Request<Name>) => Done 
     return { operation: "prune", prefix: filter?.threadIdPrefix ?? "" };
   },
 };
-/** What counts against a tenant's quota. A copy is counted at the next count. */
-const stores: ReadonlySet<CallName> = new Set(["put", "putExtending", "putWrites", "copyThread"]);
+/**
+ * What counts against a tenant's quota: what comes, inflated, and what of a value is there already. Of a
+ * copy its answer tells.
+ */
+const stores: { readonly [Name in CallName]?: (request: Request<Name>, call: Call) => number } = {
+  put: (_, call) => sizeOf(call),
+  putWrites: (_, call) => sizeOf(call),
+  putExtending: ({ prefixes }, call) =>
+    prefixes.reduce((bytes, { length }) => bytes + length, sizeOf(call)),
+  copyThread: (_, call) => sizeOf(call),
+};
+const sizeOf = ({ requestBytes, inflatedBytes }: Call) => Math.max(requestBytes, inflatedBytes);
+const copiedBytes = (answer: object) =>
+  Number((answer as AnswerInit<"copyThread">).copied?.storedBytes ?? 0);
 /** By its names, or by what they begin with. */
 type Done =
   | {
@@ -106,14 +118,19 @@ export function createAccess(
   const carried = Object.keys(operations).map((key) => {
     const name = key as keyof Operations;
     const isAudited = audited[name] !== undefined;
+    const stored = stores[name];
     const carryOut = async (request: never, call: Call) => {
       const entered = enter(name, request, call);
       // Not awaited for nothing: that is one more turn for each call.
       const { operations, quota } = entered instanceof Promise ? await entered : entered;
-      if (stores.has(name)) quota.take(call.requestBytes);
-      if (!isAudited) return operations[name](request, call);
+      const isCounted = stored !== undefined && quota.isLimited;
+      if (!isAudited && !isCounted) return operations[name](request, call);
+      const carry = (): Promise<object> => operations[name](request, call);
+      const run = () =>
+        isCounted ? quota.store(stored(request, call), carry, copiedBytes) : carry();
+      if (!isAudited) return run();
       try {
-        const answer = await operations[name](request, call);
+        const answer = await run();
         tell(name, request, call, claimedIn(answer));
         return answer;
       } catch (error) {
