@@ -13,7 +13,7 @@ import {
   type RequestInit,
 } from "../protocol/operations.js";
 import { partingMs, requestIdHeader, sweepMs } from "../protocol/wire.js";
-import { NotCarried, type TryContext } from "./carrier.js";
+import { NotCarried, ofBegun, type TryContext } from "./carrier.js";
 import { NotTheService } from "./retry.js";
 import { NoSessions, type SessionSocket, startTimer } from "./session_socket.js";
 
@@ -25,6 +25,7 @@ interface Pending {
   encode: (timeoutMs: number) => Uint8Array[];
   timeoutMs: number;
   deadline: number;
+  idempotent: boolean;
   /** The bytes that were sent on the session up to the end of this operation. */
   sentBytes: number;
   resolve: (answer: unknown) => void;
@@ -128,12 +129,13 @@ export class ClientSession {
    * DEADLINE_EXCEEDED, with the signal's reason when it aborts, and with NotCarried: where there
    * are no sessions or the server does not know the operation on one, above the client's own limit
    * of a request, and when the server ended the session with an error, which one of its operations
-   * caused: as a unary call each is told its own.
+   * caused: as a unary call each is told its own. An operation that must not be carried out twice has
+   * UNAVAILABLE then, and its own errors are marked as those of one that was begun.
    */
   run<Name extends OperationName>(
     name: Name,
     request: RequestInit<Name>,
-    { deadline, signal }: TryContext,
+    { deadline, signal, idempotent = true }: TryContext,
   ): Promise<Answer<Name>> {
     return new Promise((resolve, reject) => {
       if (this.#over || signal?.aborted) {
@@ -149,6 +151,7 @@ export class ClientSession {
         encode: (timeoutMs) => encodeOperation(id, timeoutMs, name, request),
         timeoutMs,
         deadline,
+        idempotent,
         sentBytes: 0,
         // The answer that comes under an operation's id is that operation's.
         resolve: resolve as (answer: unknown) => void,
@@ -317,7 +320,9 @@ export class ClientSession {
         const details = detail ? [{ desc: ErrorDetailSchema, value: detail }] : undefined;
         const requestId = this.#stream?.requestId;
         const headers = requestId ? { [requestIdHeader]: `${requestId}/${id}` } : undefined;
-        pending.reject(new ConnectError(message, code, headers, details));
+        const error = new ConnectError(message, code, headers, details);
+        // The service ends what is under way when its credential ends, with UNAUTHENTICATED.
+        pending.reject(pending.idempotent ? error : ofBegun(error));
       } else {
         pending.resolve(result.value);
       }
@@ -416,9 +421,11 @@ export class ClientSession {
     clearInterval(this.#sweep);
     clearInterval(this.#idlePing);
     this.#cancelLimit();
-    for (const pending of [...this.#sent.values(), ...this.#waiting]) {
-      pending.reject(error);
+    for (const pending of this.#sent.values()) {
+      const isAgain = error instanceof NotCarried && !pending.idempotent;
+      pending.reject(isAgain ? broken(error) : error);
     }
+    for (const pending of this.#waiting) pending.reject(error);
     this.#sent.clear();
     this.#waiting.length = 0;
     this.#outgoing.length = 0;
