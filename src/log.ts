@@ -54,11 +54,21 @@ interface Kind {
 const unsaid = new Set<Kind>();
 let saysAtExit = false;
 
+/** Those whose lines are all written. */
+const unsampled = new WeakSet<Logger>();
+
+/** The same log without sampling, and whatever its level is unless that is silent: who uses it has a limit of its own. */
+export function withoutSampling(log: Log): Log {
+  const child = log.child({}, { level: log.level === "silent" ? "silent" : "info" });
+  unsampled.add(child);
+  return child;
+}
+
 function createSampler(windowMs: number) {
   const kinds = new Map<string, Kind>();
 
   return function sample(this: Logger, args: Parameters<LogFn>, write: LogFn, level: number): void {
-    if (level <= pino.levels.values.debug!) {
+    if (level <= pino.levels.values.debug! || unsampled.has(this)) {
       write.apply(this, args);
       return;
     }

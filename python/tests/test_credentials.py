@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psycopg
 import pytest
 from conftest import MAIN, Service
 from relay import Relay
@@ -21,7 +22,7 @@ from test_interop import config_of
 
 from checkpointd import CheckpointdError, ConnectSaver
 
-GRANTS = [{"operations": ["read", "write"], "threads": ["*"]}]
+GRANTS = [{"operations": ["read", "write", "copy"], "threads": ["*"]}]
 
 
 class Auth:
@@ -167,6 +168,40 @@ def test_tokens_are_replaced_under_load(auth, url):
         assert all(future.result(60) > 0 for future in futures)
         # Of threads and of the loop.
         assert 4 <= give.times <= 8
+
+
+@pytest.mark.parametrize("is_blocking", [True, False])
+def test_copy_whose_token_ends_meanwhile_is_not_made_twice(auth, service, is_blocking):
+    first, second = auth.make(), auth.make()
+    auth.allow_only(first)
+    give = Counting(first)
+    before = auth.service.output().count('"action":"copyThread"')
+
+    def copy():
+        if is_blocking:
+            saver.copy_thread("t", "c")
+        else:
+            asyncio.run(saver.acopy_thread("t", "c"))
+
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    with ConnectSaver(auth.url, token=give) as saver, ThreadPoolExecutor(1) as pool:
+        saver.get_tuple(config_of("t"))
+        with psycopg.connect(service.dsn) as held, psycopg.connect(service.dsn) as sql:
+            held.execute("LOCK TABLE checkpoints")
+            copied = pool.submit(copy)
+            until = time.monotonic() + 30
+            while sql.execute(waiting).fetchone() == (0,):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            give.token = second
+            auth.allow_only(second)
+            with pytest.raises(CheckpointdError) as it:
+                copied.result(30)
+            held.rollback()
+        assert it.value.code == "unauthenticated"
+        assert saver.get_tuple(config_of("t")) is None
+    # The audit log has each that was begun.
+    assert auth.service.output().count('"action":"copyThread"') == before + 1
 
 
 def test_token_function_that_fails(auth, url):

@@ -12,7 +12,7 @@ import { createLivePrincipals, type Live } from "./live_principals.js";
 import { type Loaded, loadAuthFile, watchFiles } from "./load.js";
 import type { Principal } from "./principal.js";
 import { changed, expired, invalid, missing, Refusal } from "./refusal.js";
-import { type Credential, identify, isSame } from "./rules.js";
+import { type Credential, describe, identify, isSame } from "./rules.js";
 import { claimedIssuer, verifyToken } from "./tokens.js";
 
 /** A tenant of the auth file. */
@@ -54,6 +54,20 @@ export interface AuthenticatorOptions {
   readonly fetchTimeoutMs?: number;
   /** How many tokens and certificates are remembered, of each; by default 10,000. */
   readonly remembered?: number;
+  /** Is told of each auth file that was read, the first one too, and of each that was refused. */
+  readonly onLoad?: (told: LoadTold) => void;
+}
+
+/** What an auth file changed, or why it is not in force. */
+export interface LoadTold {
+  /** Of the whole file. */
+  readonly sha256?: string;
+  readonly principals?: number;
+  readonly keys?: number;
+  /** How many credentials were ended by it that were in use. */
+  readonly ended?: number;
+  /** What is wrong with it: the one before stays in force. */
+  readonly error?: string;
 }
 
 /** Keys of an issuer, and what they were made by. */
@@ -74,7 +88,8 @@ const mostAtOnce = 1_000;
  */
 export async function startAuthenticator(options: AuthenticatorOptions): Promise<Authenticator> {
   const { file, log, clock = systemClock, fetchTimeoutMs = 5_000, remembered = 10_000 } = options;
-  const live = createLivePrincipals(clock);
+  const { onLoad = () => {} } = options;
+  const live = createLivePrincipals(clock, (credential) => describe(loaded.file, credential));
   /** By the SHA-256 of the credential. */
   const byKey = new Map<string, Principal>();
   const byToken = new Map<string, Principal>();
@@ -84,7 +99,13 @@ export async function startAuthenticator(options: AuthenticatorOptions): Promise
   let loaded = await loadAuthFile(file);
   let keysOf = takeKeys(loaded, new Map());
   beginKeys();
+  tellLoaded(0);
   const unwatch = watchFiles(watched, loaded.stamp, clock, reload);
+
+  function tellLoaded(ended: number): void {
+    const { sha256, file } = loaded;
+    onLoad({ sha256, principals: file.rules.length, keys: file.keys.size, ended });
+  }
 
   function watched(): string[] {
     return [file, ...[...loaded.keyFiles.values()].map(({ path }) => path)];
@@ -133,10 +154,12 @@ export async function startAuthenticator(options: AuthenticatorOptions): Promise
       beginKeys();
       const ended = ofKeys + (await live.endWhere(whyEnded));
       log.info({ keys: next.file.keys.size, ended }, "auth file reloaded");
+      tellLoaded(ended);
       return next.stamp;
     } catch (error) {
       const { message } = error as Error;
       log.error({ error: message }, "auth file refused: the one before stays in force");
+      onLoad({ error: message });
       return undefined;
     }
   }

@@ -10,6 +10,7 @@ export function createKeyAuthenticator(key: string): Authenticator {
   const hash = Buffer.from(hashKey(key));
   const principal: Principal = {
     name: "token",
+    credential: "token file",
     tenant: "",
     grants: [{ operations: new Set(operations), threads: [{ kind: "all" }] }],
     expiresAt: Number.POSITIVE_INFINITY,

@@ -21,6 +21,7 @@ const identity = (expiresAt: number): Identity => ({
   grants: [],
   limits: {},
   expiresAt,
+  credential: "key k",
   judgedBy: undefined,
   text: "",
 });

@@ -45,8 +45,13 @@ const lookedAtATime = 100;
  * Whoever authenticates finds its principal in a map that holds so many of them. One that fell out of
  * there still has to end in time for the session that holds it, so principals are known by weak
  * references: a strong one to each would be as many as an issuer makes tokens.
+ *
+ * `describe` tells what a credential is called now; undefined: it is called what it was.
  */
-export function createLivePrincipals(clock: Clock): LivePrincipals {
+export function createLivePrincipals(
+  clock: Clock,
+  describe: (credential: Credential) => string | undefined = () => undefined,
+): LivePrincipals {
   const sources = new WeakMap<Principal, Source>();
   const all = new Map<WeakRef<Principal>, () => void>();
   const forgotten = new FinalizationRegistry<WeakRef<Principal>>((ref) => {
@@ -64,6 +69,10 @@ export function createLivePrincipals(clock: Clock): LivePrincipals {
       limits,
       expiresAt,
       ends: controller.signal,
+      // A reload may give a key another id, which changes nothing else.
+      get credential() {
+        return describe(credential) ?? identity.credential;
+      },
     };
     const ref = new WeakRef(principal);
     sources.set(principal, { credential, identity, controller, ref });

@@ -1,4 +1,5 @@
 /** The auth file with what it names, read from the disk and looked at again. */
+import { createHash } from "node:crypto";
 import { readFile, stat } from "node:fs/promises";
 import path from "node:path";
 import { type AuthFile, parseAuthFile } from "./auth_file.js";
@@ -13,6 +14,8 @@ export interface Loaded {
   readonly keyFiles: ReadonlyMap<string, KeyFile>;
   /** How the files looked, as of before they were read. */
   readonly stamp: string;
+  /** The SHA-256 of the auth file, in hexadecimal digits. */
+  readonly sha256: string;
 }
 
 /** A file of keys. */
@@ -25,7 +28,8 @@ export interface KeyFile {
 /** Reads it. @throws Error that names the file and what is wrong in it */
 export async function loadAuthFile(file: string): Promise<Loaded> {
   const stamps = [await stampOf(file)];
-  const parsed = await explained(file, async () => parseAuthFile(await readFile(file, "utf8")));
+  const ownText = await explained(file, () => readFile(file, "utf8"));
+  const parsed = await explained(file, () => parseAuthFile(ownText));
   const keyFiles = new Map<string, KeyFile>();
   for (const { issuer, jwks } of parsed.issuers.values()) {
     if (!("file" in jwks)) continue;
@@ -35,7 +39,8 @@ export async function loadAuthFile(file: string): Promise<Loaded> {
     const keys = await explained(where, () => readKeys(text));
     keyFiles.set(issuer, { path: where, text, keys });
   }
-  return { file: parsed, keyFiles, stamp: stamps.join("\n") };
+  const sha256 = createHash("sha256").update(ownText).digest("hex");
+  return { file: parsed, keyFiles, stamp: stamps.join("\n"), sha256 };
 }
 
 /** Runs it; what it throws names the file, and of what the file holds not a word. */

@@ -51,6 +51,8 @@ export interface Principal {
   readonly tenant: string;
   /** With all templates filled in. */
   readonly grants: readonly Grant[];
+  /** Which of its credentials this is, for the audit log: "key billing-agents-2026". */
+  readonly credential: string;
   /** Milliseconds since the epoch; Infinity where the credential does not expire. */
   readonly expiresAt: number;
   readonly limits: PrincipalLimits;

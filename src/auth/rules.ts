@@ -23,10 +23,20 @@ export interface Identity {
   readonly grants: readonly Grant[];
   readonly limits: PrincipalLimits;
   readonly expiresAt: number;
+  /** As {@link describe} says. */
+  readonly credential: string;
   /** What a token was judged by, its issuer's text; one that another audience is asked of is judged again. */
   readonly judgedBy: string | undefined;
-  /** All of the above but that. */
+  /** All of the above but these two. */
   readonly text: string;
+}
+
+/** What a credential is called; undefined for a key that the file does not have. */
+export function describe({ keys }: AuthFile, credential: Credential): string | undefined {
+  if (credential.kind === "token") return `token of ${credential.issuer}`;
+  if (credential.kind === "certificate") return `certificate ${credential.names.join(", ")}`;
+  const key = keys.get(credential.sha256);
+  return key && `key ${key.id}`;
 }
 
 /** Whether a credential stands for the same as before. */
@@ -110,5 +120,6 @@ function toIdentity(
   const rights = grants.map(({ operations, threads }) => [[...operations].sort(), threads]);
   const { schema } = file.tenants.get(tenant) ?? {};
   const text = JSON.stringify([name, tenant, schema, rights, limits, expiresAt]);
-  return { ...given, expiresAt, judgedBy, text };
+  const called = describe(file, credential) ?? "";
+  return { ...given, expiresAt, credential: called, judgedBy, text };
 }

@@ -1,7 +1,7 @@
 /** Deadlines, tries, streams that go on where they broke off, and an end: whatever carries a call. */
 import { setMaxListeners } from "node:events";
 import { Code, ConnectError } from "@connectrpc/connect";
-import type { Service, TryContext } from "./carrier.js";
+import { isOfBegun, type Service, type TryContext } from "./carrier.js";
 import { checkInteger, checkOptions, throwIfAborted } from "./options.js";
 import { gaveUp, isRetryable, pauseBefore, type RetryOptions } from "./retry.js";
 import type { OpenService, ServiceOptions } from "./service.js";
@@ -85,14 +85,15 @@ export class Calls {
       for (let attempt = 1; ; attempt++) {
         const { turn } = this.#credential;
         try {
-          return await once(this.#service, { deadline, signal });
+          return await once(this.#service, { deadline, signal, idempotent });
         } catch (thrown) {
           // Why it was given up says more than what that did to it.
           throwIfAborted(signal);
           const error = await this.#explain(thrown, deadline);
           if (!isRenewed && !this.#isEnding && this.#credential.renew(turn, error)) {
             isRenewed = true;
-            continue;
+            // Refused before it was begun, but for those whose credential ended meanwhile.
+            if (idempotent || !isOfBegun(thrown)) continue;
           }
           if (!idempotent) throw error;
           failure = causeOf(error, failure, deadline);

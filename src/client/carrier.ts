@@ -7,6 +7,8 @@ export interface TryContext {
   readonly deadline: number;
   /** Gives the operation up when it aborts, with its reason. */
   readonly signal?: AbortSignal | undefined;
+  /** Whether it may be carried out twice. Default true. */
+  readonly idempotent?: boolean;
 }
 
 /**
@@ -40,6 +42,19 @@ export type Service = Carrier & Streams;
  * the carrier cannot tell what came of it. It is to be made on another one.
  */
 export class NotCarried extends Error {}
+
+/** Errors of operations that may have been carried out all the same, though they say that they were refused. */
+const perhapsDone = new WeakSet<object>();
+
+/** Marks the error of an operation that was begun: what it says may not be why it is not repeated. */
+export function ofBegun<Failure extends Error>(error: Failure): Failure {
+  perhapsDone.add(error);
+  return error;
+}
+
+/** Whether an error is that of an operation that may have been carried out. */
+export const isOfBegun = (error: unknown): boolean =>
+  typeof error === "object" && error !== null && perhapsDone.has(error);
 
 /** Carries what `first` does not carry on `second`, within the same deadline. */
 export function withFallback(first: Carrier, second: Carrier): Carrier {

@@ -13,7 +13,7 @@ import {
   type RequestInit,
 } from "../protocol/operations.js";
 import { partingMs, requestIdHeader, sweepMs } from "../protocol/wire.js";
-import { NotCarried, type TryContext } from "./carrier.js";
+import { NotCarried, ofBegun, type TryContext } from "./carrier.js";
 import { NotTheService } from "./retry.js";
 import { NoSessions, type SessionSocket, startTimer } from "./session_socket.js";
 
@@ -25,6 +25,7 @@ interface Pending {
   encode: (timeoutMs: number) => Uint8Array[];
   timeoutMs: number;
   deadline: number;
+  idempotent: boolean;
   /** How long it is, once it was sent, and what was sent on the session up to its end. */
   bytes: number;
   sentBytes: number;
@@ -134,12 +135,14 @@ export class ClientSession {
    * are no sessions or the server does not know the operation on one, above the client's own limit
    * of a request, and when the server ended the session with an error, which one of its operations
    * caused: as a unary call each is told its own. So is a large one whose stream something on the way
-   * reset, as nginx does above client_max_body_size; of a call it says that in words.
+   * reset, as nginx does above client_max_body_size; of a call it says that in words. An operation that
+   * must not be carried out twice has UNAVAILABLE then, and its own errors are marked as those of one
+   * that was begun.
    */
   run<Name extends OperationName>(
     name: Name,
     request: RequestInit<Name>,
-    { deadline, signal }: TryContext,
+    { deadline, signal, idempotent = true }: TryContext,
   ): Promise<Answer<Name>> {
     return new Promise((resolve, reject) => {
       if (this.#over || signal?.aborted) {
@@ -155,6 +158,7 @@ export class ClientSession {
         encode: (timeoutMs) => encodeOperation(id, timeoutMs, name, request),
         timeoutMs,
         deadline,
+        idempotent,
         bytes: 0,
         sentBytes: 0,
         // The answer that comes under an operation's id is that operation's.
@@ -325,7 +329,9 @@ export class ClientSession {
         const details = detail ? [{ desc: ErrorDetailSchema, value: detail }] : undefined;
         const requestId = this.#stream?.requestId;
         const headers = requestId ? { [requestIdHeader]: `${requestId}/${id}` } : undefined;
-        pending.reject(new ConnectError(message, code, headers, details));
+        const error = new ConnectError(message, code, headers, details);
+        // The service ends what is under way when its credential ends, with UNAUTHENTICATED.
+        pending.reject(pending.idempotent ? error : ofBegun(error));
       } else {
         pending.resolve(result.value);
       }
@@ -426,7 +432,9 @@ export class ClientSession {
     this.#cancelLimit();
     for (const pending of this.#sent.values()) {
       const isTooLarge = pending.bytes > largeBytes && isReset(error);
-      pending.reject(isTooLarge ? new NotCarried(error.message) : error);
+      const reason = isTooLarge ? new NotCarried(error.message) : error;
+      const isAgain = reason instanceof NotCarried && !pending.idempotent;
+      pending.reject(isAgain ? broken(reason) : reason);
     }
     for (const pending of this.#waiting) pending.reject(error);
     this.#sent.clear();

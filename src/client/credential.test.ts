@@ -5,6 +5,8 @@ import { describe, expect, it, onTestFinished } from "vitest";
 import type { Authenticator } from "../auth/authenticator.js";
 import { operations, type Principal } from "../auth/principal.js";
 import { expired, invalid } from "../auth/refusal.js";
+import { createLog } from "../log.js";
+import { createAudit } from "../server/audit.js";
 import type { Call } from "../server/call.js";
 import { Usage } from "../server/usage.js";
 import { startEchoServer } from "../testing/echo_server.js";
@@ -36,16 +38,22 @@ async function start() {
   const principalOf = (name: string, ends: AbortSignal): Principal => {
     const grants = [{ operations: new Set(operations), threads: [{ kind: "all" as const }] }];
     const expiresAt = expiries.get(name) ?? Number.POSITIVE_INFINITY;
-    const found = principals.get(name) ?? { name, tenant: "", grants, expiresAt, limits: {}, ends };
+    const known = { name, tenant: "", grants, credential: "key k", expiresAt, limits: {}, ends };
+    const found = principals.get(name) ?? known;
     principals.set(name, found);
     return found;
   };
   const expiries = new Map<string, number>();
   /** Set by a test: what is done before an answer. */
   const before = { answer: async () => {} };
+  /** What was carried out, also in part. */
+  const begun: string[] = [];
   const server = await startEchoServer(
     (name) => {
-      if (name === "getTuple") return before.answer().then(() => ({}));
+      begun.push(name);
+      if (name === "getTuple" || /^(copyThread|claimThreads)$/.test(name)) {
+        return before.answer().then(() => ({}));
+      }
       return (async function* () {
         for (let i = 0; i < 3; i++) {
           await before.answer();
@@ -55,13 +63,22 @@ async function start() {
     },
     {},
     undefined,
-    { gate: { authenticator, usage: new Usage(), audit: () => {}, refused: new Map() } },
+    {
+      gate: {
+        authenticator,
+        usage: new Usage(),
+        audit: createAudit(createLog("silent")),
+        refused: new Map(),
+      },
+    },
   );
   onTestFinished(() => server.stop());
   return {
     url: server.url,
     before,
+    begun,
     expiries,
+    endOf: (name: string) => living.get(name)?.signal as AbortSignal,
     callers: () => server.finished.map((call) => (call as Call).principal?.name),
     allow: (name: string) => void living.set(name, new AbortController()),
     takeBack(name: string) {
@@ -193,6 +210,41 @@ describe.each(ways)("a token, over %s,", (way, options) => {
       code: Code.DeadlineExceeded,
     });
   });
+});
+
+it.each([
+  ["copyThread", "is answered"],
+  ["copyThread", "goes with its session"],
+  ["claimThreads", "is answered"],
+  ["claimThreads", "goes with its session"],
+])("that ends while %s is under way, which %s, does not make it twice", async (name, how) => {
+  const server = await start();
+  server.allow("t1");
+  const { asked, token } = counting();
+  const saver = open(server.url, { token });
+  const make = (saver: ConnectSaver) =>
+    name === "copyThread"
+      ? saver.threads.copy("a", "b")
+      : saver.threads.claim({ owner: "w", threadId: "a" });
+  await get(saver);
+  server.before.answer = () =>
+    new Promise((resolve, reject) => {
+      if (how !== "is answered") setTimeout(resolve, 200);
+      else server.endOf("t1").addEventListener("abort", () => reject(expired()));
+    });
+  const under = make(saver).catch((error) => error);
+  await expect.poll(() => server.begun).toContain(name);
+  server.takeBack("t1");
+  server.allow("t2");
+  expect(await under).toBeInstanceOf(ConnectError);
+  server.before.answer = async () => {};
+  await get(saver);
+  expect(server.begun.filter((each) => each === name)).toHaveLength(1);
+  // What is refused before it was begun is made with another token.
+  const { asked: again, token: later } = counting((name) => (name === "t1" ? "old" : "t2"));
+  await make(open(server.url, { token: later }));
+  expect(server.begun.filter((each) => each === name)).toHaveLength(2);
+  expect([asked.times, again.times]).toEqual([2, 2]);
 });
 
 it("is asked for anew when a session is followed by another, before anything is refused", async () => {

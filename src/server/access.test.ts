@@ -488,6 +488,7 @@ it("has its audit log in a file of its own, which its owner alone reads", async 
   await own.drain();
   const lines = readFileSync(auditLog, "utf8").trim().split("\n");
   expect(lines.map((line) => JSON.parse(line))).toMatchObject([
+    { action: "loadAuthFile", principals: 5, result: "ok" },
     { principal: "mine", action: "deleteThread", threads: ["mine/audited"], result: "ok" },
     { action: "deleteThread", threads: ["other\u202e\n"], result: "NOT_GRANTED" },
   ]);
@@ -549,6 +550,7 @@ describe("a principal", () => {
       expect.objectContaining({
         principal: "mine",
         tenant: "red",
+        credential: "key mine",
         grant: 0,
         action: "deleteThread",
         threads: ["mine/gone"],

@@ -59,6 +59,8 @@ export class Call implements Signal, FinishedCall {
   queueMs = 0;
   batchSize = 0;
   requestBytes = 0;
+  /** What its compressed messages are when they are inflated. */
+  inflatedBytes = 0;
   /** Of a session that connect-es carries: the sizes of the messages that it was handed. */
   messageBytes: number[] | undefined;
   answerBytes = 0;

@@ -1,5 +1,6 @@
 /** What becomes of a principal's calls, streams and sessions when its credential ends, and its limits. */
 import http2 from "node:http2";
+import { gzipSync } from "node:zlib";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -8,6 +9,7 @@ import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_p
 import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { Health } from "../../gen/health/v1/health_pb.js";
 import { ConnectSaver } from "../client/saver.js";
+import { operations } from "../protocol/operations.js";
 import { createAuthFile, everything, type GivenPrincipal } from "../testing/auth_file.js";
 import { createTransport } from "../testing/edge.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
@@ -29,16 +31,28 @@ const principals: Record<string, GivenPrincipal> = {
   streams: limited({ streams: 1 }),
   sessions: limited({ sessions: 1 }),
   leases: limited({ leases: 2 }),
+  "leases/ann": limited({ leases: 2 }),
+  many: limited({ leases: 2 }),
   database: limited({ databaseMs: 20 }),
   unread: limited({ unreadBytes: 3_000_000 }),
   full: { tenant: "full", grants: everything },
+  ...Object.fromEntries(
+    ["copies", "extends", "inflates", "refused"].map((name) => [
+      name,
+      { tenant: name, grants: everything },
+    ]),
+  ),
 };
-const auth = createAuthFile({ full: { schema: "full", storedBytes: 20_000 } }, principals);
+const tenants = ["full", "copies", "extends", "inflates", "refused"];
+const auth = createAuthFile(
+  Object.fromEntries(tenants.map((schema) => [schema, { schema, storedBytes: 20_000 }])),
+  principals,
+);
 let database: TestDatabase;
 let server: Server;
 beforeAll(async () => {
   database = await createDatabase();
-  server = await startTestServer(database.url, { authFile: auth.file });
+  server = await startTestServer(database.url, { authFile: auth.file, metricsPort: "main" });
   await checkpoints("stays").put(put("t"));
 });
 afterAll(async () => {
@@ -153,6 +167,34 @@ describe("a limit", () => {
     ).toHaveLength(1);
   });
 
+  it("of leases, also of claims that come at once", async () => {
+    const ids = Array.from({ length: 12 }, (_, i) => `at-once-${i}`);
+    for (const id of ids) await checkpoints("stays").put(put(id));
+    const client = threads("many");
+    const answers = await Promise.all(
+      ids.map((threadId) => refusal(client.claimThreads({ owner: "w", threadId }))),
+    );
+    expect(answers.filter((answer) => answer === undefined)).toHaveLength(2);
+    expect(answers.filter(Boolean)).toEqual(Array(10).fill(reached("leases", 2)));
+  });
+
+  it("of leases is no other's, whatever a worker calls itself", async () => {
+    for (const id of ["n1", "n2", "n3"]) await checkpoints("stays").put(put(id));
+    const stays = threads("stays");
+    for (const threadId of ["l1", "l2"]) await stays.releaseClaim({ threadId, force: true });
+    for (const threadId of ["n1", "n2"]) {
+      await threads("leases").claimThreads({ owner: "ann/w", threadId });
+    }
+    const { thread } = await stays.getThread({ threadId: "n1" });
+    expect(thread?.claim?.owner).toBe("leases/ann%2Fw");
+    const others = await threads("leases/ann").claimThreads({ owner: "w", threadId: "n3" });
+    expect(others.threads).toHaveLength(1);
+    // Nor does what "leases/ann" holds count for "leases".
+    await stays.releaseClaim({ threadId: "n2", force: true });
+    const own = await threads("leases").claimThreads({ owner: "w", threadId: "l1" });
+    expect(own.threads).toHaveLength(1);
+  });
+
   it("of the database's time", async () => {
     const sql = new pg.Client({ connectionString: database.url });
     await sql.connect();
@@ -200,6 +242,78 @@ describe("a limit", () => {
       .toEqual(["ResourceExhausted", "QUOTA_REACHED", "", 20_000]);
     await client.getTuple({ threadId: "big" });
     await client.deleteThread({ threadId: "big" });
+  });
+});
+
+describe("a tenant's quota, before the next count", () => {
+  const isFull = ["ResourceExhausted", "QUOTA_REACHED", "", 20_000];
+  /** Stores so much once it was counted that there is little. */
+  async function begin(name: string, bytes: number): Promise<void> {
+    await checkpoints(name).put(put("little"));
+    const page = async () => (await fetch(`${server.url}/metrics`, ops)).text();
+    const counted = new RegExp(`tenant_stored_bytes\\{tenant="${name}"\\} [1-9]`);
+    await expect.poll(page).toMatch(counted);
+    await checkpoints(name).put(put("first", bytes));
+  }
+  const ops = { headers: { authorization: `Bearer ${auth.keys.stays}` } };
+
+  it("has what is copied", async () => {
+    await begin("copies", 8_000);
+    const copy = (targetThreadId: string) =>
+      refusal(threads("copies").copyThread({ sourceThreadId: "first", targetThreadId }));
+    expect(await copy("second")).toBe(undefined);
+    // It is told what it came to, so the one after that is over.
+    expect(await copy("third")).toBe(undefined);
+    expect(await copy("fourth")).toEqual(isFull);
+  });
+
+  it("has what a value is extended by that is there", async () => {
+    await begin("extends", 8_000);
+    const session = createSessionTransport(transport("extends"));
+    const extend = (checkpointId: string) =>
+      refusal(
+        session.unary(
+          { ...operations.putExtending, localName: "putExtending" } as never,
+          undefined,
+          undefined,
+          undefined,
+          {
+            put: put("first", 1, checkpointId),
+            prefixes: [{ blobIndex: 0, version: "1", transactionId: "1", length: 8_000 }],
+          } as never,
+        ),
+      );
+    // Not one that was given, so nothing is stored of it, nor counted.
+    for (let i = 0; i < 4; i++) expect(await extend("2")).not.toEqual(isFull);
+    await checkpoints("extends").put(put("second", 5_000));
+    expect(await extend("3")).toEqual(isFull);
+  });
+
+  it("has what came compressed", async () => {
+    await begin("inflates", 100);
+    const metadataJson = JSON.stringify({ a: "a".repeat(30_000) });
+    const body = { threadId: "x", checkpointId: "1", checkpointJson: "{}", metadataJson };
+    const answer = await fetch(`${server.url}/checkpointd.v1.CheckpointService/Put`, {
+      method: "POST",
+      headers: {
+        authorization: `Bearer ${auth.keys.inflates}`,
+        "content-type": "application/json",
+        "content-encoding": "gzip",
+      },
+      body: gzipSync(JSON.stringify(body)),
+    });
+    expect(await answer.text()).toContain("stores as much as it may");
+  });
+
+  it("has nothing of what is refused", async () => {
+    await begin("refused", 100);
+    for (let i = 0; i < 5; i++) {
+      const under = { ...put("x", 8_000), leaseToken: "nobody's" };
+      expect(await refusal(checkpoints("refused").put(under))).toEqual(
+        expect.arrayContaining(["LEASE_LOST"]),
+      );
+    }
+    await checkpoints("refused").put(put("x", 8_000));
   });
 });
 

@@ -20,13 +20,13 @@ export interface Gate {
 
 /**
  * Tells `then` who sends a request, or why it is refused: at once where that is known, which it is for
- * all but new tokens.
+ * all but new tokens. What `then` throws, this throws or rejects with.
  */
 export function enter(
   { authenticator, refused }: Gate,
   request: IncomingMessage | Http2ServerRequest,
   then: (principal: Principal | undefined, refusal?: unknown) => void,
-): void {
+): void | Promise<void> {
   let found: Principal | Promise<Principal>;
   const refuse = (error: unknown) => {
     if (error instanceof Refusal) refused.set(error.why, (refused.get(error.why) ?? 0) + 1);
@@ -44,8 +44,7 @@ export function enter(
     if (carrier) callers.set(carrier, principal);
     then(principal);
   };
-  if (!(found instanceof Promise)) admit(found);
-  else found.then(admit, refuse);
+  return found instanceof Promise ? found.then(admit, refuse) : admit(found);
 }
 
 /** Who called last, by the connection or the session of HTTP/2. */

@@ -72,6 +72,8 @@ export function createHandler(
     }
     // Who calls is asked before anything of the body is read.
     const take = (principal: Principal | undefined, refusal?: unknown) => {
+      // While a token was verified: what waits for the end of this from now on would wait for ever.
+      if (("stream" in request ? request.stream : request.socket).destroyed) return;
       let reason = refusal;
       try {
         const isSession = path === sessionPath && refusal === undefined;
@@ -81,8 +83,8 @@ export function createHandler(
       }
       carry(handler, request, response, principal, reason);
     };
-    if (!gate || openPaths.has(path)) take(undefined);
-    else enter(gate, request, take);
+    // What it throws, also later, is answered by who listens.
+    return gate && !openPaths.has(path) ? enter(gate, request, take) : take(undefined);
   };
 
   function carry(
@@ -95,17 +97,17 @@ export function createHandler(
     const { headers } = request;
     const isUnary = handler.method.methodKind === "unary";
     // To refuse it in its own words would cost as much as to carry it. Clients take it for UNAVAILABLE.
-    if (!isUnary && open.all >= mostStreams) {
+    if (!isUnary && refusal === undefined && open.all >= mostStreams) {
       open.refused++;
       response.writeHead(429, { "content-type": "text/plain; charset=utf-8", "retry-after": "1" });
       response.end(`${mostStreams} streams are open, as many as may be; try again\n`);
       return;
     }
-    if (!isUnary) {
-      open.all++;
-      // nginx would keep what is streamed until it has a buffer full of it, or all.
-      response.setHeader("x-accel-buffering", "no");
-    }
+    // Before anything is counted: it throws for a Host that makes no URL, and for none (HTTP/1.0).
+    const values = createContextValues();
+    const asked = universalRequestFromNodeRequest(request, response, undefined, values);
+    // nginx would keep what is streamed until it has a buffer full of it, or all.
+    if (!isUnary) response.setHeader("x-accel-buffering", "no");
     const call = calls.begin(
       toRequestId(headers[requestIdHeader]),
       handler.requestPath.slice(1),
@@ -125,8 +127,10 @@ export function createHandler(
     } catch (error) {
       call.refusal = error;
     }
-    const values = createContextValues().set(callKey, call);
-    const asked = universalRequestFromNodeRequest(request, response, undefined, values);
+    // One that is refused is no stream: who does not read the refusal is to keep nobody else out.
+    const isStream = !isUnary && call.refusal === undefined;
+    if (isStream) open.all++;
+    values.set(callKey, call);
     if (!isUnary && principal) asked.signal = endsWith(principal, asked.signal, response);
     boundTimeout(asked.header);
     const refuse = (error: unknown) => call.conclude(0, error);
@@ -140,7 +144,8 @@ export function createHandler(
       call.refusal === undefined
         ? receive(body, call, arrival, refuse)
         : unread(body, refuse(call.refusal));
-    asked.body = checkedBody(asked, handler.method.input, maxMessageSize, refuse, call, arrival);
+    const most = openPaths.has(handler.requestPath) ? mostOpenBytes : maxMessageSize;
+    asked.body = checkedBody(asked, handler.method.input, most, refuse, call, arrival);
     handler(asked)
       .then(({ body, ...answer }) => {
         // What is no message reaches no interceptor.
@@ -161,7 +166,7 @@ export function createHandler(
     response.on("close", () => {
       arrival.close();
       leave();
-      if (!isUnary) open.all--;
+      if (isStream) open.all--;
     });
   }
 }
@@ -186,6 +191,8 @@ function unread(body: AsyncIterable<Uint8Array>, error: unknown): AsyncIterable<
 
 /** What balancers and orchestrators ask, who have no credential. */
 const openPaths = new Set([`/${Health.typeName}/${Health.method.check.name}`]);
+/** The largest request that one of them has: the name of a service. */
+const mostOpenBytes = 4 * 1024;
 
 const unitMs: Record<string, number> = { H: 3_600_000, M: 60_000, S: 1_000 };
 

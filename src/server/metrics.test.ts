@@ -211,9 +211,10 @@ describe("on the server's own port", () => {
   it("is for principals with admin on all threads where the server asks who calls", async () => {
     const admin = { grants: [{ operations: ["admin"], threads: ["*"] }] };
     const auth = createAuthFile(
-      {},
+      { red: { schema: "red" } },
       {
         prometheus: admin,
+        ofTenant: { tenant: "red", ...admin },
         narrow: { grants: [{ operations: ["admin"], threads: ["a/*"] }] },
         agent: { grants: [{ operations: ["read", "write"], threads: ["*"] }] },
       },
@@ -230,6 +231,8 @@ describe("on the server's own port", () => {
     expect((await as("ckpd_nonsense")).status).toBe(401);
     expect((await as(auth.keys.agent)).status).toBe(403);
     expect((await as(auth.keys.narrow)).status).toBe(403);
+    // Who administers one tenant is not to learn of the others.
+    expect((await as(auth.keys.ofTenant)).status).toBe(403);
     const authorization = `Bearer ${auth.keys.prometheus}`;
     const page = await scrape(server.metricsUrl as string, { authorization });
     expect(page.get('checkpointd_credentials_refused_total{why="missing"}')).toBe(1);

@@ -95,7 +95,10 @@ async function tellMetrics(
   }
 }
 
-/** As `tellMetrics`, to those who may: where the server asks who calls, those with `admin` on all threads. */
+/**
+ * As `tellMetrics`, to those who may: where the server asks who calls, those with `admin` on all threads
+ * and of no tenant, since the page tells of all tenants.
+ */
 export function tellMetricsThroughGate(
   gate: Gate | undefined,
   request: NodeRequest,
@@ -108,10 +111,15 @@ export function tellMetricsThroughGate(
     return;
   }
   enter(gate, request, (principal) => {
-    if (principal && mayAll(principal, "admin")) {
+    if (principal?.tenant === "" && mayAll(principal, "admin")) {
       void tellMetrics(request, response, page, log);
     } else if (principal) {
-      answer(response, request, 403, "metrics need a grant of admin on all threads (*)\n");
+      answer(
+        response,
+        request,
+        403,
+        "metrics need a principal without a tenant that is granted admin on all threads (*)\n",
+      );
     } else {
       const text = "this server asks who calls: send authorization: Bearer and a key\n";
       answer(response, request, 401, text, { "www-authenticate": "Bearer" });

@@ -61,6 +61,8 @@ export function createOperations(db: Db, maxMessageSize: number, log: Log): Oper
   const put = createPut(db);
   const putExtending = createPutExtending(db);
   const putWrites = createPutWrites(db);
+  /** The last claim of each principal that has a limit of leases. */
+  const claiming = new Map<string, Promise<unknown>>();
   return {
     getTuple: checked(checkGetTuple, async (request, signal) => {
       const tuple = await getTuple(request, signal);
@@ -101,17 +103,24 @@ export function createOperations(db: Db, maxMessageSize: number, log: Log): Oper
     }),
     claimThreads: checked(checkClaimThreads, async (request, signal) => {
       const { principal } = signal;
-      const claim = {
-        owner: principal ? ownerOf(principal, request.owner) : request.owner,
-        byId: principal !== undefined && !mayAll(principal, "lease"),
-        leaseMs: toMs(request.leaseDuration, defaultLeaseMs),
-        graceMs: toMs(request.grace, defaultGraceMs),
-        limit: Math.min(request.limit || 1, await leasesLeft(db, signal)),
-        filter: request.filter ?? create(ThreadFilterSchema),
-        threadId: request.threadId,
-        except: request.exceptThreadIds,
+      const claim = async (most: number) => {
+        const wanted = {
+          owner: principal ? ownerOf(principal, request.owner) : request.owner,
+          byId: principal !== undefined && !mayAll(principal, "lease"),
+          leaseMs: toMs(request.leaseDuration, defaultLeaseMs),
+          graceMs: toMs(request.grace, defaultGraceMs),
+          limit: Math.min(request.limit || 1, most),
+          filter: request.filter ?? create(ThreadFilterSchema),
+          threadId: request.threadId,
+          except: request.exceptThreadIds,
+        };
+        return { threads: await claimThreads(db, wanted, signal) };
       };
-      return { threads: await claimThreads(db, claim, signal) };
+      const limit = principal?.limits.leases;
+      if (!principal || limit === undefined) return claim(Number.POSITIVE_INFINITY);
+      return inTurn(claiming, principal.name, async () =>
+        claim(await leasesLeft(db, principal.name, limit, signal)),
+      );
     }),
     renewClaim: checked(checkRenewClaim, async (request, signal) => {
       const { threadId, leaseToken, leaseDuration } = request;
@@ -141,14 +150,14 @@ export function createOperations(db: Db, maxMessageSize: number, log: Log): Oper
   };
 }
 
-/** A lease's owner is the principal, whatever else the worker calls itself. */
-const ownerOf = ({ name }: Principal, owner: string) => `${name}/${owner}`;
+/**
+ * A lease's owner is the principal, whatever else the worker calls itself: without a "/" there, by
+ * which "user" could pass for "user/ann".
+ */
+const ownerOf = ({ name }: Principal, owner: string) => `${name}/${owner.replaceAll("/", "%2F")}`;
 
 /** How many leases the caller may yet take. Throws LIMIT_REACHED if it is none. */
-async function leasesLeft(db: Db, signal: Caller): Promise<number> {
-  const { name = "", limits } = signal.principal ?? {};
-  const limit = limits?.leases;
-  if (limit === undefined) return Number.POSITIVE_INFINITY;
+async function leasesLeft(db: Db, name: string, limit: number, signal: Caller): Promise<number> {
   const left = limit - (await countLeases(db, `${name}/`, signal));
   if (left > 0) return left;
   throw new CheckpointdError(
@@ -156,6 +165,25 @@ async function leasesLeft(db: Db, signal: Caller): Promise<number> {
     `the credential holds its ${limit} leases; release one or wait until one ends`,
     { reason: "LIMIT_REACHED", field: "leases", limit },
   );
+}
+
+/** Runs it after what was run before it under the name: several claims at once would each find the same room. */
+async function inTurn<Answer>(
+  turns: Map<string, Promise<unknown>>,
+  name: string,
+  run: () => Promise<Answer>,
+): Promise<Answer> {
+  const before = turns.get(name);
+  const turn = (async () => {
+    await before?.catch(() => {});
+    return run();
+  })();
+  turns.set(name, turn);
+  try {
+    return await turn;
+  } finally {
+    if (turns.get(name) === turn) turns.delete(name);
+  }
 }
 
 function checked<Message, Answer>(

@@ -18,6 +18,8 @@ export class Quota {
   #stored = 0;
   #countedAt = Number.NEGATIVE_INFINITY;
   #counting = false;
+  /** What was written since the count began that is under way, which may not have it. */
+  #meanwhile = 0;
 
   constructor(
     readonly db: Db,
@@ -29,9 +31,33 @@ export class Quota {
     return this.#countedAt === Number.NEGATIVE_INFINITY ? undefined : this.#stored;
   }
 
-  /** To be called before so many bytes are stored. Throws QUOTA_REACHED. */
-  take(bytes: number): void {
-    if (this.limit === Number.POSITIVE_INFINITY) return;
+  get isLimited(): boolean {
+    return this.limit !== Number.POSITIVE_INFINITY;
+  }
+
+  /**
+   * Stores so many bytes, and what `more` finds in the answer that was not known before. Throws
+   * QUOTA_REACHED, having stored nothing, where there is no room for them.
+   */
+  async store<Answer>(
+    bytes: number,
+    run: () => Promise<Answer>,
+    more: (answer: Answer) => number,
+  ): Promise<Answer> {
+    this.#take(bytes);
+    const countedAt = this.#countedAt;
+    try {
+      const answer = await run();
+      this.#add(more(answer));
+      return answer;
+    } catch (error) {
+      // Else what is refused would take the room of others. A count that came between does not have it.
+      if (countedAt === this.#countedAt) this.#add(-bytes);
+      throw error;
+    }
+  }
+
+  #take(bytes: number): void {
     if (performance.now() - this.#countedAt > countMs) void this.#count();
     if (this.#stored + bytes > this.limit) {
       throw new CheckpointdError(
@@ -40,14 +66,20 @@ export class Quota {
         { reason: "QUOTA_REACHED", limit: this.limit },
       );
     }
+    this.#add(bytes);
+  }
+
+  #add(bytes: number): void {
     this.#stored += bytes;
+    this.#meanwhile += bytes;
   }
 
   async #count(): Promise<void> {
     if (this.#counting) return;
     this.#counting = true;
+    this.#meanwhile = 0;
     try {
-      this.#stored = await storedBytes(this.db);
+      this.#stored = (await storedBytes(this.db)) + this.#meanwhile;
     } catch (error) {
       this.log.warn({ error: describeCause(error) }, "what a tenant stores could not be counted");
     } finally {

@@ -45,6 +45,7 @@ export function checkedBody(
     let inflated = 0;
     const hold = (bytes: number) => {
       call.take(bytes);
+      call.inflatedBytes += bytes;
       inflated += bytes;
     };
     try {

@@ -11,7 +11,7 @@ import { defaultMessageBytes, retryAfterHeader } from "../protocol/wire.js";
 import type { RetentionRule } from "../settings/retention_rules.js";
 import { type Db, type DbOptions, openDb } from "../store/db.js";
 import { createAccess, type Store } from "./access.js";
-import { createAudit, createAuditLog } from "./audit.js";
+import { type Audit, createAudit, createAuditLog } from "./audit.js";
 import { createCalls, type FinishedCall } from "./call.js";
 import { createCallLog, logLeftOut } from "./call_log.js";
 import { shuttingDown } from "./connect_error.js";
@@ -132,12 +132,15 @@ export async function startServer(
     ageMs: options.sessionAgeMs,
     ...ownLimits,
   };
-  const authenticator = await authenticatorOf(options);
+  const asks = options.authFile !== undefined || options.tokenFile !== undefined;
+  const { auditLog } = options;
+  const audit = createAudit(log, asks && auditLog ? createAuditLog(auditLog) : undefined);
+  const authenticator = await authenticatorOf(options, audit);
   const gate: Gate | undefined = authenticator && {
     authenticator,
     usage: new Usage(),
     refused: new Map(),
-    audit: createAudit(options.auditLog ? createAuditLog(options.auditLog) : log),
+    audit,
   };
   const db = openDb(options, logLeftOut(log));
   const metrics = options.metricsPort === undefined ? undefined : startServerMetrics();
@@ -296,6 +299,7 @@ export async function startServer(
     ]);
     clearTimeout(notice);
     authenticator?.stop();
+    audit.stop();
     await db.close(500);
     await ofMetrics?.close();
     metrics?.stop();
@@ -320,14 +324,12 @@ export interface MetricsPrimary {
 }
 
 /** undefined: everybody may do everything. */
-async function authenticatorOf({
-  authFile,
-  tokenFile,
-  schema,
-  log,
-}: ServerOptions): Promise<Authenticator | undefined> {
+async function authenticatorOf(
+  { authFile, tokenFile, schema, log }: ServerOptions,
+  audit: Audit,
+): Promise<Authenticator | undefined> {
   if (authFile !== undefined) {
-    const authenticator = await startAuthenticator({ file: authFile, log });
+    const authenticator = await startAuthenticator({ file: authFile, log, onLoad: audit.loaded });
     for (const [tenant, { schema: ofTenant }] of authenticator.tenants) {
       if (ofTenant !== schema) continue;
       authenticator.stop();

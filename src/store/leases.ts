@@ -94,11 +94,12 @@ export async function claimThreads(
   return leased;
 }
 
-/** How many leases are held whose owner begins so. */
+/** How many leases are held whose owner begins so and has no other "/" after it. */
 export async function countLeases(db: Db, owner: string, signal?: Signal): Promise<number> {
   const [row] = await db.run(
     `select count(*) from ${db.schema}.checkpointd_claims
-     where starts_with(owner, $1) and expires_at > clock_timestamp()`,
+     where starts_with(owner, $1) and strpos(substr(owner, length($1::text) + 1), '/') = 0
+       and expires_at > clock_timestamp()`,
     [owner],
     signal,
   );

@@ -218,7 +218,9 @@ class Client:
             except CheckpointdError as error:
                 if not is_renewed and not self._is_closed and self._renew(error, turn):
                     is_renewed = True
-                    continue
+                    # Refused before it was begun, but for those whose credential ended meanwhile.
+                    if not error.is_of_begun:
+                        continue
                 if not idempotent or self._is_closed:
                     raise
                 tries = tries or Tries(self._retry, timeout, deadline)
@@ -347,7 +349,9 @@ class Client:
             except CheckpointdError as error:
                 if not is_renewed and not self._is_closed and self._arenew(error, turn):
                     is_renewed = True
-                    continue
+                    # Refused before it was begun, but for those whose credential ended meanwhile.
+                    if not error.is_of_begun:
+                        continue
                 if not idempotent or self._is_closed:
                     raise
                 tries = tries or Tries(self._retry, timeout, deadline)

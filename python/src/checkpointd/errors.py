@@ -47,6 +47,8 @@ class CheckpointdError(Exception):
         limit: The limit that was passed. Zero where the reason has none.
         retry_delay: After how many seconds another try is worth it, if the service says so.
         request_id: The name under which the service's log has the call, if it came that far.
+        is_of_begun: Whether this is of a copy or a claim that the service had begun, and may have
+            carried out.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class CheckpointdError(Exception):
         self.limit = limit
         self.retry_delay = retry_delay
         self.request_id = request_id
+        self.is_of_begun = False
 
     @property
     def message(self) -> str:

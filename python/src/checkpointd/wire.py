@@ -50,6 +50,10 @@ GREETING_TIMEOUT = 2.5
 PARTING_TIMEOUT = 5.0
 
 
+# Not made again where the first time may have been carried out: a second one is something else.
+ONCE = frozenset({"claim_threads", "copy_thread"})
+
+
 class Pending:
     """An operation on its way. A driver's class says in `settle` whom to tell what came of it."""
 
@@ -232,7 +236,10 @@ class Session:
             if pending.sent_bytes > self._arrived_bytes:
                 self._arrived_bytes = pending.sent_bytes
             if message.HasField("error"):
-                pending.settle(None, self._to_error(pending.id, message))
+                error = self._to_error(pending.id, message)
+                # The service ends what is under way when its credential ends: "unauthenticated".
+                error.is_of_begun = pending.name in ONCE
+                pending.settle(None, error)
             else:
                 pending.settle(message, None)
             if self.queued:
@@ -295,12 +302,14 @@ class Session:
             return
         self.over = one_more(error)
         self.over_at = monotonic()
-        pendings = [*self.sent.values(), *self.queued]
+        sent = [*self.sent.values()]
+        pendings = [*sent, *self.queued]
         self.sent.clear()
         self.queued.clear()
         self._output.clear()
-        for pending in pendings:
-            told = one_more(error)
+        for i, pending in enumerate(pendings):
+            is_again = isinstance(error, NotCarried) and i < len(sent) and pending.name in ONCE
+            told = broken(error) if is_again else one_more(error)
             told.__cause__ = error.__cause__
             pending.settle(None, told)
 
