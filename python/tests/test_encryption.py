@@ -504,6 +504,33 @@ def test_more_of_a_history_than_belongs_to_it(service, thread, saver, monkeypatc
     assert told == {"delta": {"writes": [], "seed": ["b"]}}
 
 
+def test_what_a_lying_service_tells_a_second_time(thread, saver, monkeypatch):
+    parent = saver.put(config_of(thread), checkpoint_of({}, {}, id="a"), {}, {})
+    saver.put_writes(parent, [(TASKS, "sent")], "t", "~t")
+    config = saver.put(parent, checkpoint_of({}, {}, id="b"), {}, {})
+    saver.put_writes(config, [("__resume__", "yes")], "t", "~t")
+    call = saver._client.call
+
+    def sent(tuple):
+        tuple.pending_sends.add().CopyFrom(tuple.pending_writes[0].value)
+
+    def twice(tuple):
+        again = tuple.pending_writes.add()
+        again.CopyFrom(tuple.pending_writes[0])
+        again.task_path = "~zz"
+
+    assert saver.get_tuple(config).pending_writes == [("t", "__resume__", "yes")]
+    for alter, says in ((sent, "was told what its parent sent"), (twice, "is told twice")):
+
+        def lie(name, request, alter=alter, **more):
+            answer = call(name, request, **more)
+            alter(answer.get_tuple.tuple)
+            return answer
+
+        monkeypatch.setattr(saver._client, "call", lie)
+        refused("NOT_AUTHENTIC", lambda: saver.get_tuple(config), says)
+
+
 def test_attacks_on_a_history(service, thread, saver):
     config = config_of(thread)
     ids = "abcd"

@@ -1,6 +1,7 @@
 import { expect, test } from "vitest";
 import { parseAuthFile } from "./auth_file.js";
 import { FileRefusal } from "./json_fields.js";
+import { mayBeSame } from "./templates.js";
 
 const sha256 = "ab".repeat(32);
 const grants = [{ operations: ["read"], threads: ["*"] }];
@@ -242,6 +243,18 @@ test.each<[string, (file: Whole) => unknown, string]>([
     "principals[1].limits.call: there is no such field. Did you mean calls?",
   ],
   ["a limit of 0", (f) => (second(f).limits = { calls: 0 }), "principals[1].limits.calls: must be"],
+  ...[
+    ["{email}", "{org}"],
+    ["a{sub}", "{tenant}"],
+    ["{sub}", "billing"],
+  ].map(([name, tenant]): [string, (file: Whole) => unknown, string] => [
+    `names of two issuers that can be the same: ${name} of ${tenant}`,
+    (f) => {
+      f.jwt.push({ ...issuer(f), issuer: "https://other" });
+      f.principals.push({ ...second(f), name, tenant, jwt: { issuer: "https://other" } });
+    },
+    "principals[3].name: principals[1] gives the same name to subjects of another issuer",
+  ]),
   [
     "the same names of two issuers",
     (f) => {
@@ -285,4 +298,22 @@ test("no refusal repeats a value, which may be a key in the wrong place", () => 
     expect(() => parsed(change)).toThrow(FileRefusal);
     expect(() => parsed(change)).not.toThrow(key);
   }
+});
+
+test("names of two issuers that cannot be the same are taken", () => {
+  for (const [name, tenant] of [
+    ["other/{sub}", "{tenant}"],
+    ["{sub}", undefined],
+    ["{sub}/{sub}", "{tenant}"],
+  ]) {
+    const file = parsed((f) => {
+      f.jwt.push({ ...issuer(f), issuer: "https://other" });
+      f.principals.push({ ...second(f), name, tenant, jwt: { issuer: "https://other" } });
+    });
+    expect(file.rules).toHaveLength(4);
+  }
+  expect(mayBeSame("a-{x}", "b-{y}")).toBe(false);
+  expect(mayBeSame("{x}-a", "{y}-b")).toBe(false);
+  expect(mayBeSame("{x}-a", "{y}-b-a")).toBe(true);
+  expect(mayBeSame("a", "a{x}")).toBe(false);
 });

@@ -19,7 +19,7 @@ import {
   type Pattern,
   type PrincipalLimits,
 } from "./principal.js";
-import { checkTemplates, hasTemplate, longestName } from "./templates.js";
+import { checkTemplates, hasTemplate, longestName, mayBeSame } from "./templates.js";
 
 /** What the entries may name. */
 interface Known {
@@ -171,19 +171,23 @@ function refuseNeverReached(rules: readonly Rule[]): void {
   }
 }
 
-/** What one issuer calls "ann" is not who another one calls so. */
+/** What one issuer calls "ann" is not who another one calls so, by whichever claim. */
 function refuseMixedIssuers(rules: readonly Rule[]): void {
-  const first = new Map<string, number>();
   for (const [i, { name, tenant, token }] of rules.entries()) {
     if (!token || !hasTemplate(name)) continue;
-    const other = first.get(`${tenant}\n${name}`) ?? i;
-    if (rules[other]?.token?.issuer !== token.issuer) {
-      refuse(
-        `principals[${i}].name`,
-        `principals[${other}] gives the same name to subjects of another issuer: ` +
-          "put a word and a / before the template.",
-      );
-    }
-    first.set(`${tenant}\n${name}`, i);
+    const other = rules.findIndex(
+      (rule) =>
+        hasTemplate(rule.name) &&
+        rule.token !== undefined &&
+        rule.token.issuer !== token.issuer &&
+        mayBeSame(rule.name, name) &&
+        mayBeSame(rule.tenant, tenant),
+    );
+    if (other < 0 || other > i) continue;
+    refuse(
+      `principals[${i}].name`,
+      `principals[${other}] gives the same name to subjects of another issuer: ` +
+        "put a word and a / before the template.",
+    );
   }
 }

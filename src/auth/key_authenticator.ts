@@ -1,4 +1,5 @@
 import { timingSafeEqual } from "node:crypto";
+import { setMaxListeners } from "node:events";
 import { hashKey } from "./api_keys.js";
 import type { Authenticator } from "./authenticator.js";
 import { readBearer } from "./bearer.js";
@@ -8,6 +9,9 @@ import { invalid, missing } from "./refusal.js";
 /** An authenticator without an auth file: whoever has this key may do everything. */
 export function createKeyAuthenticator(key: string): Authenticator {
   const hash = Buffer.from(hashKey(key));
+  const { signal: ends } = new AbortController();
+  // Every session and stream listens.
+  setMaxListeners(0, ends);
   const principal: Principal = {
     name: "token",
     credential: "token file",
@@ -15,7 +19,7 @@ export function createKeyAuthenticator(key: string): Authenticator {
     grants: [{ operations: new Set(operations), threads: [{ kind: "all" }] }],
     expiresAt: Number.POSITIVE_INFINITY,
     limits: {},
-    ends: new AbortController().signal,
+    ends,
   };
   return {
     authenticate(headers) {

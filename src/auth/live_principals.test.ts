@@ -128,3 +128,16 @@ test("of more tokens than are remembered those that are held end, and the others
   expect(held.ends.reason).toMatchObject({ detail: { reason: "CREDENTIAL_CHANGED" } });
   expect(again.ends.aborted).toBe(true);
 });
+
+test("any number of sessions may wait for the end of one", async () => {
+  const warnings: string[] = [];
+  const onWarning = ({ message }: Error) => warnings.push(message);
+  process.on("warning", onWarning);
+  const live = createLivePrincipals(createManualClock());
+  const { ends } = live.begin(credential, identity(Number.POSITIVE_INFINITY));
+  for (let i = 0; i < 50; i++) ends.addEventListener("abort", () => {});
+  await new Promise((resolve) => setTimeout(resolve, 10));
+  process.off("warning", onWarning);
+  expect(warnings).toEqual([]);
+  live.stop();
+});

@@ -1,3 +1,4 @@
+import { setMaxListeners } from "node:events";
 import { setImmediate } from "node:timers/promises";
 import type { Clock } from "./clock.js";
 import type { Principal } from "./principal.js";
@@ -61,6 +62,8 @@ export function createLivePrincipals(
 
   function begin(credential: Credential, identity: Identity): Principal {
     const controller = new AbortController();
+    // Every session and stream of it listens.
+    setMaxListeners(0, controller.signal);
     const { name, tenant, grants, limits, expiresAt } = identity;
     const principal: Principal = {
       name,

@@ -1,11 +1,11 @@
 /** The auth file with what it names, read from the disk and looked at again. */
 import { createHash } from "node:crypto";
-import { readFile, stat } from "node:fs/promises";
+import { open, stat } from "node:fs/promises";
 import path from "node:path";
 import { type AuthFile, parseAuthFile } from "./auth_file.js";
 import type { Clock } from "./clock.js";
 import { type IssuerKeys, readKeys } from "./issuer_keys.js";
-import { FileRefusal } from "./json_fields.js";
+import { FileRefusal, refuse } from "./json_fields.js";
 
 /** An auth file and what its jwksFiles hold. */
 export interface Loaded {
@@ -28,19 +28,36 @@ export interface KeyFile {
 /** Reads it. @throws Error that names the file and what is wrong in it */
 export async function loadAuthFile(file: string): Promise<Loaded> {
   const stamps = [await stampOf(file)];
-  const ownText = await explained(file, () => readFile(file, "utf8"));
+  const ownText = await explained(file, () => read(file));
   const parsed = await explained(file, () => parseAuthFile(ownText));
   const keyFiles = new Map<string, KeyFile>();
   for (const { issuer, jwks } of parsed.issuers.values()) {
     if (!("file" in jwks)) continue;
     const where = path.resolve(path.dirname(file), jwks.file);
     stamps.push(await stampOf(where));
-    const text = await explained(where, () => readFile(where, "utf8"));
+    const text = await explained(where, () => read(where));
     const keys = await explained(where, () => readKeys(text));
     keyFiles.set(issuer, { path: where, text, keys });
   }
   const sha256 = createHash("sha256").update(ownText).digest("hex");
   return { file: parsed, keyFiles, stamp: stamps.join("\n"), sha256 };
+}
+
+/** The text of a file that says who may do what, so who can write to it may do everything. */
+async function read(file: string): Promise<string> {
+  const handle = await open(file);
+  try {
+    // Of the very file that is read.
+    if (process.platform !== "win32" && ((await handle.stat()).mode & 0o002) !== 0) {
+      refuse(
+        "",
+        "all users of this machine can write to it: take the right from them (chmod o-w).",
+      );
+    }
+    return await handle.readFile("utf8");
+  } finally {
+    await handle.close();
+  }
 }
 
 /** Runs it; what it throws names the file, and of what the file holds not a word. */

@@ -1,5 +1,5 @@
 /** What a changed auth file changes, and for whom it changes nothing. */
-import { utimes } from "node:fs/promises";
+import { chmod, utimes } from "node:fs/promises";
 import path from "node:path";
 import { beforeAll, describe, expect, test } from "vitest";
 import { CheckpointdError } from "../errors.js";
@@ -12,6 +12,7 @@ import {
 } from "../testing/auth_folder.js";
 import { createSigningKey, type SigningKey, startKeyServer } from "../testing/token_issuer.js";
 import { createKey, hashKey } from "./api_keys.js";
+import { startAuthenticator } from "./authenticator.js";
 import type { Principal } from "./principal.js";
 
 cleanAuthFolders();
@@ -328,4 +329,29 @@ test("a key that has ended is told to have, and who had it", async () => {
   // And is so after a reload and a new start as well.
   await auth.reload(file());
   expect(() => auth.authenticate(bearer(keyB), undefined)).toThrow("has expired");
+});
+
+test("a file that every user of the machine can write to is refused, the keys' too", async () => {
+  const auth = await start();
+  const { a } = await takeAll(auth);
+  for (const name of ["auth.json", "keys.json"]) {
+    const where = path.join(auth.folder, name);
+    await chmod(where, 0o666);
+    await expect(
+      startAuthenticator({ file: path.join(auth.folder, "auth.json"), log: auth.captured.log }),
+    ).rejects.toThrow(
+      `${where}: all users of this machine can write to it: take the right from them (chmod o-w).`,
+    );
+    await chmod(where, 0o664);
+  }
+  // What somebody changes through it while it runs does not come into force.
+  await chmod(path.join(auth.folder, "auth.json"), 0o666);
+  await utimes(path.join(auth.folder, "auth.json"), 1, 1);
+  await expect
+    .poll(() => {
+      auth.clock.advance(2_000);
+      return auth.captured.text();
+    })
+    .toContain("auth file refused");
+  expect(a.ends.aborted).toBe(false);
 });

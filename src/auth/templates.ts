@@ -30,6 +30,26 @@ export function checkTemplates(text: string, path: string): void {
   }
 }
 
+/** Whether two texts can be the same once their templates are filled in, of which no claim holds a "/". */
+export function mayBeSame(a: string, b: string): boolean {
+  const [ours, theirs] = [a.split("/"), b.split("/")];
+  return ours.length === theirs.length && ours.every((part, i) => mayBeOne(part, theirs[i] ?? ""));
+}
+
+/** Of two parts, each with one template or none. A claim is not empty. */
+function mayBeOne(a: string, b: string): boolean {
+  if (!hasTemplate(b)) return hasTemplate(a) ? mayBeOne(b, a) : a === b;
+  const [before = "", after = ""] = b.split(template).filter((_, i) => i !== 1);
+  if (!hasTemplate(a)) {
+    return a.length > before.length + after.length && a.startsWith(before) && a.endsWith(after);
+  }
+  const [ourBefore = "", ourAfter = ""] = a.split(template).filter((_, i) => i !== 1);
+  return (
+    (before.startsWith(ourBefore) || ourBefore.startsWith(before)) &&
+    (after.endsWith(ourAfter) || ourAfter.endsWith(after))
+  );
+}
+
 /** The text with its templates filled in; undefined where a claim is missing or no part of a name. */
 export function fill(text: string, claims: Claims): string | undefined {
   let isWhole = true;

@@ -1,5 +1,5 @@
 /** Where `serve` listens, and that nobody gets in who should not. */
-import { mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { chown, mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -8,7 +8,7 @@ import { createConnectTransport } from "@connectrpc/connect-node";
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from "vitest";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { Health } from "../../gen/health/v1/health_pb.js";
-import { isKey } from "../auth/api_keys.js";
+import { createKey, isKey } from "../auth/api_keys.js";
 import { createAuthority, createCertificate } from "../testing/certificate.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { runCommand, startServe } from "../testing/serve_process.js";
@@ -140,6 +140,30 @@ describe("serve", () => {
     expect(stderr).not.toContain("hunter2");
     const nowhere = path.join(folder, "no", "folder");
     expect((await refusalOf("--token-file", nowhere)).stderr).toContain("cannot be made (ENOENT)");
+  });
+
+  // Who is not root reads no file that is another's alone.
+  it.runIf(process.getuid?.() === 0)("refuses a key that another user has put there", async () => {
+    const planted = path.join(folder, "planted");
+    await writeFile(planted, `${createKey()}\n`, { mode: 0o600 });
+    await chown(planted, 12_345, 12_345);
+    const { code, stderr } = await refusalOf("--port", "0", "--token-file", planted);
+    expect(code).toBe(1);
+    expect(stderr).toContain(`the token file ${planted} is another user's, who has its key`);
+  });
+
+  it("says where certificates of clients count for nothing", async () => {
+    const tls = await tlsFlags("uncounted");
+    const clientCa = path.join(folder, "uncounted.ca");
+    await writeFile(clientCa, authority.cert);
+    const flags = ["--tls-client-ca", clientCa, ...tls];
+    const open = await serve(...flags);
+    expect((await open.stop()).stderr).toContain("every caller may do everything");
+    const key = path.join(folder, "uncounted.key-file");
+    const closed = await serve(...flags, "--token-file", key);
+    expect((await closed.stop()).stderr).toContain(
+      "--tls-client-ca: with --token-file no certificate counts for anything: every caller needs the key",
+    );
   });
 
   it.each(["1", "2"])("listens with TLS, in %s processes", async (workers) => {

@@ -52,7 +52,15 @@ export async function chooseListening(
   });
   if (refusal !== undefined) throw new UsageError(refusal);
   if (tls) await checkTlsFiles(tls);
-  return { tls, warnings: warning === undefined ? [] : [warning] };
+  const warnings = warning === undefined ? [] : [warning];
+  if (clientCa !== undefined && given.authFile === undefined) {
+    warnings.push(
+      given.tokenFile === undefined
+        ? "--tls-client-ca: without --auth-file no certificate counts for anything: every caller may do everything"
+        : "--tls-client-ca: with --token-file no certificate counts for anything: every caller needs the key; an --auth-file says whose certificates there are",
+    );
+  }
+  return { tls, warnings };
 }
 
 /** As Node takes it when it listens: a name may be called localhost and lead elsewhere. */

@@ -398,6 +398,14 @@ describe("a service that lies", () => {
   it.each<[string, EncryptionReason, (tuple: CheckpointTuple) => void]>([
     ["tells a write twice", "NOT_AUTHENTIC", ({ pendingWrites: it }) => it.push(it.at(-1)!)],
     [
+      "tells the answer to an interrupt twice, by another path",
+      "NOT_AUTHENTIC",
+      ({ pendingWrites: it }) => {
+        const answer = it.find(({ idx }) => idx < 0)!;
+        it.push({ ...answer, taskPath: "~zz" });
+      },
+    ],
+    [
       "tells writes in another order",
       "NOT_AUTHENTIC",
       ({ pendingWrites }) => pendingWrites.reverse(),
@@ -414,9 +422,12 @@ describe("a service that lies", () => {
   ])("and %s is not believed", async (name, reason, alter) => {
     expect((await told(() => {}))?.pendingWrites).toHaveLength(6);
     if (name === "makes up what was sent") {
-      // As it is encrypted, what the parent's tasks sent is read from there: nothing.
-      const tuple = await told(alter);
-      expect(tuple?.checkpoint.channel_values.__pregel_tasks ?? []).toEqual([]);
+      // What the parent's tasks sent was done: this checkpoint's format has what is left of it.
+      const parent = {
+        configurable: { thread_id: mine.thread, checkpoint_ns: "", checkpoint_id: "1" },
+      };
+      await saver.putWrites(parent, [["__pregel_tasks", "sent"]], "a", "~a");
+      await refuses(() => told(alter), "NOT_AUTHENTIC", /it was told what its parent sent/);
       await refuses(
         () => told((it) => it.pendingSends.push({ ...it.blobs[0]!.value!, type: "json" })),
         reason,

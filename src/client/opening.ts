@@ -37,6 +37,8 @@ interface Unsealed {
   place: Place;
   origin: ThreadOrigin;
   said?: Said;
+  /** Whether its format has what its parent's tasks sent among its own values. */
+  hasOwnSends: boolean;
   versions: Record<string, unknown>;
   inlined: Record<string, unknown>;
 }
@@ -108,7 +110,7 @@ export class Opening {
       if (said.parentCheckpointId !== "") opened.parentCheckpointId = said.parentCheckpointId;
     }
     const parent = { ...place, checkpointId: opened.parentCheckpointId ?? "" };
-    opened.pendingSends = withSends ? await this.#sends(parent, tuple.pendingSends) : [];
+    opened.pendingSends = withSends ? await this.#sends(unsealed, parent, tuple.pendingSends) : [];
     const valued = new Map(blobs.map(({ channel, version }) => [channel, version]));
     const alone = Object.keys(inlined).filter((channel) => !valued.has(channel));
     return { opened, place, known: { origin, valued, inlined: alone } };
@@ -178,16 +180,19 @@ export class Opening {
       writes,
       seeds,
       inlineSeeds,
-      pendingSends: await this.#sends(parent, sends),
+      pendingSends: await this.#sends(unsealed, parent, sends),
     });
   }
 
   /** What a checkpoint of a format before 4 was sent, which is told without saying by which tasks. */
-  async #sends(parent: Place, sends: readonly Value[]): Promise<Value[]> {
+  async #sends(of: Unsealed, parent: Place, sends: readonly Value[]): Promise<Value[]> {
     if (!sends.some(({ type }) => isSealed(type))) {
       this.#checkPlain(parent, "what was sent by it", sends);
       return [...sends];
     }
+    // They would be done a second time.
+    if (of.hasOwnSends)
+      throw refusal("NOT_AUTHENTIC", of.place, "it was told what its parent sent");
     const read = parent.checkpointId === "" ? undefined : await this.#read(parent);
     if (!read) throw refusal("WITHHELD", parent, "it sent what is encrypted, and is missing");
     const sent = read.opened.pendingWrites.filter(({ channel }) => channel === TASKS);
@@ -261,11 +266,16 @@ export class Opening {
   /** Writes in their order, each once. */
   #writes(keys: Ids, unsealed: Unsealed, writes: readonly PendingWrite[]): PendingWrite[] {
     const { checkpointNs, checkpointId } = unsealed.place;
+    // The path is not part of the place of those to special channels, so it tells no two of them apart.
+    const told = new Set<string>();
     return writes.map((write, i) => {
       const before = writes[i - 1];
       const what = `its write to channel "${write.channel}" of task "${write.taskId}"`;
       if (before && !isBefore(before, write)) {
         throw refusal("NOT_AUTHENTIC", unsealed.place, `${what} is out of order`);
+      }
+      if (told.size === told.add(`${write.idx} ${write.taskId}`).size) {
+        throw refusal("NOT_AUTHENTIC", unsealed.place, `${what} is told twice`);
       }
       const at = writePlace(write.value?.type ?? "", checkpointNs, checkpointId, write);
       const value = this.#value(keys, unsealed, what, at, write.value);
@@ -317,8 +327,12 @@ function refusal(reason: EncryptionReason, place: Place, why: string): Encryptio
   );
 }
 
-function contentsOf({ channel_versions, channel_values }: Record<string, unknown>) {
-  return { versions: toRecord(channel_versions), inlined: toRecord(channel_values) };
+function contentsOf({ v, channel_versions, channel_values }: Record<string, unknown>) {
+  return {
+    hasOwnSends: typeof v === "number" && v >= 4,
+    versions: toRecord(channel_versions),
+    inlined: toRecord(channel_values),
+  };
 }
 
 const toRecord = (value: unknown) =>

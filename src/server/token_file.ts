@@ -29,9 +29,16 @@ export function readTokenFile(path: string): string {
   try {
     file = openSync(path, "r");
     // Of the very file that is read.
-    if (process.platform !== "win32" && (fstatSync(file).mode & 0o077) !== 0) {
+    const { mode, uid } = fstatSync(file);
+    if (process.platform !== "win32" && (mode & 0o077) !== 0) {
       throw new Error(
         `the token file ${path} is open to others, who may have its key: remove it, and another is made`,
+      );
+    }
+    // Root reads whatever somebody has put there, with a key of their own.
+    if (![0, process.geteuid?.() ?? uid].includes(uid)) {
+      throw new Error(
+        `the token file ${path} is another user's, who has its key: remove it, and another is made`,
       );
     }
     const key = readFileSync(file, "utf8").trim();

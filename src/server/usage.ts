@@ -12,6 +12,11 @@ class Rate {
     this.#left = perSecond;
   }
 
+  isFull(): boolean {
+    this.isSpent();
+    return this.#left >= this.perSecond;
+  }
+
   isSpent(): boolean {
     const now = performance.now();
     this.#left = Math.min(this.perSecond, this.#left + ((now - this.#at) / 1_000) * this.perSecond);
@@ -35,17 +40,35 @@ interface Taken {
   limits: PrincipalLimits;
   rates: Partial<Record<RateName, Rate>>;
   counts: Record<CountName, number>;
+  shared: Shared;
 }
+
+/** What one name has under way and has taken, by whichever of its credentials. */
+interface Shared {
+  /** By their name and how much a second. */
+  rates: Map<string, Rate>;
+  counts: Record<CountName, number>;
+  isForgotten: boolean;
+}
+
+/** Names that are known before those are looked for that can be forgotten. */
+const mostForgotten = 10_000;
 
 /**
  * Counts by tenant and name, so that a new token does not bring a new allowance. All of it is of one
  * process: with workers or replicas each has its own.
  */
 export class Usage {
-  readonly #taken = new Map<string, Taken>();
+  readonly #shared = new Map<string, Shared>();
+  #forgetAt = mostForgotten;
   /** Each credential finds its own without making a key. */
   readonly #byPrincipal = new WeakMap<Principal, Taken>();
   readonly #counted = new WeakMap<FinishedCall, Taken>();
+
+  /** How many names are known. */
+  get known(): number {
+    return this.#shared.size;
+  }
 
   /** To be called before a call is carried out. Throws LIMIT_REACHED. */
   begin(call: Call): void {
@@ -93,25 +116,44 @@ export class Usage {
   #of(principal: Principal | undefined): Taken | undefined {
     if (!principal) return undefined;
     const known = this.#byPrincipal.get(principal);
-    if (known) return known;
+    if (known && !known.shared.isForgotten) return known;
     const { tenant, name, limits } = principal;
     if (Object.keys(limits).length === 0) return undefined;
     const key = JSON.stringify([tenant, name]);
-    const before = this.#taken.get(key);
-    const taken: Taken = {
-      limits,
-      rates: {},
-      counts: before?.counts ?? { callsAtOnce: 0, streams: 0, sessions: 0 },
-    };
+    const shared = this.#shared.get(key) ?? this.#begin(key);
+    const taken: Taken = { limits, rates: {}, counts: shared.counts, shared };
     for (const rate of rates) {
       const perSecond = limits[rate];
       if (perSecond === undefined) continue;
-      const same = before?.rates[rate];
-      taken.rates[rate] = same?.perSecond === perSecond ? same : new Rate(perSecond);
+      // Two principals of the file may be of one name. Each limit is one: who comes now with a token
+      // of the one and now of the other has no new allowance each time.
+      const id = `${rate} ${perSecond}`;
+      const same = shared.rates.get(id) ?? new Rate(perSecond);
+      shared.rates.set(id, same);
+      taken.rates[rate] = same;
     }
-    this.#taken.set(key, taken);
     this.#byPrincipal.set(principal, taken);
     return taken;
+  }
+
+  /** Those who have nothing under way and owe nothing are forgotten: an issuer has any number of subjects. */
+  #begin(key: string): Shared {
+    if (this.#shared.size >= this.#forgetAt) {
+      for (const [name, shared] of this.#shared) {
+        const isIdle = Object.values(shared.counts).every((count) => count === 0);
+        if (!isIdle || ![...shared.rates.values()].every((rate) => rate.isFull())) continue;
+        shared.isForgotten = true;
+        this.#shared.delete(name);
+      }
+      this.#forgetAt = Math.max(mostForgotten, 2 * this.#shared.size);
+    }
+    const shared: Shared = {
+      rates: new Map(),
+      counts: { callsAtOnce: 0, streams: 0, sessions: 0 },
+      isForgotten: false,
+    };
+    this.#shared.set(key, shared);
+    return shared;
   }
 }
 

@@ -55,6 +55,8 @@ class _Unsealed(NamedTuple):
     place: Place
     origin: str
     said: Said | None
+    has_own_sends: bool
+    """Whether its format has what its parent's tasks sent among its own values."""
     versions: Mapping[str, Any]
     inlined: Mapping[str, Any]
 
@@ -102,7 +104,9 @@ class Opening:
         del told.pending_sends[:]
         if with_sends:
             parent = place._replace(checkpoint_id=told.parent_checkpoint_id)
-            told.pending_sends.extend((yield from self.sends(parent, stored.pending_sends)))
+            told.pending_sends.extend(
+                (yield from self.sends(unsealed, parent, stored.pending_sends))
+            )
         return Opened(told, place, Known(unsealed.origin, valued))
 
     def history(self, target: Place, known: Known | None, channels: Iterable[str]) -> OpenedHistory:
@@ -139,12 +143,14 @@ class Opening:
         told.inline_seeds.update(inline)
         parent = place._replace(checkpoint_id=said.parent_checkpoint_id if said else "")
         if TASKS in wanted and part.pending_sends:
-            told.pending_sends.extend((yield from self.sends(parent, part.pending_sends)))
+            told.pending_sends.extend((yield from self.sends(unsealed, parent, part.pending_sends)))
             seeded.add(TASKS)
         wanted.difference_update(seeded, inline)
         return said, told
 
-    def sends(self, parent: Place, sends: Sequence[Value]) -> Steps[list[Value]]:
+    def sends(
+        self, unsealed: _Unsealed, parent: Place, sends: Sequence[Value]
+    ) -> Steps[list[Value]]:
         """What a checkpoint of a format before 4 was sent.
 
         It is told without saying by which tasks.
@@ -153,6 +159,9 @@ class Opening:
             if sends and not self._sealing.accepts_plaintext:
                 _refuse("PLAINTEXT", parent, "what was sent by it is not encrypted")
             return list(sends)
+        # They would be done a second time.
+        if unsealed.has_own_sends:
+            _refuse("NOT_AUTHENTIC", unsealed.place, "it was told what its parent sent")
         read = (yield from self._sealing.read(parent)) if parent.checkpoint_id else None
         if read is None:
             _refuse("WITHHELD", parent, "it sent what is encrypted, and is missing")
@@ -218,12 +227,18 @@ class Opening:
     ) -> None:
         place = unsealed.place
         before: tuple[str, str, int] | None = None
+        # The path is not part of the place of those to special channels, so it tells no two of
+        # them apart.
+        seen: set[tuple[str, int]] = set()
         for write in writes:
             what = f"its write to channel {write.channel!r} of task {write.task_id!r}"
             order = (write.task_path, write.task_id, write.idx)
             if before is not None and before >= order:
                 _refuse("NOT_AUTHENTIC", place, f"{what} is out of order")
             before = order
+            if (write.task_id, write.idx) in seen:
+                _refuse("NOT_AUTHENTIC", place, f"{what} is told twice")
+            seen.add((write.task_id, write.idx))
             if not write.HasField("value"):
                 _refuse("WITHHELD", place, f"{what} is missing")
             at = write_place(
@@ -332,9 +347,13 @@ def _record(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _contents(checkpoint: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def _contents(
+    checkpoint: Mapping[str, Any],
+) -> tuple[bool, Mapping[str, Any], Mapping[str, Any]]:
+    v = checkpoint.get("v")
+    has_own_sends = isinstance(v, int | float) and v >= 4
     versions = _record(checkpoint.get("channel_versions"))
-    return versions, _record(checkpoint.get("channel_values"))
+    return has_own_sends, versions, _record(checkpoint.get("channel_values"))
 
 
 def _is_version(version: object, text: str) -> bool:
