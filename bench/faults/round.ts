@@ -2,6 +2,7 @@
 import { rmSync } from "node:fs";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import type { AgentPlan } from "./agent.js";
 import { type Event, readEvents } from "./call_history.js";
 import { checkHistories, type Violation } from "./check.js";
 import type { Fault } from "./faults.js";
@@ -13,6 +14,8 @@ export interface RoundPlan {
   number: number;
   faults: readonly Fault[];
   agents: number;
+  /** What each of them is, where they are not all alike. */
+  as?: readonly Pick<AgentPlan, "dist" | "saver">[];
   inFlight: number;
   seed: number;
   /** Whole numbers below the one given. */
@@ -29,6 +32,16 @@ export interface Injected {
   failed: number;
 }
 
+/** A call that failed. */
+export interface FailedCall {
+  agent: string;
+  kind: string;
+  what: string;
+  /** Since the round began, and how long the call took. */
+  atMs: number;
+  tookMs: number;
+}
+
 /** What came of a round. */
 export interface RoundResult {
   number: number;
@@ -37,6 +50,7 @@ export interface RoundResult {
   failed: number;
   /** How many of each code and reason. */
   failures: Record<string, number>;
+  failedCalls: FailedCall[];
   violations: Violation[];
 }
 
@@ -69,6 +83,7 @@ export async function runRound(world: World, plan: RoundPlan): Promise<RoundResu
       timeoutMs,
       seed: random(2 ** 31),
       saver: index === plan.agents - 1 ? ways[number % ways.length]! : {},
+      ...plan.as?.[index],
     });
   };
   const agents = Array.from({ length: plan.agents }, (_, i) => start(`a${i}`, i));
@@ -83,6 +98,7 @@ export async function runRound(world: World, plan: RoundPlan): Promise<RoundResu
   };
   const windows: { fault: Fault; note: string | undefined; from: number; to: number }[] = [];
   const hung: Violation[] = [];
+  const began = now();
   const last: Partial<Record<NonNullable<Fault["hurts"]>, Promise<void>>> = {};
   const inject = async (fault: Fault) => {
     const from = now();
@@ -119,13 +135,20 @@ export async function runRound(world: World, plan: RoundPlan): Promise<RoundResu
   violations.push(...checkHistories(events(), rows));
   const answers: { at: number; ok: boolean }[] = [];
   const failures: Record<string, number> = {};
+  const failedCalls: FailedCall[] = [];
+  const invoked = new Map<string, { kind: string; at: number }>();
   for (const event of events()) {
+    if (event.e === "invoke") invoked.set(`${event.agent}/${event.op}`, event);
     if (event.e !== "answer") continue;
     const ok = event.outcome === "ok";
     answers.push({ at: event.at, ok });
     const isOdd = /^(Internal|Unknown)$/.test(event.code ?? "");
     const what = `${event.code} ${event.reason ?? (isOdd ? event.message : "")}`.trim();
-    if (!ok) failures[what] = (failures[what] ?? 0) + 1;
+    if (ok) continue;
+    failures[what] = (failures[what] ?? 0) + 1;
+    const { kind = "", at = event.at } = invoked.get(`${event.agent}/${event.op}`) ?? {};
+    const times = { atMs: Math.round(event.at - began), tookMs: Math.round(event.at - at) };
+    failedCalls.push({ agent: event.agent, kind, what, ...times });
   }
   answers.sort((a, b) => a.at - b.at);
   if (violations.length === 0) for (const file of files) rmSync(file, { force: true });
@@ -147,6 +170,7 @@ export async function runRound(world: World, plan: RoundPlan): Promise<RoundResu
     acknowledged: answers.filter(({ ok }) => ok).length,
     failed: answers.filter(({ ok }) => !ok).length,
     failures,
+    failedCalls,
     violations,
   };
 }

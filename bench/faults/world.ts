@@ -46,6 +46,8 @@ export type Sql = <Row extends pg.QueryResultRow>(
 /** A server process. */
 export interface ServerProcess {
   readonly number: number;
+  /** The folder of what it runs, compiled. */
+  dist: string;
   child: ChildProcess;
   port: number;
   log: string;
@@ -111,7 +113,7 @@ export async function startWorld(plan: WorldPlan) {
   };
 
   function start(server: ServerProcess): Promise<void> {
-    const main = path.join(plan.dist, "src/cli/main.js");
+    const main = path.join(server.dist, "src/cli/main.js");
     const args = ["serve", "--port", String(server.port), "--drain-timeout", "5s"];
     const child = spawn(process.execPath, [main, ...args, ...plan.flags], {
       env: {
@@ -208,9 +210,11 @@ export async function startWorld(plan: WorldPlan) {
       const pid = postmaster();
       return [pid, ...childrenOf(pid)];
     },
-    startAgent(agent: Omit<AgentPlan, "url" | "dist">): ChildProcess {
+    startAgent(
+      agent: Omit<AgentPlan, "url" | "dist"> & { dist?: string | undefined },
+    ): ChildProcess {
       const program = fileURLToPath(new URL("agent.js", import.meta.url));
-      const argument = JSON.stringify({ ...agent, url: world.url(), dist: plan.dist });
+      const argument = JSON.stringify({ dist: plan.dist, ...agent, url: world.url() });
       const child = spawn(process.execPath, [program, argument], {
         stdio: ["pipe", "inherit", openSync(path.join(folder, "agents.log"), "a")],
       });
@@ -243,7 +247,8 @@ export async function startWorld(plan: WorldPlan) {
     await plan.prepare?.(prepared);
     for (let number = 0; number < plan.servers; number++) {
       const log = path.join(folder, `server-${number}.log`);
-      const server = { number, port: 0, log, isMeantToEnd: false } as ServerProcess;
+      const { dist } = plan;
+      const server = { number, dist, port: 0, log, isMeantToEnd: false } as ServerProcess;
       servers.push(server);
       await start(server);
     }

@@ -166,6 +166,8 @@ describe("README and docs", () => {
       'docs/clients.md: const token = async () => (await readFile("/var/run/secrets/token", "utf8")).trim();: src/client/credential.test.ts and endpoint.test.ts have such a function and files',
       "docs/operate.md: npm pack --workspace checkpointd-server --pack-destination /tmp: .ci/packages packs and installs the package; the second is an example's folder",
       "docs/operate.md: checkpointd serve --token-file /var/lib/checkpointd/key: src/cli/listening.test.ts starts servers so, with files of its own",
+      "docs/operate.md: pg_dump --format=custom --file=checkpoints.dump postgres://user:password@host:5432/database: src/cli/backup.test.ts runs these under load, on a Postgres that has the programs",
+      "docs/operate.md: checkpointd threads export chat-42 --out chat-42.jsonl --url http://127.0.0.1:8080: src/cli/backup.test.ts runs these from one service to another",
       "docs/operate.md: docker build -f deploy/Dockerfile -t checkpointd .: needs Docker; .ci/image.mjs carries out its steps",
       "docs/operate.md: docker compose -f deploy/compose.yaml up --build --detach: needs Docker; npm run test:deploy runs what its containers run",
       "docs/operate.md: kubectl create secret generic checkpointd-database --from-file=url --from-file=migrate-url: needs a cluster; npm run test:deploy renders the chart",

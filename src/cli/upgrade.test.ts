@@ -1,12 +1,12 @@
 /** Servers of this version and of the next one, on one database and under load. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { uuid6 } from "@langchain/langgraph-checkpoint";
 import pg from "pg";
 import { afterEach, expect, it } from "vitest";
 import { ConnectSaver, type ConnectSaverUrlOptions } from "../index.js";
 import { type InstalledVersion, installVersion } from "../testing/installed_version.js";
 import { createDatabase } from "../testing/postgres.js";
 import { type Relay, startRelay } from "../testing/relay.js";
+import { SaverLoad } from "../testing/saver_load.js";
 import { runCommand, type ServeProcess, startServe } from "../testing/serve_process.js";
 import { version } from "../version.js";
 
@@ -22,105 +22,6 @@ const lock = "ACCESS EXCLUSIVE on checkpoints for an instant\nSET LOCAL lock_tim
 const expand = `-- safe: ${lock}ALTER TABLE checkpoints ADD COLUMN note text DEFAULT '';\n`;
 const contract = (before: string) =>
   `-- breaking before ${before}: ${lock}ALTER TABLE checkpoints DROP COLUMN note;\n`;
-
-/** Savers that put, write, read and list, on threads of their own. */
-class Load {
-  readonly acknowledged = new Map<string, { id: string; text: string }[]>();
-  calls = 0;
-  readonly #failures: unknown[] = [];
-  #isOver = false;
-  readonly #running: Promise<unknown>;
-
-  constructor(readonly savers: readonly ConnectSaver[]) {
-    this.#running = Promise.all(savers.map((saver, index) => this.#run(saver, `t${index}`)));
-  }
-
-  /** Goes on until so many more calls were answered. */
-  async pass(calls: number): Promise<void> {
-    const wanted = this.calls + calls;
-    while (this.calls < wanted && this.#failures.length === 0) await sleep(20);
-    expect(this.#failures).toEqual([]);
-  }
-
-  async stop(): Promise<void> {
-    this.#isOver = true;
-    await this.#running;
-    expect(this.#failures).toEqual([]);
-  }
-
-  /** All that was acknowledged is there. */
-  async check(saver: ConnectSaver): Promise<void> {
-    for (const [thread, told] of this.acknowledged) {
-      const found: { id: string; text: string }[] = [];
-      for await (const tuple of saver.list({ configurable: { thread_id: thread } })) {
-        const { text, messages } = tuple.checkpoint.channel_values as Record<string, string>;
-        expect(messages?.endsWith(text as string)).toBe(true);
-        expect(tuple.pendingWrites).toEqual([["task", "text", `${text} written`]]);
-        found.push({ id: tuple.checkpoint.id, text: text as string });
-      }
-      expect(found).toEqual(told.toReversed());
-    }
-  }
-
-  async #run(saver: ConnectSaver, name: string): Promise<void> {
-    const call = async <T>(promise: Promise<T>) => {
-      const answer = await promise;
-      this.calls++;
-      return answer;
-    };
-    try {
-      for (let n = 0; !this.#isOver; n++) {
-        const thread = `${name}-${n}`;
-        const told: { id: string; text: string }[] = [];
-        this.acknowledged.set(thread, told);
-        let versions: Record<string, number> = {};
-        // Long enough to be sent as what is new of it.
-        let messages = `${thread} `.padEnd(20_000, "lorem ipsum ");
-        for (let step = 0; step < 6 && !this.#isOver; step++) {
-          const id = uuid6(step);
-          const text = `${thread} ${step}`;
-          messages += text;
-          versions = {
-            text: saver.getNextVersion(versions.text),
-            messages: saver.getNextVersion(versions.messages),
-          };
-          const at = await call(
-            saver.put(
-              {
-                configurable: {
-                  thread_id: thread,
-                  checkpoint_ns: "",
-                  ...(told.at(-1) ? { checkpoint_id: told.at(-1)?.id } : {}),
-                },
-              },
-              {
-                v: 4,
-                id,
-                ts: new Date().toISOString(),
-                channel_values: { text, messages },
-                channel_versions: versions,
-                versions_seen: {},
-              },
-              { source: "loop", step, parents: {} },
-              versions,
-            ),
-          );
-          await call(saver.putWrites(at, [["text", `${text} written`]], "task"));
-          told.push({ id, text });
-          const read = await call(saver.getTuple({ configurable: { thread_id: thread } }));
-          expect(read?.checkpoint.id).toBe(id);
-          expect(read?.checkpoint.channel_values).toEqual({ text, messages });
-        }
-        const [held] = await call(
-          saver.threads.claim({ threadId: thread, owner: name, leaseMs: 30_000, graceMs: 0 }),
-        );
-        if (held) await call(saver.threads.release(thread, held.token));
-      }
-    } catch (error) {
-      this.#failures.push(error);
-    }
-  }
-}
 
 interface Replica {
   server: ServeProcess;
@@ -199,7 +100,7 @@ it("safe: replicas are replaced one by one and back, and no call fails", {
   const newer = await installVersion(next, { "0901_expand": expand });
   cleanups.push(newer.remove);
   const service = await startReplicas(2);
-  const load = new Load(openSavers(service.balancer.url, ways));
+  const load = new SaverLoad(openSavers(service.balancer.url, ways));
   await load.pass(100);
   expect(await service.migrate(newer)).toContain("Applied 0901_expand");
   await load.pass(100);
@@ -216,7 +117,7 @@ it("safe: replicas are replaced one by one and back, and no call fails", {
   await load.stop();
   for (const { server } of service.replicas) {
     const [saver] = openSavers(server.url, [{}]);
-    await load.check(saver as ConnectSaver);
+    await load.check(saver as ConnectSaver, load.acknowledged);
   }
 });
 
@@ -237,7 +138,7 @@ it("breaking: this version goes on, or names the one that is needed", {
   cleanups.push(beside.remove, without.remove);
   const service = await startReplicas(2);
   const [first, second] = service.replicas as [Replica, Replica];
-  const load = new Load(openSavers(service.balancer.url, ways));
+  const load = new SaverLoad(openSavers(service.balancer.url, ways));
   await load.pass(100);
   await service.migrate(beside);
   await service.replace(second, beside);
@@ -257,7 +158,7 @@ it("breaking: this version goes on, or names the one that is needed", {
   }
   await load.stop();
   const [saver] = openSavers(first.server.url, [{}]);
-  await load.check(saver as ConnectSaver);
+  await load.check(saver as ConnectSaver, load.acknowledged);
   const client = new pg.Client({ connectionString: service.databaseUrl });
   await client.connect();
   const { rows } = await client.query(

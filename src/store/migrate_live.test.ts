@@ -202,15 +202,17 @@ async function expectStatedInTransaction(query: Query, file: MigrationFile): Pro
       if ((error as { code?: string }).code !== "55P03" || tries === 10) throw error;
     }
   }
-  const stated = statedLocks(file);
-  for (const lock of await locksOf(query, tables, me?.pid)) {
-    expect([...stated], `${file.name} has ${lock}`).toContain(lock);
+  try {
+    const stated = [...statedLocks(file)];
+    for (const lock of await locksOf(query, tables, me?.pid)) {
+      expect(stated, `${file.name} has ${lock}`).toContain(lock);
+    }
+    const now = await tablesOf(query);
+    const after = now.filter(({ oid }) => tables.some((table) => table.oid === oid));
+    expect(after, file.name).toEqual(tables);
+  } finally {
+    await query("rollback");
   }
-  const after = (await tablesOf(query)).filter(({ oid }) =>
-    tables.some((table) => table.oid === oid),
-  );
-  expect(after, file.name).toEqual(tables);
-  await query("rollback");
 }
 
 /**
