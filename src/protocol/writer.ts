@@ -83,9 +83,12 @@ export class Writer {
     this.#lengthDelimited(field, this.size - end);
   }
 
-  /** Makes what was written the operation with that number, and returns all in its envelope. */
-  finish(operation: number, id: number, timeoutMs: number): Uint8Array[] {
-    this.length(operation, 0);
+  /**
+   * Makes what was written since `size` was `end` the operation with that number, and returns all in
+   * its envelope.
+   */
+  finish(operation: number, id: number, timeoutMs: number, end = 0): Uint8Array[] {
+    this.length(operation, end);
     this.number(2, timeoutMs);
     this.number(1, id);
     const { size } = this;

@@ -58,7 +58,7 @@ export function createAudit(log: Log): Audit {
       lines = 0;
     }
     if (++lines > linesASecond) return;
-    const { principal, peer, requestId } = call;
+    const { principal, peer, requestId, trace } = call;
     log.info(
       {
         principal: principal?.name,
@@ -70,6 +70,7 @@ export function createAudit(log: Log): Audit {
         result: error === undefined ? "ok" : resultOf(error),
         peer,
         requestId,
+        ...trace?.ids,
       },
       "audit",
     );
