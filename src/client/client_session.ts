@@ -133,7 +133,7 @@ export class ClientSession {
   run<Name extends OperationName>(
     name: Name,
     request: RequestInit<Name>,
-    { deadline, signal }: TryContext,
+    { deadline, signal, span }: TryContext,
   ): Promise<Answer<Name>> {
     return new Promise((resolve, reject) => {
       if (this.#over || signal?.aborted) {
@@ -142,11 +142,12 @@ export class ClientSession {
       }
       const id = this.#nextId++;
       const timeoutMs = deadline - performance.now();
+      const trace = span?.begin();
       const pending: Pending = {
         id,
         name,
         needs: fieldNeeded(name, request),
-        encode: (timeoutMs) => encodeOperation(id, timeoutMs, name, request),
+        encode: (timeoutMs) => encodeOperation(id, timeoutMs, name, request, trace),
         timeoutMs,
         deadline,
         sentBytes: 0,

@@ -14,6 +14,7 @@ import {
 } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { envelope, largeBytes } from "./envelope.js";
 import type { OperationName, RequestInit } from "./operations.js";
+import type { TraceHeaders } from "./trace.js";
 import { perCharacter, perField, Writer } from "./writer.js";
 
 type Put = RequestInit<"put">;
@@ -24,13 +25,6 @@ type Value = MessageInitShape<typeof ValueSchema>;
 
 /** What can be sent on a session, as OpenSessionRequest has it. */
 export type SessionRequest = MessageInitShape<typeof OpenSessionRequestSchema>;
-
-/** The span that an operation is part of, as the headers of W3C Trace Context tell it. */
-export interface TraceHeaders {
-  readonly traceparent: string;
-  /** Empty: there is none. */
-  readonly tracestate: string;
-}
 
 const noTrace: TraceHeaders = { traceparent: "", tracestate: "" };
 

@@ -101,7 +101,9 @@ export class Writer {
 
   #lengthDelimited(field: number, length: number): void {
     this.#varint(length);
-    this.#byte((field << 3) | 2);
+    // From 16 on the number takes two bytes, which only fields beside the operation have.
+    if (field > 15) this.#varint((field << 3) | 2);
+    else this.#byte((field << 3) | 2);
   }
 
   #byte(byte: number): void {

@@ -18,7 +18,7 @@ import {
 } from "@opentelemetry/api";
 import { ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { SessionService } from "../../gen/checkpointd/v1/session_service_pb.js";
-import { operations, streams } from "../protocol/operations.js";
+import { codeName, mostTracestateCharacters, spanNames, threadOf } from "../protocol/trace.js";
 import type { RanStatement } from "../store/db.js";
 import { summaryOf } from "../store/statement_summary.js";
 import type { Store } from "./access.js";
@@ -57,7 +57,7 @@ export class CallTraces {
 
   /** Begins the span of a call of ours; of health and reflection there are none. */
   begin(call: Call, given: GivenTrace): void {
-    const name = spanNames.get(call.rpc);
+    const name = byRpc.get(call.rpc);
     if (name !== undefined) call.trace = new CallTrace(this.options, call, name, given);
   }
 
@@ -76,9 +76,6 @@ export class CallTraces {
     return { operations: telling(operations), streams: telling(streams) };
   }
 }
-
-/** Longer names of threads are cut. */
-const mostThreadCharacters = 256;
 
 /** The span of one call, and those of its statements. */
 export class CallTrace {
@@ -116,7 +113,7 @@ export class CallTrace {
 
   tellThread(threadId: string | undefined): void {
     if (threadId === undefined) return;
-    this.#span.setAttribute("gen_ai.conversation.id", threadId.slice(0, mostThreadCharacters));
+    this.#span.setAttribute("gen_ai.conversation.id", threadId);
   }
 
   /** To be called when the call is over. */
@@ -140,7 +137,7 @@ export class CallTrace {
 
   #tellAnswer(answer: ConnectError, carrier: CallCarrier): void {
     const { code, rawMessage } = answer;
-    const name = codeName(code, carrier);
+    const name = codeName(code, systemOf(carrier) === "grpc");
     const reason = answer.findDetails(ErrorDetailSchema)[0]?.reason;
     this.#span.setAttributes({
       [statusCode]: name,
@@ -195,15 +192,11 @@ export class CallTrace {
   }
 }
 
-/** The names of spans, by those of calls: of an operation that is an RPC, whatever carries it, the RPC's. */
-const spanNames = new Map<string, string>();
-for (const [name, method] of Object.entries({ ...operations, ...streams })) {
-  const [service, rpc] =
-    "parent" in method
-      ? [method.parent.typeName, method.name]
-      : [SessionService.typeName, `${name.charAt(0).toUpperCase()}${name.slice(1)}`];
-  spanNames.set(`${service}/${rpc}`, `${service}/${rpc}`);
-  spanNames.set(`${SessionService.typeName}/${name}`, `${service}/${rpc}`);
+/** By the names of calls, as they are or as operations of a session. */
+const byRpc = new Map<string, string>();
+for (const [name, spanName] of Object.entries(spanNames)) {
+  byRpc.set(spanName, spanName);
+  byRpc.set(`${SessionService.typeName}/${name}`, spanName);
 }
 
 const statusCode = "rpc.status_code";
@@ -219,25 +212,6 @@ const serverErrors = new Set([
   Code.DataLoss,
 ]);
 
-/** The code as gRPC and Connect spell it. */
-function codeName(code: Code, carrier: CallCarrier): string {
-  const snake = Code[code].replace(/(?!^)[A-Z]/g, (upper) => `_${upper}`);
-  if (systemOf(carrier) !== "grpc") return snake.toLowerCase();
-  return code === Code.Canceled ? "CANCELLED" : snake.toUpperCase();
-}
-
-/** The thread that a request is about, where it is one. */
-function threadOf(request: object): string | undefined {
-  const { threadId, sourceThreadId, put, list } = request as Record<string, unknown> & {
-    put?: { threadId?: unknown };
-    list?: { threadId?: unknown };
-  };
-  const id = threadId || put?.threadId || list?.threadId || sourceThreadId;
-  return typeof id === "string" && id !== "" ? id : undefined;
-}
-
-/** As the recommendation bounds it. */
-const mostStateCharacters = 512;
 const traceparentForm =
   /^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[\x20-\x7e]*)?$/;
 
@@ -247,7 +221,7 @@ function parentOf({ traceparent, tracestate }: GivenTrace): Context {
   const [, version, traceId = "", spanId = "", flags = "", more] =
     traceparentForm.exec(traceparent) ?? [];
   if (version === undefined || version === "ff" || (version === "00" && more)) return ROOT_CONTEXT;
-  const isShort = typeof tracestate === "string" && tracestate.length <= mostStateCharacters;
+  const isShort = typeof tracestate === "string" && tracestate.length <= mostTracestateCharacters;
   const spanContext = {
     traceId,
     spanId,
