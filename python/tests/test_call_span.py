@@ -169,7 +169,7 @@ def test_a_graphs_run_is_one_trace(
 def test_a_put_of_what_is_new_is_a_put(traced: Service, collector: Collector, thread: str) -> None:
     config = {"configurable": {"thread_id": thread, "checkpoint_ns": ""}}
     with ConnectSaver(traced.url) as saver, tracer.start_as_current_span("agent"):
-        for version, value in (("1", "x" * 20_000), ("2", "x" * 20_000 + "y")):
+        for version, value in (("1", ["x" * 20_000]), ("2", ["x" * 20_000, "y"])):
             checkpoint = empty_checkpoint()
             checkpoint["channel_values"] = {"a": value}
             checkpoint["channel_versions"] = {"a": version}
