@@ -11,6 +11,7 @@ import {
   startOtlpReceiver,
 } from "../testing/otlp_receiver.js";
 import { createDatabase } from "../testing/postgres.js";
+import { startServe } from "../testing/serve_process.js";
 import { startTestServer } from "../testing/test_server.js";
 import type { ServerOptions } from "./server.js";
 import { createLimit } from "./trace_export.js";
@@ -474,6 +475,49 @@ describe("a collector", () => {
       "deployment.environment.name": "test",
       "service.instance.id": expect.any(String),
     });
+  });
+});
+
+describe("a process", () => {
+  async function serve(receiver: OtlpReceiver, ...args: string[]) {
+    onTestFinished(() => receiver.close());
+    const database = await createDatabase();
+    onTestFinished(() => database.drop());
+    const process = await startServe(["--trace-limit", "1000", ...args], {
+      DATABASE_URL: database.url,
+      OTEL_EXPORTER_OTLP_ENDPOINT: receiver.endpoint,
+      OTEL_BSP_SCHEDULE_DELAY: "3600000",
+    });
+    onTestFinished(() => void process.child.kill("SIGKILL"));
+    await process.printed("is ready");
+    return process;
+  }
+
+  test("exports what there is before it ends, each worker its own", async () => {
+    const receiver = await startOtlpReceiver();
+    const process = await serve(receiver, "--workers", "2");
+    for (let i = 0; i < 8; i++) {
+      // A connection each, which the workers get in turn.
+      const { connect } = createClients(process.url);
+      await connect.getTuple({ threadId: `t-${i}` }, { headers: newTrace().headers });
+    }
+    expect(receiver.spans).toEqual([]);
+    expect(await process.stop()).toMatchObject({ code: 0 });
+    const served = receiver.spans.filter(({ kind }) => kind === 2);
+    expect(served.map(({ attributes }) => attributes["gen_ai.conversation.id"]).sort()).toEqual(
+      Array.from({ length: 8 }, (_, i) => `t-${i}`),
+    );
+    const workers = new Set(served.map(({ resource }) => resource["service.instance.id"]));
+    expect(workers.size).toBe(2);
+  });
+
+  test("ends all the same where the collector is mute", async () => {
+    const receiver = await startOtlpReceiver();
+    receiver.isMute = true;
+    const process = await serve(receiver);
+    const { session } = createClients(process.url);
+    await session.getTuple({ threadId: "t" }, { headers: newTrace().headers });
+    expect(await process.stop()).toMatchObject({ code: 0 });
   });
 });
 

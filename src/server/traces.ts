@@ -36,7 +36,7 @@ export async function startTraces(
   if (typeof asked === "string") log.warn(`no traces: ${asked}`);
   if (asked !== true) return undefined;
   try {
-    // 60 to 180 ms and 16 MB, which only who asked for it pays.
+    // 0.14 s of CPU and 10 MB, which only who asked for it pays.
     const { startExport } = await import("./trace_export.js");
     return startExport(options, databaseHost);
   } catch (error) {
