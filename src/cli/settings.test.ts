@@ -301,6 +301,22 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     wrong: ["2001", "-1", "all"],
     unset: 0,
   },
+  traceLimit: {
+    flag: "--trace-limit",
+    env: "CHECKPOINTD_TRACE_LIMIT",
+    text: "1000",
+    value: 1000,
+    wrong: ["-1", "none"],
+    unset: 100,
+  },
+  traceThreads: {
+    flag: "--trace-threads",
+    env: "CHECKPOINTD_TRACE_THREADS",
+    text: "false",
+    value: false,
+    wrong: ["yes"],
+    unset: true,
+  },
   logLevel: {
     flag: "--log-level",
     env: "CHECKPOINTD_LOG_LEVEL",

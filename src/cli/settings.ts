@@ -369,6 +369,20 @@ export const settings = {
     fallback: "0",
     help: "how many of the latest threads are looked at once a minute, to tell how they stand; 0: none",
   }),
+  traceLimit: define({
+    flag: "trace-limit",
+    env: "CHECKPOINTD_TRACE_LIMIT",
+    kind: integer(0, 1_000_000),
+    fallback: "100",
+    help: "how many calls are traced in a second at the most, in each worker, where OpenTelemetry's variables ask for traces",
+  }),
+  traceThreads: define({
+    flag: "trace-threads",
+    env: "CHECKPOINTD_TRACE_THREADS",
+    kind: boolean,
+    fallback: "true",
+    help: "name the thread in traces",
+  }),
   logLevel: define({
     flag: "log-level",
     env: "CHECKPOINTD_LOG_LEVEL",

@@ -1,5 +1,6 @@
 /** The ways on which a client's operations reach the service. */
 import type { Answer, OperationName, RequestInit, StreamName } from "../protocol/operations.js";
+import type { CallSpan } from "./call_span.js";
 
 /** What holds for one try of an operation. */
 export interface TryContext {
@@ -9,6 +10,8 @@ export interface TryContext {
   readonly signal?: AbortSignal | undefined;
   /** Whether it may be carried out twice. Default true. */
   readonly idempotent?: boolean;
+  /** Where a span is active: to be begun by what carries it, which sends what it says. */
+  readonly span?: Pick<CallSpan, "begin"> | undefined;
 }
 
 /**

@@ -142,7 +142,7 @@ export class ClientSession {
   run<Name extends OperationName>(
     name: Name,
     request: RequestInit<Name>,
-    { deadline, signal, idempotent = true }: TryContext,
+    { deadline, signal, idempotent = true, span }: TryContext,
   ): Promise<Answer<Name>> {
     return new Promise((resolve, reject) => {
       if (this.#over || signal?.aborted) {
@@ -151,11 +151,12 @@ export class ClientSession {
       }
       const id = this.#nextId++;
       const timeoutMs = deadline - performance.now();
+      const trace = span?.begin();
       const pending: Pending = {
         id,
         name,
         needs: fieldNeeded(name, request),
-        encode: (timeoutMs) => encodeOperation(id, timeoutMs, name, request),
+        encode: (timeoutMs) => encodeOperation(id, timeoutMs, name, request, trace),
         timeoutMs,
         deadline,
         idempotent,

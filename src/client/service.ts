@@ -1,5 +1,7 @@
 import type { ConnectError, Transport } from "@connectrpc/connect";
-import { type Service, withFallback } from "./carrier.js";
+import { withSpans } from "./call_span.js";
+import type { Service } from "./carrier.js";
+import { withFallback } from "./carrier.js";
 import { ClientSession } from "./client_session.js";
 import { Credential, type TokenSource } from "./credential.js";
 import { extendPuts } from "./extending_carrier.js";
@@ -58,7 +60,11 @@ export function openService(transport: Transport, options: ServiceOptions): Open
       ? (error, deadline) => transport.reach.explain(error, deadline)
       : async (error) => error;
   const wire = transport instanceof UrlTransport ? transport.sessions : undefined;
-  if (!wire) return { service: unary, credential, abort: () => {}, explain };
+  const attributes =
+    transport instanceof UrlTransport ? transport.attributes : { "rpc.system.name": "connectrpc" };
+  if (!wire) {
+    return { service: withSpans(unary, attributes), credential, abort: () => {}, explain };
+  }
   const { endpoint, reach, maxRequestBytes } = wire;
   const sessions = createSessionCarrier((isNext) => {
     const open = async (signal: AbortSignal) => {
@@ -69,5 +75,6 @@ export function openService(transport: Transport, options: ServiceOptions): Open
   });
   credential.onRenew = () => sessions.leave();
   const carrier = extendPuts(withFallback(sessions.carrier, unary), valueCacheBytes);
-  return { service: { ...unary, ...carrier }, credential, abort: sessions.abort, explain };
+  const service = withSpans({ ...unary, ...carrier }, attributes);
+  return { service, credential, abort: sessions.abort, explain };
 }

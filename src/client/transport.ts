@@ -100,6 +100,8 @@ export class UrlTransport implements Transport {
   readonly reach: Reach;
   /** Set where the options allow sessions. */
   readonly sessions: SessionOptions | undefined;
+  /** What the spans of its calls say of it. */
+  readonly attributes: Record<string, string | number>;
   readonly #connections: Http2Connections;
   readonly #agent: Agent;
 
@@ -129,6 +131,14 @@ export class UrlTransport implements Transport {
     }
     const reach = new Reach(endpoint, protocol === "grpc");
     this.reach = reach;
+    const { hostname, port, protocol: scheme } = new URL(baseUrl);
+    this.attributes = {
+      "rpc.system.name": protocol === "connect" ? "connectrpc" : "grpc",
+      "server.address": endpoint.socketPath ?? hostname,
+      ...(endpoint.socketPath === undefined
+        ? { "server.port": Number(port) || (scheme === "https:" ? 443 : 80) }
+        : {}),
+    };
     this.#connections = new Http2Connections(
       baseUrl,
       { pingIntervalMs: PING_INTERVAL_MS, pingTimeoutMs: PING_TIMEOUT_MS },

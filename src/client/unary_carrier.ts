@@ -8,6 +8,7 @@ import {
 } from "@connectrpc/connect";
 import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { ThreadService } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import type { TraceHeaders } from "../protocol/trace.js";
 import {
   type Carrier,
   NotCarried,
@@ -26,8 +27,9 @@ export function createUnaryCarrier(
   const threads = createClient(ThreadService, transport);
   const options = async (context: Partial<TryContext>): Promise<CallOptions> => {
     const given = credential?.headers();
-    const headers = given instanceof Promise ? await within(given, context) : given;
-    const { deadline, signal } = context;
+    const own = given instanceof Promise ? await within(given, context) : given;
+    const { deadline, signal, span } = context;
+    const headers = span ? withTrace(own, span.begin()) : own;
     return {
       // Without a deadline 0 also turns off one that the transport may have.
       timeoutMs: deadline === undefined ? 0 : Math.max(1, Math.ceil(deadline - performance.now())),
@@ -88,6 +90,15 @@ async function* untilLeft<Message>(
     // Its timer is cleared, which would keep the process alive until the deadline, when it is asked.
     messages?.next().catch(() => {});
   }
+}
+
+/** The headers, with those of the span that the call is. */
+function withTrace(own: Headers | undefined, trace: TraceHeaders | undefined): Headers | undefined {
+  if (!trace) return own;
+  const headers = new Headers(own);
+  headers.set("traceparent", trace.traceparent);
+  if (trace.tracestate !== "") headers.set("tracestate", trace.tracestate);
+  return headers;
 }
 
 /** Rejects at the deadline, and when the signal aborts, whatever becomes of the headers. */

@@ -43,10 +43,11 @@ function expectSame<Name extends OperationName>(
   timeoutMs: number,
   name: Name,
   request: RequestInit<Name>,
+  trace?: { traceparent: string; tracestate: string },
 ): void {
   const operation = { case: name, value: request } as Operation;
-  const expected = create(OpenSessionRequestSchema, { id, timeoutMs, operation });
-  const message = messageOf(encodeOperation(id, timeoutMs, name, request));
+  const expected = create(OpenSessionRequestSchema, { id, timeoutMs, operation, ...trace });
+  const message = messageOf(encodeOperation(id, timeoutMs, name, request, trace));
   const generated = toBinary(OpenSessionRequestSchema, expected);
   if (Buffer.compare(message, generated) !== 0) {
     // Says which field it is.
@@ -65,6 +66,9 @@ it.each(names)(`writes %s as the generated code does, seed ${seed}`, (name) => {
     const timeoutMs = pick([0, 1, 30_000, 2 ** 31 - 1]);
     const request = randomMessage(operations[name].input, random) as RequestInit<typeof name>;
     expectSame(id, timeoutMs, name, request);
+    const traceparent = pick(["", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"]);
+    const tracestate = pick(["", "a=b", "x".repeat(512)]);
+    expectSame(id, timeoutMs, name, request, { traceparent, tracestate });
   }
   expectSame(1, 1, name, {});
 });

@@ -14,6 +14,7 @@ import {
 } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { envelope, largeBytes } from "./envelope.js";
 import type { OperationName, RequestInit } from "./operations.js";
+import type { TraceHeaders } from "./trace.js";
 import { perCharacter, perField, Writer } from "./writer.js";
 
 type Put = RequestInit<"put">;
@@ -25,6 +26,8 @@ type Value = MessageInitShape<typeof ValueSchema>;
 /** What can be sent on a session, as OpenSessionRequest has it. */
 export type SessionRequest = MessageInitShape<typeof OpenSessionRequestSchema>;
 
+const noTrace: TraceHeaders = { traceparent: "", tracestate: "" };
+
 /**
  * An operation in its envelope. The chunks may be the request's own values, which must not change
  * until they are sent.
@@ -34,18 +37,20 @@ export function encodeOperation<Name extends OperationName>(
   timeoutMs: number,
   name: Name,
   request: RequestInit<Name>,
+  trace: TraceHeaders = noTrace,
 ): Uint8Array[] {
   switch (name) {
     case "put":
-      return encodePut(id, timeoutMs, request as Put);
+      return encodePut(id, timeoutMs, request as Put, trace);
     case "putExtending":
-      return encodePutExtending(id, timeoutMs, request as PutExtending);
+      return encodePutExtending(id, timeoutMs, request as PutExtending, trace);
     case "putWrites":
-      return encodePutWrites(id, timeoutMs, request as PutWrites);
+      return encodePutWrites(id, timeoutMs, request as PutWrites, trace);
     default:
       return encodeSessionRequest({
         id,
         timeoutMs,
+        ...trace,
         operation: { case: name, value: request } as NonNullable<SessionRequest["operation"]>,
       });
   }
@@ -57,20 +62,30 @@ export function encodeSessionRequest(message: SessionRequest): Uint8Array[] {
   return [envelope(0, bytes.length), bytes];
 }
 
-function encodePut(id: number, timeoutMs: number, request: Put): Uint8Array[] {
-  const writer = new Writer(sizeBound(request) + valuesBound(request.blobs));
+function encodePut(id: number, timeoutMs: number, request: Put, trace: TraceHeaders): Uint8Array[] {
+  const writer = new Writer(sizeBound(request) + valuesBound(request.blobs) + sizeBound(trace));
+  const end = writeTrace(writer, trace);
   writePut(writer, request);
-  return writer.finish(4, id, timeoutMs);
+  return writer.finish(4, id, timeoutMs, end);
+}
+
+/** Returns where the operation before it ends. */
+function writeTrace(writer: Writer, { traceparent, tracestate }: TraceHeaders): number {
+  writer.text(18, tracestate);
+  writer.text(17, traceparent);
+  return writer.size;
 }
 
 function encodePutExtending(
   id: number,
   timeoutMs: number,
   { put, prefixes = [] }: PutExtending,
+  trace: TraceHeaders,
 ): Uint8Array[] {
-  let bound = perField + (put ? sizeBound(put) + valuesBound(put.blobs) : 64);
+  let bound = perField + sizeBound(trace) + (put ? sizeBound(put) + valuesBound(put.blobs) : 64);
   for (const prefix of prefixes) bound += sizeBound(prefix);
   const writer = new Writer(bound);
+  const operationEnd = writeTrace(writer, trace);
   for (let i = prefixes.length - 1; i >= 0; i--) {
     const { blobIndex = 0, version, transactionId, length = 0, ...place } = prefixes[i]!;
     const end = writer.size;
@@ -87,7 +102,7 @@ function encodePutExtending(
     writePut(writer, put);
     writer.length(1, end);
   }
-  return writer.finish(10, id, timeoutMs);
+  return writer.finish(10, id, timeoutMs, operationEnd);
 }
 
 function writePut(writer: Writer, request: Put): void {
@@ -102,9 +117,15 @@ function writePut(writer: Writer, request: Put): void {
   writer.text(1, request.threadId);
 }
 
-function encodePutWrites(id: number, timeoutMs: number, request: PutWrites): Uint8Array[] {
+function encodePutWrites(
+  id: number,
+  timeoutMs: number,
+  request: PutWrites,
+  trace: TraceHeaders,
+): Uint8Array[] {
   const { writes = [] } = request;
-  const writer = new Writer(sizeBound(request) + valuesBound(writes));
+  const writer = new Writer(sizeBound(request) + valuesBound(writes) + sizeBound(trace));
+  const operationEnd = writeTrace(writer, trace);
   writer.text(7, request.leaseToken);
   for (let i = writes.length - 1; i >= 0; i--) {
     const { idx = 0, channel, value } = writes[i]!;
@@ -119,10 +140,10 @@ function encodePutWrites(id: number, timeoutMs: number, request: PutWrites): Uin
   writer.text(3, request.checkpointId);
   writer.text(2, request.checkpointNs);
   writer.text(1, request.threadId);
-  return writer.finish(5, id, timeoutMs);
+  return writer.finish(5, id, timeoutMs, operationEnd);
 }
 
-function sizeBound(message: Put | PutWrites | StoredPrefix): number {
+function sizeBound(message: Put | PutWrites | StoredPrefix | TraceHeaders): number {
   let bound = 64;
   for (const field of Object.values(message)) {
     if (typeof field === "string") bound += perField + perCharacter * field.length;

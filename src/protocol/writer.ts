@@ -83,9 +83,12 @@ export class Writer {
     this.#lengthDelimited(field, this.size - end);
   }
 
-  /** Makes what was written the operation with that number, and returns all in its envelope. */
-  finish(operation: number, id: number, timeoutMs: number): Uint8Array[] {
-    this.length(operation, 0);
+  /**
+   * Makes what was written since `size` was `end` the operation with that number, and returns all in
+   * its envelope.
+   */
+  finish(operation: number, id: number, timeoutMs: number, end = 0): Uint8Array[] {
+    this.length(operation, end);
     this.number(2, timeoutMs);
     this.number(1, id);
     const { size } = this;
@@ -98,7 +101,9 @@ export class Writer {
 
   #lengthDelimited(field: number, length: number): void {
     this.#varint(length);
-    this.#byte((field << 3) | 2);
+    // From 16 on the number takes two bytes, which only fields beside the operation have.
+    if (field > 15) this.#varint((field << 3) | 2);
+    else this.#byte((field << 3) | 2);
   }
 
   #byte(byte: number): void {

@@ -144,7 +144,7 @@ export function createAudit(log: Log, file?: Log): Audit {
   }
 
   return {
-    call({ principal, peer, requestId }, { action, threads, prefix, runs, grant, error }) {
+    call({ principal, peer, requestId, trace }, { action, threads, prefix, runs, grant, error }) {
       const result = error === undefined ? "ok" : resultOf(error);
       const who = principal ? { principal: principal.name, tenant: principal.tenant } : {};
       if (!count(who, result === "NOT_GRANTED")) return;
@@ -161,6 +161,7 @@ export function createAudit(log: Log, file?: Log): Audit {
         result,
         peer,
         requestId,
+        ...trace?.ids,
       });
     },
     loaded(told) {

@@ -6,6 +6,7 @@ import { type ConnectError, createContextKey } from "@connectrpc/connect";
 import type { Principal } from "../auth/principal.js";
 import { sweepMs } from "../protocol/wire.js";
 import type { Signal } from "../store/db.js";
+import type { CallTrace, CallTraces, GivenTrace } from "./call_trace.js";
 import { limitPassed, toConnectError } from "./connect_error.js";
 import { type Arrival, Intake } from "./intake.js";
 
@@ -32,6 +33,8 @@ export interface FinishedCall {
   /** What the client gets to see, and why; undefined when the call succeeded. */
   readonly answer: ConnectError | undefined;
   readonly error: unknown;
+  /** Where calls are traced. */
+  readonly trace?: Pick<CallTrace, "ids"> | undefined;
 }
 
 /** Under which the handlers of RPCs find their call. */
@@ -68,6 +71,9 @@ export class Call implements Signal, FinishedCall {
   waitMs = 0;
   answer: ConnectError | undefined;
   error: unknown;
+  trace: CallTrace | undefined;
+  /** Set where the call's span is told of its statements. */
+  ran: Signal["ran"];
   /** Whether it is known what came of it. */
   isConcluded = false;
   isOver = false;
@@ -140,20 +146,30 @@ export class Call implements Signal, FinishedCall {
 export interface Calls {
   /** What their requests take, and what else is being received. */
   readonly intake: Intake;
-  /** A call that begins now. `timeoutMs` is the client's, 0 for none. */
-  begin(requestId: string, rpc: string, carrier: CallCarrier, timeoutMs?: number): Call;
+  /**
+   * A call that begins now. `timeoutMs` is the client's, 0 for none; `given` has the span that it
+   * says the call is part of.
+   */
+  begin(
+    requestId: string,
+    rpc: string,
+    carrier: CallCarrier,
+    timeoutMs?: number,
+    given?: GivenTrace,
+  ): Call;
   /** Those that have begun and are not over. */
   inFlight(): number;
   /** Bounds the call by `limitMs` from its beginning, in the words of a client's own deadline. */
   bound(call: Call, limitMs: number): void;
 }
 
-/** Begins calls; `observers` are told of each when it is over. */
+/** Begins calls; `observers` are told of each when it is over, and then `traces`. */
 export function createCalls(
   observers: readonly ((call: Call) => void)[],
   intake = new Intake(),
+  traces?: CallTraces,
 ): Calls {
-  return new OpenCalls(observers, intake);
+  return new OpenCalls(observers, intake, traces);
 }
 
 class OpenCalls implements Calls {
@@ -166,11 +182,20 @@ class OpenCalls implements Calls {
   constructor(
     readonly observers: readonly ((call: Call) => void)[],
     readonly intake: Intake,
+    readonly traces: CallTraces | undefined,
   ) {}
 
-  begin(requestId: string, rpc: string, carrier: CallCarrier, timeoutMs = 0): Call {
+  begin(
+    requestId: string,
+    rpc: string,
+    carrier: CallCarrier,
+    timeoutMs = 0,
+    given: GivenTrace = {},
+  ): Call {
     this.#inFlight++;
-    return new Call(requestId, rpc, carrier, timeoutMs, this);
+    const call = new Call(requestId, rpc, carrier, timeoutMs, this);
+    this.traces?.begin(call, given);
+    return call;
   }
 
   inFlight(): number {
@@ -194,6 +219,7 @@ class OpenCalls implements Calls {
     call.after = undefined;
     this.#inFlight--;
     for (const observe of this.observers) observe(call);
+    call.trace?.end(call);
   }
 
   #sweep(): void {

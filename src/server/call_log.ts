@@ -9,15 +9,17 @@ import type { FinishedCall } from "./call.js";
  * One line a call: "call failed" at error level when the fault is ours; else "slow call" at warn
  * level when the client waited for `slowMs` or longer, whatever the outcome (0: never); else "call
  * refused" at info level when it was the client's fault, and "call" at debug level. A call that
- * failed and was slow says so in its line. No payload and no name of a thread is logged.
+ * failed and was slow says so in its line. No payload and no name of a thread is logged. Where calls are
+ * traced it says in which trace.
  */
 export function createCallLog(log: Log, slowMs: number): (call: FinishedCall) => void {
-  return ({ requestId, rpc, totalMs, waitMs, queueMs, answer, error }) => {
+  return ({ requestId, rpc, totalMs, waitMs, queueMs, answer, error, trace }) => {
     const isSlow = slowMs > 0 && waitMs >= slowMs;
     if (!answer && !isSlow && !log.isLevelEnabled("debug")) return;
     const reason = answer?.findDetails(ErrorDetailSchema)[0]?.reason;
     const line = {
       requestId,
+      ...trace?.ids,
       rpc,
       code: answer ? Code[answer.code] : "Ok",
       ...(reason === undefined ? {} : { reason }),

@@ -11,6 +11,7 @@ import type { Principal } from "../auth/principal.js";
 import type { Log } from "../log.js";
 import { requestIdHeader, sessionPath } from "../protocol/wire.js";
 import { type Call, type CallCarrier, type Calls, callKey } from "./call.js";
+import type { GivenTrace } from "./call_trace.js";
 import { enter, type Gate } from "./gate.js";
 import { Arrival } from "./intake.js";
 import { toRequestId } from "./interceptors.js";
@@ -112,6 +113,8 @@ export function createHandler(
       toRequestId(headers[requestIdHeader]),
       handler.requestPath.slice(1),
       carrierOf(headers["content-type"]),
+      0,
+      headers as GivenTrace,
     );
     // The socket of HTTP/2 is another object for each request.
     call.source = "stream" in request ? request.stream.session : request.socket;

@@ -39,6 +39,7 @@ import { createTenants } from "./tenants.js";
 import { startThreadSample, type ThreadSample } from "./thread_sample.js";
 import type { TlsFiles } from "./tls.js";
 import { readTokenFile } from "./token_file.js";
+import { startTraces } from "./traces.js";
 import { Usage } from "./usage.js";
 
 /** What a server is started with. Durations in milliseconds, sizes in bytes. */
@@ -91,6 +92,10 @@ export interface ServerOptions extends DbOptions {
   metricsHost: string;
   /** How many of the latest threads are looked at once a minute; 0: none. */
   metricsThreads: number;
+  /** How many calls are traced in a second at the most, where OpenTelemetry's variables ask for it. */
+  traceLimit: number;
+  /** Whether spans have the names of threads. */
+  traceThreads: boolean;
   log: Log;
 }
 
@@ -143,6 +148,7 @@ export async function startServer(
     audit,
   };
   const db = openDb(options, logLeftOut(log));
+  const traces = await startTraces(options, () => db.measures().history.host);
   const metrics = options.metricsPort === undefined ? undefined : startServerMetrics();
   const listed = { bytes: 0 };
   const createStore = (db: Db): Store => {
@@ -186,14 +192,14 @@ export async function startServer(
       onReady: beginRetention,
       log,
     });
-  const { operations, streams } =
-    gate && tenants ? createAccess(tenants.storeOf, gate.audit) : createStore(db);
+  const untraced = gate && tenants ? createAccess(tenants.storeOf, gate.audit) : createStore(db);
+  const { operations, streams } = traces?.calls.tellThreads(untraced) ?? untraced;
   const observers = [
     createCallLog(log, options.slowCallMs),
     ...(gate ? [(call: FinishedCall) => gate.usage.end(call)] : []),
     ...(metrics ? [metrics.observe] : []),
   ];
-  const calls = createCalls(observers, new Intake(limits));
+  const calls = createCalls(observers, new Intake(limits), traces?.calls);
   let page = () => Promise.resolve("");
   const rpc = createRpc({
     ...options,
@@ -218,6 +224,7 @@ export async function startServer(
     authenticator?.stop();
     metrics?.stop();
     await db.close(0);
+    await traces?.stop();
   };
   let listener: Awaited<ReturnType<typeof startListener>>;
   try {
@@ -301,7 +308,7 @@ export async function startServer(
     authenticator?.stop();
     audit.stop();
     await db.close(500);
-    await ofMetrics?.close();
+    await Promise.all([ofMetrics?.close(), traces?.stop()]);
     metrics?.stop();
     log.info("drained");
   };

@@ -183,7 +183,8 @@ class OpenSession implements Session {
     if (principal?.ends.aborted) process.nextTick(this.#onCredentialEnd);
   }
 
-  receive({ id, timeoutMs, operation }: OpenSessionRequest, bytes: number): void {
+  receive(request: OpenSessionRequest, bytes: number): void {
+    const { id, timeoutMs, operation } = request;
     if (operation.case === "cancel") {
       this.#running.get(id)?.abort(new ConnectError("the call was cancelled", Code.Canceled));
       return;
@@ -198,7 +199,7 @@ class OpenSession implements Session {
     if (performance.now() > this.#movesAt) this.sayGoodbye();
     const { calls, callTimeoutMs } = this.options;
     const rpc = `checkpointd.v1.SessionService/${operation.case}`;
-    const call = calls.begin(`${this.requestId}/${id}`, rpc, "session", timeoutMs);
+    const call = calls.begin(`${this.requestId}/${id}`, rpc, "session", timeoutMs, request);
     call.source = this;
     call.principal = this.client?.principal;
     call.peer = this.client?.peer;

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { conflictPause, type Db, type Run, type Signal } from "./db.js";
+import { conflictPause, type Db, type Run, type Signal, telling } from "./db.js";
 import { createOrder, type Standing } from "./queue.js";
 import { ResultGivenUp } from "./results.js";
 
@@ -158,7 +158,8 @@ export function createBatch<Item, Result>(
     }
     try {
       const items = batch.map((call) => call.item);
-      const results = await options.run(run, items, alone ? alone.signal : abandoned.signal);
+      const signal = alone ? alone.signal : abandoned.signal;
+      const results = await options.run(followed(run, batch), items, signal);
       const shareMs = (performance.now() - now) / batch.length;
       for (const { signal } of batch) {
         if (signal?.databaseMs !== undefined) signal.databaseMs += shareMs;
@@ -205,6 +206,14 @@ export function createBatch<Item, Result>(
     // Again where each is run alone after the batch failed.
     signal.queueMs = Math.max(signal.queueMs, now - since);
     signal.batchSize = Math.max(signal.batchSize ?? 0, size);
+  }
+
+  /** Where a call of the batch wants to know of its statements, what tells it. */
+  function followed(run: Run, batch: readonly Waiting<Item, Result>[]): Run {
+    if (!batch.some(({ signal }) => signal?.ran)) return run;
+    const signals = batch.map(({ signal }) => signal);
+    return (text, parameters, signal) =>
+      telling(signals, text, performance.now(), run(text, parameters, signal));
   }
 
   function drop(call: Waiting<Item, Result>): void {

@@ -33,6 +33,19 @@ export interface Signal {
   databaseMs?: number | undefined;
   /** Where there is one, it is raised to the number of calls that shared a statement. */
   batchSize?: number;
+  /** Where there is one, it is told of each statement that ended. */
+  ran?: ((statement: RanStatement) => void) | undefined;
+}
+
+/** A statement that was sent and has ended. */
+export interface RanStatement {
+  readonly text: string;
+  /** When it was sent, by performance.now(). */
+  readonly since: number;
+  /** The calls that travelled in it. */
+  readonly calls: number;
+  /** Undefined where Postgres said that it was carried out. */
+  readonly error: unknown;
 }
 
 /** How to reach Postgres and how much of it to use. */
@@ -232,7 +245,8 @@ export function openDb(options: DbOptions, leaveOut: Db["leaveOut"] = () => {}):
       giveBack(connection);
       onEnd();
     });
-    return signal ? orAborted(rows, signal) : rows;
+    if (!signal) return rows;
+    return orAborted(signal.ran ? telling([signal], text, since, rows) : rows, signal);
   }
 
   const guard = { until: 0 };
@@ -272,7 +286,11 @@ export function openDb(options: DbOptions, leaveOut: Db["leaveOut"] = () => {}):
     async transaction<T>(use: (run: Run) => Promise<T>, signal?: Signal) {
       signal?.throwIfAborted();
       const connection = await borrow(signal);
-      const held: Run = (text, parameters) => send(connection, text, parameters, signal);
+      const held: Run = (text, parameters) => {
+        const since = performance.now();
+        const result = send(connection, text, parameters, signal);
+        return signal?.ran ? telling([signal], text, since, result) : result;
+      };
       const result = tryAgain(() => transact(connection, () => use(held)), signal).finally(() =>
         giveBack(connection),
       );
@@ -330,6 +348,24 @@ async function transact<T>(connection: Connection, use: () => Promise<T>): Promi
 /** Within which a transaction has to be rolled back, and begun or committed. */
 const rollbackMs = 2_000;
 const commitMs = 30_000;
+
+/** Tells those who want to know how the statement ended that they travelled in. */
+export async function telling<T>(
+  signals: readonly (Signal | undefined)[],
+  text: string,
+  since: number,
+  result: Promise<T>,
+): Promise<T> {
+  let error: unknown;
+  try {
+    return await result;
+  } catch (reason) {
+    error = reason;
+    throw reason;
+  } finally {
+    for (const signal of signals) signal?.ran?.({ text, since, calls: signals.length, error });
+  }
+}
 
 /**
  * Throws unless the statement touched as many rows as it had to: no acknowledgement for a write of

@@ -58,6 +58,7 @@ export async function* list(
   bounds: PageBounds = streamBounds,
 ): AsyncGenerator<CheckpointTuple, void> {
   const abandoned = new AbortController();
+  if (signal?.ran) Object.assign(abandoned.signal, { ran: signal.ran });
   const onAbort = () => abandoned.abort(signal?.reason);
   signal?.throwIfAborted();
   signal?.addEventListener("abort", onAbort);

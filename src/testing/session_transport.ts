@@ -27,9 +27,14 @@ type Operation = OpenSessionRequest["operation"];
 export function createSessionTransport(carrier: Transport): Transport {
   let session: ReturnType<typeof openSession> | undefined;
 
-  async function run(operation: Operation, signal?: AbortSignal, timeoutMs?: number) {
+  async function run(
+    operation: Operation,
+    signal?: AbortSignal,
+    timeoutMs?: number,
+    asked?: ConstructorParameters<typeof Headers>[0],
+  ) {
     if (!session || session.isLeaving()) session = openSession(carrier);
-    const { id, result } = await session.run(operation, signal, timeoutMs);
+    const { id, result } = await session.run(operation, signal, timeoutMs, new Headers(asked));
     // As unary calls have it, in answers and in errors.
     const header = new Headers({ "x-request-id": `${session.requestId()}/${id}` });
     if (result.case === "error") {
@@ -40,11 +45,16 @@ export function createSessionTransport(carrier: Transport): Transport {
     return { header, message: result.value };
   }
 
-  async function* pages(request: ListRequest, signal?: AbortSignal, timeoutMs?: number) {
+  async function* pages(
+    request: ListRequest,
+    signal?: AbortSignal,
+    timeoutMs?: number,
+    asked?: ConstructorParameters<typeof Headers>[0],
+  ) {
     const list = create(ListRequestSchema, request);
     const page = create(ListPageRequestSchema, { list });
     do {
-      const { message } = await run({ case: "listPage", value: page }, signal, timeoutMs);
+      const { message } = await run({ case: "listPage", value: page }, signal, timeoutMs, asked);
       const { tuples, nextMaxTuples } = message as ListPageResponse;
       for (const tuple of tuples) yield create(ListResponseSchema, { tuple });
       page.maxTuples = nextMaxTuples;
@@ -55,9 +65,9 @@ export function createSessionTransport(carrier: Transport): Transport {
   }
 
   return {
-    async unary(method, signal, timeoutMs, _header, input) {
+    async unary(method, signal, timeoutMs, asked, input) {
       const operation = { case: method.localName, value: create(method.input, input) };
-      const { header, message } = await run(operation as never, signal, timeoutMs);
+      const { header, message } = await run(operation as never, signal, timeoutMs, asked);
       return {
         stream: false,
         service: method.parent,
@@ -67,7 +77,7 @@ export function createSessionTransport(carrier: Transport): Transport {
         message: message as never,
       };
     },
-    async stream(method, signal, timeoutMs, _header, input) {
+    async stream(method, signal, timeoutMs, asked, input) {
       const { value: request } = await input[Symbol.asyncIterator]().next();
       return {
         stream: true,
@@ -75,7 +85,7 @@ export function createSessionTransport(carrier: Transport): Transport {
         method,
         header: new Headers(),
         trailer: new Headers(),
-        message: pages(request as never, signal, timeoutMs) as never,
+        message: pages(request as never, signal, timeoutMs, asked) as never,
       };
     },
   };
@@ -128,10 +138,17 @@ function openSession(carrier: Transport) {
   return {
     isLeaving: () => leaving,
     requestId: () => requestId,
-    run(operation: Operation, signal?: AbortSignal, timeoutMs = 0): Promise<OpenSessionResponse> {
+    run(
+      operation: Operation,
+      signal: AbortSignal | undefined,
+      timeoutMs = 0,
+      header: Headers,
+    ): Promise<OpenSessionResponse> {
       const id = ++lastId;
       const answer = new Promise<OpenSessionResponse>((resolve) => answered.set(id, resolve));
-      send(create(OpenSessionRequestSchema, { id, timeoutMs, operation }));
+      const traceparent = header.get("traceparent") ?? "";
+      const tracestate = header.get("tracestate") ?? "";
+      send(create(OpenSessionRequestSchema, { id, timeoutMs, operation, traceparent, tracestate }));
       signal?.addEventListener("abort", () => {
         const cancel = { case: "cancel", value: {} } as const;
         send(create(OpenSessionRequestSchema, { id, operation: cancel }));

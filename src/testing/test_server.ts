@@ -34,6 +34,8 @@ export function startUnreadyServer(
     metricsPort: undefined,
     metricsHost: "127.0.0.1",
     metricsThreads: 0,
+    traceLimit: 1_000_000,
+    traceThreads: true,
     log: createLog("silent"),
     ...options,
   };

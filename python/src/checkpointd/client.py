@@ -17,10 +17,11 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from . import async_session, blocking_session, messages
+from . import async_session, blocking_session, call_span, messages
 from .address import Address
 from .async_session import AsyncSession
 from .blocking_session import BlockingSession
+from .call_span import CallSpan
 from .credential import Credential, Headers
 from .errors import CheckpointdError, NotCarried, closed, timed_out
 from .http1 import Exchange
@@ -230,6 +231,22 @@ class Client:
     def _once(
         self, name: str, request: OpenSessionRequest, data: bytes, deadline: float, timeout: float
     ) -> OpenSessionResponse:
+        span = self._span(name, request)
+        if span is None:
+            return self._carry(name, request, data, (), deadline, timeout)
+        with span:
+            data += span.fields
+            return self._carry(name, request, data, span.headers, deadline, timeout)
+
+    def _carry(
+        self,
+        name: str,
+        request: OpenSessionRequest,
+        data: bytes,
+        more: Headers,
+        deadline: float,
+        timeout: float,
+    ) -> OpenSessionResponse:
         if self._pid != os.getpid():
             self._after_fork()
         if self._is_closed:
@@ -241,7 +258,8 @@ class Client:
         except NotCarried:
             pass
         method, body, answer = _unary(name, request)
-        exchange = self._exchange(method, body, self._credential.headers(deadline), deadline)
+        headers = self._credential.headers(deadline) + more
+        exchange = self._exchange(method, body, headers, deadline)
         for message in blocking_session.call(self._address, exchange, deadline):
             getattr(answer, name).MergeFromString(message)
         return answer
@@ -305,6 +323,8 @@ class Client:
             turn = self._credential.turn
             headers = self._credential.headers(deadline)
             body = request.SerializeToString()
+            span = call_span.begin(_STREAMS[name], request, self._address)
+            headers += span.headers if span is not None else ()
             exchange = self._exchange(_STREAMS[name], body, headers, None)
             parts = blocking_session.call(self._address, exchange, deadline)
             try:
@@ -313,6 +333,8 @@ class Client:
                     try:
                         part = next(parts, None)
                     except CheckpointdError as error:
+                        if span is not None:
+                            span.end(error)
                         if not is_renewed and self._renew(error, turn):
                             is_renewed, pause = True, 0.0
                             break
@@ -329,6 +351,8 @@ class Client:
                     yield message
             finally:
                 parts.close()  # type: ignore[attr-defined]
+                if span is not None:
+                    span.end()
             time.sleep(pause)
 
     # On an event loop.
@@ -371,6 +395,22 @@ class Client:
     async def _aonce(
         self, name: str, request: OpenSessionRequest, data: bytes, deadline: float, timeout: float
     ) -> OpenSessionResponse:
+        span = self._span(name, request)
+        if span is None:
+            return await self._acarry(name, request, data, (), deadline, timeout)
+        with span:
+            data += span.fields
+            return await self._acarry(name, request, data, span.headers, deadline, timeout)
+
+    async def _acarry(
+        self,
+        name: str,
+        request: OpenSessionRequest,
+        data: bytes,
+        more: Headers,
+        deadline: float,
+        timeout: float,
+    ) -> OpenSessionResponse:
         if self._pid != os.getpid():
             self._after_fork()
         if self._is_closed:
@@ -382,7 +422,7 @@ class Client:
         except NotCarried:
             pass
         method, body, answer = _unary(name, request)
-        headers = await self._credential.aheaders(deadline)
+        headers = await self._credential.aheaders(deadline) + more
         exchange = self._exchange(method, body, headers, deadline)
         async for message in async_session.call(self._address, exchange, deadline):
             getattr(answer, name).MergeFromString(message)
@@ -440,6 +480,8 @@ class Client:
             turn = self._credential.turn
             headers = await self._credential.aheaders(deadline)
             body = request.SerializeToString()
+            span = call_span.begin(_STREAMS[name], request, self._address)
+            headers += span.headers if span is not None else ()
             exchange = self._exchange(_STREAMS[name], body, headers, None)
             parts = async_session.call(self._address, exchange, deadline)
             try:
@@ -447,6 +489,8 @@ class Client:
                     try:
                         part = await anext(parts, None)
                     except CheckpointdError as error:
+                        if span is not None:
+                            span.end(error)
                         if not is_renewed and self._arenew(error, turn):
                             is_renewed, pause = True, 0.0
                             break
@@ -462,6 +506,8 @@ class Client:
                         tries = None
                     yield message
             finally:
+                if span is not None:
+                    span.end()
                 await parts.aclose()  # type: ignore[attr-defined]
             await asyncio.sleep(pause)
 
@@ -515,6 +561,12 @@ class Client:
             if place.is_behind(credential.turn):
                 place.leave()
         return True
+
+    def _span(self, name: str, request: OpenSessionRequest) -> CallSpan | None:
+        # A put of what is new of its values is the saver's put.
+        own = "put" if name.startswith("put_extending") else name
+        method = _METHODS.get(own, "SessionService/ListPage")
+        return call_span.begin(method, request, self._address)
 
     def _exchange(
         self, method: str, body: bytes, headers: Headers, deadline: float | None
