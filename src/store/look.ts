@@ -77,7 +77,7 @@ export async function lookAtTables(db: Db, schema: string, signal: Signal): Prom
     newer: [],
     missing: [],
     mayReadMigrations: bookkeeping !== "unreadable",
-    hasSettings: of("setting")[0]?.code === "force_generic_plan",
+    hasSettings: (of("setting")[0]?.code ?? "").startsWith("force_"),
     locks: of("lock").map(({ message }) => message),
   };
   if (bookkeeping !== "with safe" && bookkeeping !== "without safe") return look;
