@@ -1,5 +1,6 @@
-import type { Db, Signal } from "./db.js";
+import { type Db, isDistributed, type Signal } from "./db.js";
 import { BOOKKEEPING, readMigrationFiles } from "./migration_files.js";
+import { routedFunctions } from "./routed_writes.js";
 import { createColumns, text } from "./rows.js";
 import { checkpointBlobs, checkpoints, checkpointWrites, columnNames } from "./tables.js";
 
@@ -80,6 +81,7 @@ export async function lookAtTables(db: Db, schema: string, signal: Signal): Prom
     hasSettings: (of("setting")[0]?.code ?? "").startsWith("force_"),
     locks: of("lock").map(({ message }) => message),
   };
+  if (!look.trouble && isDistributed(db)) look.trouble = await findFunctions(db, signal);
   if (bookkeeping !== "with safe" && bookkeeping !== "without safe") return look;
   const safe = bookkeeping === "with safe" ? "safe" : "false";
   const applied = await db.run(
@@ -95,6 +97,19 @@ export async function lookAtTables(db: Db, schema: string, signal: Signal): Prom
     .map(([name]) => text(name));
   look.missing = [...ours].filter((name) => !names.has(name));
   return look;
+}
+
+/** Those that puts call where the tables are distributed. */
+async function findFunctions(db: Db, signal: Signal): Promise<TableTrouble | undefined> {
+  const names = routedFunctions(db.schema).map(({ name }) => name);
+  const missing = await db.run(
+    "select name from unnest($1::text[]) as name where to_regproc(name) is null",
+    [names],
+    signal,
+  );
+  if (missing.length === 0) return undefined;
+  const list = missing.map(([name = null]) => text(name)).join(", ");
+  return new TableTrouble("42883", `no function ${list}`);
 }
 
 const neededRows = Object.entries(needed)

@@ -2,6 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { type MigrationBuilder, type RunnerOption, runner } from "node-pg-migrate";
 import type pg from "pg";
 import { newClient, withClient } from "./client.js";
+import { keepDistributed } from "./distribute.js";
 import {
   BOOKKEEPING,
   findMigrationsDir,
@@ -71,9 +72,10 @@ export async function migrate(options: MigrateOptions): Promise<{ applied: strin
   const applied: string[] = [];
   for (let tries = 1; ; tries += 1) {
     try {
-      await withClient(options, (client, url) =>
-        migrateOnce(client, url, options, applied, onProgress),
-      );
+      await withClient(options, async (client, url) => {
+        await migrateOnce(client, url, options, applied, onProgress);
+        await keepDistributed(client, options.schema);
+      });
       return { applied };
     } catch (error) {
       signal?.throwIfAborted();
