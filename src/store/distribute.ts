@@ -11,7 +11,7 @@ const tables = ["checkpoints", "checkpoint_blobs", "checkpoint_writes", "checkpo
 /**
  * Spreads the tables over the nodes of Citus by thread_id, so that all of a thread is on one node,
  * and answers the names of those that were not distributed yet: none when there was nothing to do.
- * Nothing or all is distributed, with the functions that puts call there (see routed_writes.ts).
+ * All tables are or none is. Then makes the functions that puts call there (see routed_writes.ts).
  *
  * Needs what `migrate` does, on the coordinator. Writes wait meanwhile. Throws an error that names what to do where
  * Citus is missing, the schema is not there, its tables are older than this version, or a direct saver
@@ -25,15 +25,15 @@ export async function distribute(
   return withClient(target, async (client) => {
     const schema = quoteSchema(target.schema);
     await client.query("SET statement_timeout = 0");
-    await client.query("BEGIN");
-    // Until the end of the transaction: another process that distributes waits, and finds it done.
+    // Until the session ends: another process that distributes waits, and finds it done.
     await client.query(
-      "SELECT pg_advisory_xact_lock(hashtextextended('checkpointd distribute ' || $1, 0))",
+      "SELECT pg_advisory_lock(hashtextextended('checkpointd distribute ' || $1, 0))",
       [target.schema],
     );
     await check(client, target.schema);
     const before = await findDistributed(client, target.schema);
     const distributed = tables.filter((table) => !before.has(table));
+    await client.query("BEGIN");
     for (const table of tables) {
       const column = before.get(table);
       if (column !== undefined) {
@@ -48,8 +48,9 @@ export async function distribute(
         [`${schema}.${table}`, table === tables[0] ? "none" : `${schema}.${tables[0]}`],
       );
     }
-    await createFunctions(client, schema);
     await client.query("COMMIT");
+    // Not in the same transaction, where Citus would have to copy the rows one table after the other.
+    await createFunctions(client, schema);
     // What was copied is still on the coordinator too, where nothing reads it.
     for (const table of distributed) {
       await client.query("SELECT truncate_local_data_after_distributing_table($1::regclass)", [
@@ -64,20 +65,20 @@ export async function distribute(
 export async function keepDistributed(client: pg.Client, schemaName: string): Promise<void> {
   const distributed = await findDistributed(client, schemaName);
   if (!distributed.has("checkpoints")) return;
-  await client.query("BEGIN");
   await createFunctions(client, quoteSchema(schemaName));
-  await client.query("COMMIT");
 }
 
 async function createFunctions(client: pg.Client, schema: string): Promise<void> {
   for (const { name, types, create } of routedFunctions(schema)) {
     const { rows } = await client.query("SELECT to_regproc($1) IS NOT NULL AS is_there", [name]);
     if (rows[0].is_there) continue;
+    await client.query("BEGIN");
     await client.query(create);
     await client.query(
       "SELECT create_distributed_function($1::regprocedure, '$1', colocate_with := $2)",
       [`${name}(${types.join(", ")})`, `${schema}.${tables[0]}`],
     );
+    await client.query("COMMIT");
   }
 }
 
