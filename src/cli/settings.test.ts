@@ -395,6 +395,7 @@ describe("a setting", () => {
         databaseUrlFile: undefined,
         schema: "public",
         dryRun: true,
+        distribute: false,
       },
       words: [],
     });

@@ -112,11 +112,6 @@ async function check(client: pg.Client, schema: string): Promise<void> {
     [quoteSchema(schema)],
   );
   const [{ hasCitus, hasSchema, hasTables }] = rows;
-  if (!hasCitus) {
-    throw new Error(
-      "this database has no Citus: create the extension on every node and add the workers first, see docs/citus.md",
-    );
-  }
   if (!hasSchema) {
     throw new Error(
       `the database has no schema ${schema}: name the one of the tables with --schema`,
@@ -148,6 +143,11 @@ async function check(client: pg.Client, schema: string): Promise<void> {
   if (other.length > 0) {
     throw new Error(
       `${other.map(({ relname }) => relname).join(", ")} of schema ${schema} were made by a direct saver in a collation other than "C", and threads can be found across nodes only in "C": move the threads into a schema that checkpointd migrate makes, with checkpointd threads export and import`,
+    );
+  }
+  if (!hasCitus) {
+    throw new Error(
+      "this database has no Citus: create the extension on every node and add the workers first, see docs/citus.md",
     );
   }
 }

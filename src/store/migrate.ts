@@ -12,6 +12,7 @@ import {
 } from "./migration_files.js";
 import { sharesSessions } from "./pooler.js";
 import { checkSchemaName, quoteSchema } from "./schema_name.js";
+import { toStatements } from "./statements.js";
 
 /**
  * node-pg-migrate's table as it would make it, made here because its errors lose their code, and
@@ -254,7 +255,7 @@ async function loadMigrations(paths: readonly string[], onProgress: (line: strin
     const up = async (pgm: MigrationBuilder) => {
       onProgress(`migrating: ${name}`);
       if (inTransaction) {
-        pgm.sql(text);
+        for (const statement of toStatements(text)) pgm.sql(statement);
         return;
       }
       pgm.noTransaction();
