@@ -483,6 +483,10 @@ const operations: Operation[] = [
       const dry = await all(pruneThreads(db, { ...prune, dryRun: true }));
       const real = await all(pruneThreads(db, { ...prune, dryRun: false }));
       await all(pruneThreads(db, { threadIds: [threads[9]!], keepLast: 0, dryRun: false }));
+      const whole = { threadIds: [threads[8] as string], keepLast: 0, olderThanMs: -60_000 };
+      for (const dryRun of [true, false]) await all(pruneThreads(db, { ...whole, dryRun }));
+      const young = { ...whole, olderThanMs: 1e11 };
+      for (const dryRun of [true, false]) await all(pruneThreads(db, { ...young, dryRun }));
       const removed = (messages: typeof dry) =>
         messages.map(({ removed: { checkpoints, blobs } = { checkpoints: 0n, blobs: 0n } }) =>
           [checkpoints, blobs].join(),
@@ -505,7 +509,7 @@ const operations: Operation[] = [
       );
       return messages.filter(({ removed }) => removed).length;
     },
-    9,
+    8,
   ],
   [
     "deleteRuns",

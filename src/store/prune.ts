@@ -163,8 +163,8 @@ async function pruneOne(
     add(removed, await removeUnusedBlobs(db, threadId, signal));
     await prune.pause?.();
   }
-  if (prune.keepLast === 0) {
-    const [row] = await db.runLong(leftoversStatement(db.schema), parameters, signal);
+  if (prune.keepLast === 0 && cutoff === undefined) {
+    const [row] = await db.runLong(leftoversStatement(db.schema), [threadId], signal);
     add(removed, toCounts(row, countColumns.at));
   }
   return removed;
@@ -290,7 +290,7 @@ select ${countColumns.all(countsOf("checkpoints", "blobs", "writes"))}`;
 const leftoversStatement = (schema: string) => `
 with gone as (
   delete from ${schema}.checkpoint_writes w
-  where w.thread_id = $1 and $2::int = 0 and $3::timestamptz is null
+  where w.thread_id = $1
     and not exists (select from ${schema}.checkpoints c where c.thread_id = $1)
   returning octet_length(blob) as bytes
 )
