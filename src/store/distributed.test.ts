@@ -4,6 +4,7 @@
  * written to). Each touches the place of one thread or is declared a fan-out.
  */
 import { randomBytes } from "node:crypto";
+import { setTimeout as delay } from "node:timers/promises";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -167,7 +168,7 @@ const text = (data: string) => ({ type: "json", data: Buffer.from(data) });
 const id = (n: number) => `1ef00000-0000-6000-8000-${String(n).padStart(12, "0")}`;
 
 /** Checkpoint n of a thread: version n of "a", and one more of "done" that nothing triggers. */
-const put = (
+const toPut = (
   threadId: string,
   n: number,
   more: MessageInitShape<typeof PutRequestSchema> = {},
@@ -243,10 +244,10 @@ const operations: Operation[] = [
     0,
     async (db) => {
       const each = createPut(db);
-      for (const n of [1, 2]) await Promise.all(threads.map((name) => each(put(name, n))));
-      await each(put(first, 2));
+      for (const n of [1, 2]) await Promise.all(threads.map((name) => each(toPut(name, n))));
+      await each(toPut(first, 2));
       await Promise.all(
-        [1, 2, 3].map((n) => each(put(first, n, { checkpointNs: "sub", blobs: [] }))),
+        [1, 2, 3].map((n) => each(toPut(first, n, { checkpointNs: "sub", blobs: [] }))),
       );
     },
     undefined,
@@ -256,7 +257,7 @@ const operations: Operation[] = [
     0,
     (db) =>
       createPut(db)(
-        put(first, 3, {
+        toPut(first, 3, {
           blobs: Array.from({ length: 20 }, (_, i) => ({
             channel: i === 0 ? "a" : `c${i}`,
             version: "3",
@@ -272,7 +273,7 @@ const operations: Operation[] = [
     async (db) => {
       const each = createPutExtending(db);
       const value = (n: number, data: string) =>
-        put(second, n, { blobs: [{ channel: "a", version: `${n}`, value: text(data) }] });
+        toPut(second, n, { blobs: [{ channel: "a", version: `${n}`, value: text(data) }] });
       const transactionId = await each({ put: value(3, "0123456789"), prefixes: [] });
       const prefix = create(StoredPrefixSchema, { version: "3", transactionId, length: 10 });
       await each({ put: value(4, "ab"), prefixes: [prefix] });
@@ -281,7 +282,7 @@ const operations: Operation[] = [
       const lost = { ...prefix, transactionId: "1" };
       const refused = await Promise.allSettled([
         each({ put: value(6, ""), prefixes: [lost] }),
-        each({ put: put(third, 3), prefixes: [] }),
+        each({ put: toPut(third, 3), prefixes: [] }),
       ]);
       const values = await listed(db, { threadId: second, checkpointNs: "", limit: 3 });
       return [...values, ...refused.map(({ status }) => status)];
@@ -433,15 +434,15 @@ const operations: Operation[] = [
       const leaseToken = claimed?.leaseToken ?? "";
       await renewLease(db, first, leaseToken, 50_000);
       const more = { leaseToken, blobs: [{ channel: "a", version: "4", value: text("4") }] };
-      await createPut(db)(put(first, 4, more));
+      await createPut(db)(toPut(first, 4, more));
       for (const idx of [0, -1]) await createPutWrites(db)(writes(first, 4, idx, leaseToken));
       const wrong = { ...more, leaseToken: "another" };
       const lost = await Promise.allSettled([
-        createPut(db)(put(first, 5, wrong)),
+        createPut(db)(toPut(first, 5, wrong)),
         createPutWrites(db)(writes(first, 5, 0, "another")),
-        createPut(db)(put(first, 5, more)).then(() => releaseLease(db, first, leaseToken)),
+        createPut(db)(toPut(first, 5, more)).then(() => releaseLease(db, first, leaseToken)),
       ]);
-      const after = await createPut(db)(put(first, 6, more)).catch(({ detail }) => detail.reason);
+      const after = await createPut(db)(toPut(first, 6, more)).catch(({ detail }) => detail.reason);
       const [other] = await claimThreads(db, wanted(second));
       const ended = await endLease(db, second);
       const renewed = await renewLease(db, second, other?.leaseToken ?? "", 1).catch(
@@ -573,6 +574,50 @@ describe.each([
       expect(await place.countPlaces(statement, parameters)).toBeLessThanOrEqual(2);
     }
   });
+  it("waits for whoever takes a lease, and for whoever writes under one", {
+    timeout: 60_000,
+  }, async () => {
+    const { client, db, schema } = place;
+    const threadId = "waiting";
+    const lease = async (owner: string, leaseMs: number) =>
+      (await claimThreads(db, wanted(threadId, { owner, leaseMs })))[0]?.leaseToken ?? "";
+    await createPut(db)(toPut(threadId, 1));
+
+    const lost = await lease("first", 60_000);
+    await client.query("begin");
+    await client.query(
+      `update ${quoteSchema(schema)}.checkpointd_claims set token = 'another' where thread_id = $1`,
+      [threadId],
+    );
+    const more = { leaseToken: lost, blobs: [] };
+    const late = createPut(db)(toPut(threadId, 2, more)).catch(({ detail }) => detail.reason);
+    expect(await Promise.race([late, delay(300, "it waits")])).toBe("it waits");
+    await client.query("commit");
+    expect(await late).toBe("LEASE_LOST");
+    await endLease(db, threadId);
+
+    const recorded = new Map<string, readonly Parameter[]>();
+    const leaseToken = await lease("second", 1_000);
+    await createPut(record(db, recorded))(toPut(threadId, 3, { leaseToken, blobs: [] }));
+    const [call, parameters] = [...recorded][0] as [string, readonly Parameter[]];
+    await client.query("begin");
+    const { rows } = await client.query(
+      call,
+      parameters.map((each) => (each instanceof Uint8Array ? Buffer.from(each) : each)),
+    );
+    expect(Object.values(rows[0])).not.toEqual([null]);
+    await delay(1_100);
+    const taken = lease("third", 60_000);
+    expect(await Promise.race([taken, delay(300, "it waits")])).toBe("it waits");
+    await client.query("commit");
+    expect(await taken).not.toBe("");
+  });
+
+  it("stores no write of a lost lease beside those of the next owner", {
+    timeout: 60_000,
+  }, async () => {
+    expect(await fight(place.db)).toEqual({ stored: expect.any(Number), twice: [], wrong: [] });
+  });
 
   it("finds the tables ready", async () => {
     const signal = new AbortController().signal;
@@ -580,6 +625,57 @@ describe.each([
     expect(look).toMatchObject({ trouble: undefined, hasSettings: true, locks: [] });
   });
 });
+
+/**
+ * Owners whose leases end long before they have done with a thread: each reads how far it is and goes
+ * on from there, until it is told that its lease is lost, which it ignores. Whatever was acknowledged
+ * has to have followed on what was stored before, whoever stored that.
+ */
+async function fight(db: Db) {
+  const [put, getTuple] = [createPut(db), createGetTuple(db)];
+  const names = ["fight a", "fight b", "fight c"];
+  const acknowledged = new Map<string, string[]>();
+  let stored = 0;
+  const owner = async (name: string, threadId: string) => {
+    for (let tries = 0; tries < 25; tries++) {
+      const leaseMs = 1 + Math.floor(Math.random() * 25);
+      const [claimed] = await claimThreads(db, wanted(threadId, { owner: name, leaseMs }));
+      const leaseToken = claimed?.leaseToken;
+      if (!leaseToken) continue;
+      const latest = await getTuple(create(GetTupleRequestSchema, { threadId }));
+      let n = Number(latest?.key?.checkpointId.slice(-12));
+      for (let puts = 0; puts < 6; puts++) {
+        const metadataJson = JSON.stringify({ by: `${name} ${tries}` });
+        const more = { leaseToken, metadataJson, blobs: [] };
+        const isStored = await put(toPut(threadId, n + 1, more)).then(
+          () => true,
+          ({ detail }) => {
+            expect(detail.reason).toBe("LEASE_LOST");
+            return false;
+          },
+        );
+        if (!isStored) continue;
+        n++;
+        stored++;
+        const key = `${threadId} ${n}`;
+        acknowledged.set(key, [...(acknowledged.get(key) ?? []), `${name} ${tries}`]);
+      }
+    }
+  };
+  for (const threadId of names) await put(toPut(threadId, 1));
+  await Promise.all(
+    names.flatMap((threadId) => ["x", "y", "z"].map((name) => owner(name, threadId))),
+  );
+  const wrong: string[] = [];
+  for (const [key, by] of acknowledged) {
+    const [threadId, n] = [key.slice(0, 7), Number(key.slice(8))];
+    const tuple = await getTuple(create(GetTupleRequestSchema, { threadId, checkpointId: id(n) }));
+    const { by: kept } = JSON.parse(tuple?.metadataJson ?? "{}");
+    if (kept !== by[0]) wrong.push(`${key}: ${kept}, acknowledged to ${by}`);
+  }
+  const twice = [...acknowledged].filter(([, by]) => by.length > 1);
+  return { stored, twice, wrong };
+}
 
 /** Remembers each statement with the parameters it was last run with. */
 function record(db: Db, recorded: Map<string, readonly Parameter[]>): Db {
