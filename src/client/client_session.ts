@@ -25,7 +25,8 @@ interface Pending {
   encode: (timeoutMs: number) => Uint8Array[];
   timeoutMs: number;
   deadline: number;
-  /** The bytes that were sent on the session up to the end of this operation. */
+  /** How long it is, once it was sent, and what was sent on the session up to its end. */
+  bytes: number;
   sentBytes: number;
   resolve: (answer: unknown) => void;
   reject: (error: Error) => void;
@@ -52,6 +53,9 @@ const patienceMs = 4;
 // A large value is handed on in such pieces while no more than this is on its way.
 const pieceBytes = 256 * 1024;
 const unsentBytes = 1024 * 1024;
+
+/** Larger requests have a session of their own. */
+export const largeBytes = 256 * 1024;
 
 /** One stream to the server, from its first operation to its end. */
 export class ClientSession {
@@ -117,9 +121,10 @@ export class ClientSession {
     return this.#wasAsked;
   }
 
-  /** When it turned out that there are no sessions, by performance.now(). */
-  get foundNoneAt(): number | undefined {
-    return this.#over instanceof NoSessions ? this.#overAt : undefined;
+  /** When it turned out that there are no sessions, by performance.now(), and whether that may pass. */
+  get foundNone(): { at: number; isPassing: boolean } | undefined {
+    if (!(this.#over instanceof NoSessions)) return undefined;
+    return { at: this.#overAt, isPassing: this.#over.isPassing };
   }
 
   /**
@@ -128,7 +133,8 @@ export class ClientSession {
    * DEADLINE_EXCEEDED, with the signal's reason when it aborts, and with NotCarried: where there
    * are no sessions or the server does not know the operation on one, above the client's own limit
    * of a request, and when the server ended the session with an error, which one of its operations
-   * caused: as a unary call each is told its own.
+   * caused: as a unary call each is told its own. So is a large one whose stream something on the way
+   * reset, as nginx does above client_max_body_size; of a call it says that in words.
    */
   run<Name extends OperationName>(
     name: Name,
@@ -149,6 +155,7 @@ export class ClientSession {
         encode: (timeoutMs) => encodeOperation(id, timeoutMs, name, request),
         timeoutMs,
         deadline,
+        bytes: 0,
         sentBytes: 0,
         // The answer that comes under an operation's id is that operation's.
         resolve: resolve as (answer: unknown) => void,
@@ -207,6 +214,7 @@ export class ClientSession {
       return;
     }
     this.#sentBytes += bytes;
+    pending.bytes = bytes;
     pending.sentBytes = this.#sentBytes;
     this.#sent.set(id, pending);
     this.#write(chunks, bytes);
@@ -416,9 +424,11 @@ export class ClientSession {
     clearInterval(this.#sweep);
     clearInterval(this.#idlePing);
     this.#cancelLimit();
-    for (const pending of [...this.#sent.values(), ...this.#waiting]) {
-      pending.reject(error);
+    for (const pending of this.#sent.values()) {
+      const isTooLarge = pending.bytes > largeBytes && isReset(error);
+      pending.reject(isTooLarge ? new NotCarried(error.message) : error);
     }
+    for (const pending of this.#waiting) pending.reject(error);
     this.#sent.clear();
     this.#waiting.length = 0;
     this.#outgoing.length = 0;
@@ -430,6 +440,11 @@ export class ClientSession {
 function broken(cause?: Error): ConnectError {
   const message = `the session broke${cause ? `: ${cause.message}` : ""}`;
   return new ConnectError(message, Code.Unavailable, undefined, undefined, cause);
+}
+
+/** Whether a stream of HTTP/2 was reset, and not its connection lost. */
+function isReset({ cause }: Error): boolean {
+  return cause instanceof Error && "code" in cause && cause.code === "ERR_HTTP2_STREAM_ERROR";
 }
 
 function deadlineExceeded(): ConnectError {

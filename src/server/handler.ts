@@ -101,7 +101,11 @@ export function createHandler(
       response.end(`${mostStreams} streams are open, as many as may be; try again\n`);
       return;
     }
-    if (!isUnary) open.all++;
+    if (!isUnary) {
+      open.all++;
+      // nginx would keep what is streamed until it has a buffer full of it, or all.
+      response.setHeader("x-accel-buffering", "no");
+    }
     const call = calls.begin(
       toRequestId(headers[requestIdHeader]),
       handler.requestPath.slice(1),
