@@ -9,6 +9,7 @@ Usage:
   checkpointd serve [flags]            start the service
   checkpointd migrate [flags]          bring the tables up to date and exit
   checkpointd migrate --dry-run        print the SQL that migrate would run
+  checkpointd migrate --distribute     spread the tables over the nodes of Citus
   checkpointd threads COMMAND [flags]  look at and change threads (threads --help)
   checkpointd keys new --id ID         make an API key for the auth file (keys --help)
   checkpointd --help | --version

@@ -93,6 +93,14 @@ describe("the command line", () => {
       stdout: "",
       stderr: "Nothing to do: the tables are up to date.\n",
     });
+    expect(await runCommand(["migrate", "--distribute"], env)).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining("this database has no Citus"),
+    });
+    expect(await runCommand(["migrate", "--distribute", "--dry-run"], env)).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining("give one of them"),
+    });
     await database.drop();
   });
 

@@ -163,6 +163,7 @@ describe("README and docs", () => {
       "README.md: npx checkpointd-server  # the service, with a Postgres of its own, on 127.0.0.1:8080: .ci/packages runs both with the packed files",
       "README.md: DATABASE_URL=postgres://user:password@host:5432/database npx checkpointd-server: .ci/packages serves with the packed files, docs/operate.md with a database",
       "README.md: npm ci: .ci/packages packs, installs and uses both packages",
+      "docs/citus.md: DATABASE_URL=postgres://user:password@coordinator:5432/database checkpointd migrate: src/store/distribute.test.ts runs both where CITUS_URL names a coordinator",
       'docs/clients.md: const token = async () => (await readFile("/var/run/secrets/token", "utf8")).trim();: src/client/credential.test.ts and endpoint.test.ts have such a function and files',
       "docs/operate.md: npm pack --workspace checkpointd-server --pack-destination /tmp: .ci/packages packs and installs the package; the second is an example's folder",
       "docs/operate.md: checkpointd serve --token-file /var/lib/checkpointd/key: src/cli/listening.test.ts starts servers so, with files of its own",

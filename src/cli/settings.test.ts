@@ -411,6 +411,7 @@ describe("a setting", () => {
         databaseUrlFile: undefined,
         schema: "public",
         dryRun: true,
+        distribute: false,
       },
       words: [],
     });

@@ -403,6 +403,12 @@ export const migrateSettings = {
     unset: false,
     help: "print the SQL, change nothing",
   }),
+  distribute: define({
+    flag: "distribute",
+    kind: present,
+    unset: false,
+    help: "spread tables that are up to date over the nodes of Citus by thread_id; changes nothing else",
+  }),
 };
 
 /** The options of the server that no setting gives as it stands. */

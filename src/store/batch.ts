@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { conflictPause, type Db, type Run, type Signal, telling } from "./db.js";
+import { conflictPause, type Db, isDistributed, type Run, type Signal, telling } from "./db.js";
 import { createOrder, type Standing } from "./queue.js";
 import { ResultGivenUp } from "./results.js";
 
@@ -13,6 +13,11 @@ export interface BatchOptions<Item, Result> {
   sizeOf: (item: Item) => number;
   /** Calls with the same key never travel together: one statement cannot write a row twice. */
   keyOf?: (item: Item) => string;
+  /**
+   * Where tables are distributed only calls of the same group travel together, those of one thread:
+   * a statement on several would go to many nodes. Without it each travels alone there.
+   */
+  groupOf?: (item: Item) => string;
   /** Runs the calls as one statement and returns their results in the same order. */
   run: (run: Run, items: readonly Item[], signal: Signal | undefined) => Promise<Result[]>;
 }
@@ -69,8 +74,10 @@ export function createBatch<Item, Result>(
   let patience: NodeJS.Timeout | undefined;
 
   function ask(): void {
-    while (waiting.length > asked * options.maxItems()) {
-      if (asked + running >= lanes) {
+    const isApart = isDistributed(db);
+    while (waiting.length > asked * (isApart ? 1 : options.maxItems())) {
+      // With calls that may not travel together fewer lanes would only be slower.
+      if (asked + running >= lanes && !isApart) {
         patience ??= setTimeout(loseIt, patienceMs);
         return;
       }
@@ -122,6 +129,9 @@ export function createBatch<Item, Result>(
     const batch: Waiting<Item, Result>[] = [];
     const keys = new Set<string>();
     const most = options.maxItems();
+    const isApart = isDistributed(db);
+    const { groupOf } = options;
+    let group: string | undefined;
     let bytes = 0;
     for (let i = 0; i < waiting.length && batch.length < most; ) {
       const call = waiting[i] as Waiting<Item, Result>;
@@ -129,10 +139,12 @@ export function createBatch<Item, Result>(
       if (batch.length > 0 && bytes + size > options.maxBytes) break;
       if (batch.length > 0 && (call.goesAlone || batch[0]?.goesAlone)) break;
       const key = options.keyOf?.(call.item);
-      if (key !== undefined && keys.has(key)) {
+      const other = isApart && batch.length > 0 && (!groupOf || groupOf(call.item) !== group);
+      if (other || (key !== undefined && keys.has(key))) {
         i++;
         continue;
       }
+      if (isApart) group = groupOf?.(call.item);
       if (key !== undefined) keys.add(key);
       bytes += size;
       waiting.splice(i, 1);

@@ -3,6 +3,7 @@ import postgres from "postgres";
 import { type Wired, withBind } from "./bind.js";
 import type { Parameter, Row, Signal } from "./db.js";
 import type { Arriving, Results } from "./results.js";
+import { quoteSchema } from "./schema_name.js";
 import { type Address, type Encryption, openSocket } from "./socket.js";
 import type { StallWatch } from "./stall.js";
 
@@ -81,6 +82,8 @@ export class Connection {
   isReadOnly = false;
   /** Which Postgres it leads to, as long as that one runs. */
   server = "";
+  /** The quoted names of the schemas whose tables Citus distributes there. */
+  distributed: readonly string[] = [];
   /** Statements that were carried out on it. */
   completed = 0;
   readonly openedAt = performance.now();
@@ -174,7 +177,11 @@ export class Connection {
     );
     try {
       const [row] = await connection.send(lookAround, []);
-      const [pid, readOnly, server = ""] = row?.map(String) ?? [];
+      const [pid, readOnly, server = "", hasCitus] = row?.map(String) ?? [];
+      if (hasCitus === "t") {
+        const schemas = await connection.send(findDistributed, []);
+        connection.distributed = schemas.map(([schema]) => quoteSchema(String(schema)));
+      }
       connection.completed = 0;
       connection.backendPid = Number(pid);
       connection.isPooled = connection.#keyPid !== connection.backendPid;
@@ -365,8 +372,19 @@ interface Column {
 const isOfBytes = ({ type }: Column) => type === 17;
 
 /** Reading it also tells that the connection carries statements. */
-const lookAround =
-  "select pg_backend_pid(), current_setting('transaction_read_only'), pg_postmaster_start_time()";
+const lookAround = `select pg_backend_pid(), current_setting('transaction_read_only'),
+  pg_postmaster_start_time(), to_regclass('pg_catalog.pg_dist_partition') is not null`;
+
+/**
+ * Citus cannot plan a statement without the values of its parameters: where there are such tables, the
+ * session gives up what address.ts asks for.
+ */
+const findDistributed = `
+select n.nspname, set_config('plan_cache_mode', 'force_custom_plan', false)
+from pg_catalog.pg_dist_partition d
+join pg_catalog.pg_class c on c.oid = d.logicalrelid and c.relname = 'checkpoints'
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where d.partmethod = 'h'`;
 
 const lost = (message: string, cause?: Error) =>
   new ConnectionError("CONNECTION_LOST", message, cause && { cause });

@@ -104,7 +104,7 @@ with target as materialized (
     from ${schema}.checkpoint_writes where thread_id = $1::text
   ) as stored
 ), allowed as materialized (
-  select where not (select is_taken from target) and (select bytes from source) <= $3::bigint
+  select true as yes where not (select is_taken from target) and (select bytes from source) <= $3::bigint
 ), checkpoints as (
   ${copyRows(schema, checkpoints, ["type", "created_at"])}
   returning ${jsonBytes("checkpoints", json)} as bytes

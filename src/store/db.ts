@@ -78,6 +78,11 @@ export type Run = (
 export interface Db {
   /** The quoted schema, to be put before a table's name: `"public"`. */
   readonly schema: string;
+  /**
+   * The quoted names of the schemas whose tables Citus distributes. Known once a connection was
+   * opened, and looked up again with each that is.
+   */
+  readonly distributed: ReadonlySet<string>;
   /** See undeliverable.ts: until when, by performance.now(), what prints JSON looks at it first. */
   readonly guard: { until: number };
   /** Tells whoever opened the pool of a checkpoint that is left out of an answer. */
@@ -138,6 +143,13 @@ export interface Db {
   /** Closes every connection, waiting at most `timeoutMs` for running statements. */
   close(timeoutMs: number): Promise<void>;
 }
+
+/**
+ * Whether the tables are distributed over several nodes by thread. A statement is of one thread then,
+ * and names it in each table that it reads, or is a fan-out that all nodes can answer by themselves.
+ */
+export const isDistributed = ({ distributed, schema }: Pick<Db, "distributed" | "schema">) =>
+  distributed.size > 0 && distributed.has(schema);
 
 const conflictTries = 5;
 /** What a long statement may take: a hundred times what one on rows that fit its bounds takes. */
@@ -252,6 +264,7 @@ export function openDb(options: DbOptions, leaveOut: Db["leaveOut"] = () => {}):
   const guard = { until: 0 };
   return {
     schema: quoteSchema(options.schema),
+    distributed: pool.distributed,
     guard,
     leaveOut(checkpoint) {
       guardFromNow(guard);

@@ -22,14 +22,33 @@ export async function deleteRuns(
 ): Promise<ThreadCounts> {
   const removed = create(ThreadCountsSchema);
   if (runIds.length === 0) return removed;
-  const [needed] = await db.runLong(neededStatement(db.schema), [runIds], signal);
-  if (needed) {
+  const some = Array.from({ length: Math.ceil(runIds.length / runsAtOnce) }, (_, i) =>
+    runIds.slice(i * runsAtOnce, (i + 1) * runsAtOnce),
+  );
+  const threadIds = new Set<string>();
+  for (const ids of some) {
+    const rows = await db.runLong(threadsStatement(db.schema), [ids], signal);
+    for (const [threadId = null] of rows) threadIds.add(text(threadId));
+  }
+  for (const threadId of threadIds) {
+    const [needed] = await db.runLong(neededStatement(db.schema), [threadId, runIds], signal);
+    if (!needed) continue;
     throw new CheckpointdError(
       "failed_precondition",
       "run_ids: a checkpoint of another run rebuilds a delta channel from one of these runs",
       { reason: "STILL_NEEDED", field: "run_ids" },
     );
   }
+  for (const ids of some) add(removed, await deleteSome(db, ids, signal));
+  return removed;
+}
+
+async function deleteSome(
+  db: Db,
+  runIds: readonly string[],
+  signal: Signal | undefined,
+): Promise<ThreadCounts> {
+  const removed = create(ThreadCountsSchema);
   for (;;) {
     const rows = await db.runLong(findStatement(db.schema), [runIds, batchRows], signal);
     const places = new Map<string, Place[]>();
@@ -50,42 +69,37 @@ export async function deleteRuns(
 }
 
 /**
- * The checkpoints of the runs. Relies on checkpointd_runs_idx: a look-up for each run, since for
- * `= any` of many the planner expects a good part of the table and reads all of it.
+ * Runs that one statement looks for. Of more Postgres expects a good part of the table and reads all
+ * of it, and a look-up for each in one statement is refused by Citus.
  */
-const ofRuns = (schema: string) => `(
-  select c.*
-  from unnest($1::text[]) as run (id)
-  cross join lateral (
-    select thread_id, checkpoint_ns, checkpoint_id from ${schema}.checkpoints c
-    where c.metadata ? 'run_id' and c.metadata ->> 'run_id' = run.id
-    offset 0
-  ) as c
-)`;
+const runsAtOnce = 16;
+
+/** The checkpoints of these runs. Relies on checkpointd_runs_idx, on each node where it is a fan-out. */
+const isOfRuns = (runIds: string) =>
+  `c.metadata ? 'run_id' and c.metadata ->> 'run_id' = any(${runIds}::text[])`;
+
+const threadsStatement = (schema: string) => `
+select distinct c.thread_id from ${schema}.checkpoints c where ${isOfRuns("$1")}`;
 
 const found = createColumns("thread_id", "checkpoint_ns", "checkpoint_id");
 
 const findStatement = (schema: string) => `
 select ${found.names}
-from ${ofRuns(schema)} as c
+from ${schema}.checkpoints c
+where ${isOfRuns("$1")}
 order by c.thread_id collate "C"
 limit $2`;
 
-/** A child that stays and rebuilds a delta channel from one of the runs. */
+/** A child in thread $1 that stays and rebuilds a delta channel from one of the runs. */
 const neededStatement = (schema: string) => `
 with going as materialized (
-  select c.thread_id, c.checkpoint_ns, c.checkpoint_id from ${ofRuns(schema)} as c
-), places as materialized (
-  select distinct thread_id, checkpoint_ns from going
+  select c.checkpoint_ns, c.checkpoint_id from ${schema}.checkpoints c
+  where c.thread_id = $1 and ${isOfRuns("$2")}
 )
 select 1
-from places
-cross join lateral (
-  select * from ${schema}.checkpoints c
-  where c.thread_id = places.thread_id and c.checkpoint_ns = places.checkpoint_ns
-  offset 0
-) as c
-where not coalesce(c.metadata ->> 'run_id' = any($1::text[]), false)
-  and (c.thread_id, c.checkpoint_ns, c.parent_checkpoint_id) in (select * from going)
-  and ${rebuildsFromParent(schema, "c")}
+from ${schema}.checkpoints c
+where c.thread_id = $1
+  and not coalesce(c.metadata ->> 'run_id' = any($2::text[]), false)
+  and (c.checkpoint_ns, c.parent_checkpoint_id) in (select * from going)
+  and ${rebuildsFromParent(schema, "c", "$1")}
 limit 1`;

@@ -15,5 +15,5 @@ const statement = (schema: string) => `
 with
   deleted_writes as (delete from ${schema}.checkpoint_writes where thread_id = $1),
   deleted_blobs as (delete from ${schema}.checkpoint_blobs where thread_id = $1),
-  ended_lease as (delete from ${schema}.checkpointd_claims where thread_id = $1 collate "C")
+  ended_lease as (delete from ${schema}.checkpointd_claims where thread_id = $1)
 delete from ${schema}.checkpoints where thread_id = $1`;

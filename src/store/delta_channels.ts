@@ -2,7 +2,7 @@ import { channelVersions } from "./tuples.js";
 
 /**
  * A condition in SQL: whether a checkpoint holds no value of a delta channel, so that the channel
- * is rebuilt from its parent. `c` has the columns of checkpoints.
+ * is rebuilt from its parent. `c` has the columns of checkpoints, and is of that thread, a parameter.
  *
  * LangGraph tells only in a metadata's counters_since_delta_snapshot which channels are delta
  * channels without a value here, and keeps it for the checkpoints of its loop; what updateState
@@ -12,7 +12,7 @@ import { channelVersions } from "./tuples.js";
  *
  * Relies on checkpoint_blobs' primary key.
  */
-export const rebuildsFromParent = (schema: string, c: string) => `exists (
+export const rebuildsFromParent = (schema: string, c: string, thread: string) => `exists (
     select from (
       select jsonb_object_keys(
         case when jsonb_typeof(${c}.metadata -> 'counters_since_delta_snapshot') = 'object'
@@ -26,7 +26,7 @@ export const rebuildsFromParent = (schema: string, c: string) => `exists (
     where not coalesce(${c}.checkpoint -> 'channel_values' ? channel, false)
       and not exists (
         select from ${schema}.checkpoint_blobs b
-        where b.thread_id = ${c}.thread_id and b.checkpoint_ns = ${c}.checkpoint_ns
+        where b.thread_id = ${thread} and b.checkpoint_ns = ${c}.checkpoint_ns
           and b.channel = delta.channel
           and b.version = ${channelVersions(`${c}.checkpoint`)} ->> delta.channel
           and b.type <> 'empty'

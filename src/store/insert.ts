@@ -94,18 +94,34 @@ const keyOf = (table: Table<never, never>) =>
     .flatMap(({ name, isKey }) => (isKey ? [name] : []))
     .join(", ");
 
+/** A column of `sent`: the parameter that has its values, and of which type that is. */
+export interface SentArray {
+  name: string;
+  parameter: string;
+  type: string;
+}
+
+/** Writes the relation `sent` of arrays. */
+export const sentArrays = (arrays: readonly SentArray[]) =>
+  `unnest(${arrays.map(({ parameter, type }) => `${parameter}::${type}`).join(", ")}) as sent (${arrays
+    .map(({ name }) => name)
+    .join(", ")})`;
+
 /** Writes the relation `sent` of the requests of a batch: the columns of a table, and `more`. */
 export const sentRequests = <Request>(
   bind: Bind<{ requests: readonly Request[] }>,
   table: Table<Request, never>,
   more: readonly Column<Request>[],
-) => {
-  const columns = [...table.ofRequest, ...more];
-  const arrays = columns.map(({ of, type }) =>
-    bindArray(bind, type, ({ requests }) => requests.map(of)),
+) => sentArrays(arraysOfRequests(bind, [...table.ofRequest, ...more]));
+
+/** Of the requests of a batch, an array for each column. */
+export const arraysOfRequests = <Request>(
+  bind: Bind<{ requests: readonly Request[] }>,
+  columns: readonly Column<Request>[],
+): SentArray[] =>
+  columns.map(({ name, of, type }) =>
+    bindArray(bind, name, type, ({ requests }) => requests.map(of)),
   );
-  return `unnest(${arrays.join(", ")}) as sent (${columns.map(({ name }) => name).join(", ")})`;
-};
 
 /**
  * Writes the relation `sent` of the rows of a batch: the columns of a table, `ofRequest` and `ofRow`
@@ -116,29 +132,37 @@ export const sentRows = <Request, Part, Row>(
   table: Table<Request, Part>,
   ofRequest: readonly Column<Request>[],
   ofRow: readonly Column<Row>[] = [],
-) => {
-  const ofRequests = [...table.ofRequest, ...ofRequest];
+) => sentArrays(arraysOfRows(bind, table, ofRequest, ofRow));
+
+/** Of the rows of a batch, an array for each column. */
+export const arraysOfRows = <Request, Part, Row>(
+  bind: Bind<Batch<Request, Part, Row>>,
+  table: Pick<Table<Request, Part>, "ofRequest" | "ofPart">,
+  ofRequest: readonly Column<Request>[],
+  ofRow: readonly Column<Row>[],
+): SentArray[] => [
   // A map by the column's own function: another one around it costs a call for each row.
-  const arrays = [
-    ...ofRequests.map(({ of, type }) =>
-      bindArray(bind, type, ({ requestOfRow }) => requestOfRow.map(of)),
-    ),
-    ...table.ofPart.map(({ of, type }) =>
-      bindArray(bind, type, ({ partOfRow }) => partOfRow.map(of)),
-    ),
-    ...ofRow.map(({ of, type }) => bindArray(bind, type, ({ rows }) => rows.map(of))),
-    bindArray(bind, "integer", ({ values }) => values.starts),
-    bindArray(bind, "integer", ({ values }) => values.lengths),
-  ];
-  const names = [...ofRequests, ...table.ofPart, ...ofRow].map(({ name }) => name);
-  return `unnest(${arrays.join(", ")}) as sent (${[...names, "start", "length"].join(", ")})`;
-};
+  ...[...table.ofRequest, ...ofRequest].map(({ name, of, type }) =>
+    bindArray(bind, name, type, ({ requestOfRow }) => requestOfRow.map(of)),
+  ),
+  ...table.ofPart.map(({ name, of, type }) =>
+    bindArray(bind, name, type, ({ partOfRow }) => partOfRow.map(of)),
+  ),
+  ...ofRow.map(({ name, of, type }) => bindArray(bind, name, type, ({ rows }) => rows.map(of))),
+  bindArray(bind, "start", "integer", ({ values }) => values.starts),
+  bindArray(bind, "length", "integer", ({ values }) => values.lengths),
+];
 
 const bindArray = <Input>(
   bind: Bind<Input>,
+  name: string,
   type: Column<never>["type"],
   valuesOf: (input: Input) => Parameter,
-) => `${bind(valuesOf)}::${type === "jsonb" ? "text" : type}[]`;
+): SentArray => ({
+  name,
+  parameter: bind(valuesOf),
+  type: `${type === "jsonb" ? "text" : type}[]`,
+});
 
 /** Writes the relation of one row that `unpacked` takes the values from, to be cross joined. */
 export const sentValues = (bind: Bind<{ values: PackedBytes }>) =>

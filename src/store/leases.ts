@@ -13,9 +13,10 @@ import { CheckpointdError } from "../errors.js";
 import type { Db, Row, Signal } from "./db.js";
 import type { Bind } from "./insert.js";
 import { explainKeys, type Key, mostKeyBytes } from "./keys.js";
-import { micros, readNamedThreads, readThreads, toTimestamp } from "./read_threads.js";
-import { createColumns, text } from "./rows.js";
+import { readThread, readThreads } from "./read_threads.js";
+import { text } from "./rows.js";
 import type { Column } from "./tables.js";
+import { micros, toTimestamp } from "./thread_rows.js";
 
 /** Which threads a worker wants leases on, and for how long. Durations in milliseconds. */
 export interface WantedLeases {
@@ -125,43 +126,37 @@ async function takeLeases(
   statuses: readonly ThreadStatus[],
   signal: Signal | undefined,
 ): Promise<ClaimedThread[]> {
-  if (threadIds.length === 0) return [];
-  const tokens = threadIds.map(() => randomUUID());
-  const rows = await explainKeys(
-    () => threadIds.map(claimKey),
-    db.run(takeStatement(db.schema), [threadIds, tokens, wanted.owner, wanted.leaseMs], signal),
+  const taken = await Promise.all(
+    threadIds.map((threadId) => takeLease(db, wanted, threadId, statuses, signal)),
   );
-  const leases = new Map(
-    rows.map((row) => [
-      text(row[taken.at.thread_id]),
-      { token: text(row[taken.at.token]), expires: text(row[taken.at.expires_at]) },
-    ]),
+  return taken.filter((lease) => lease !== undefined);
+}
+
+/** A statement for each step, since each is of one thread. */
+async function takeLease(
+  db: Db,
+  wanted: WantedLeases,
+  threadId: string,
+  statuses: readonly ThreadStatus[],
+  signal: Signal | undefined,
+): Promise<ClaimedThread | undefined> {
+  const token = randomUUID();
+  const [row] = await explainKeys(
+    () => [claimKey(threadId)],
+    db.run(takeStatement(db.schema), [threadId, token, wanted.owner, wanted.leaseMs], signal),
   );
-  if (leases.size === 0) return [];
-  const threads = await readNamedThreads(db, [...leases.keys()], signal);
-  const matching = threads.filter(
-    (thread) => statuses.length === 0 || statuses.includes(thread.status),
-  );
-  const kept = new Set(matching.map((thread) => thread.threadId));
-  const dropped = [...leases].filter(([threadId]) => !kept.has(threadId));
-  if (dropped.length > 0) {
-    await db.run(
-      releaseStatement(db.schema),
-      [dropped.map(([threadId]) => threadId), dropped.map(([, { token }]) => token)],
-      signal,
-    );
+  if (!row) return undefined;
+  const thread = await readThread(db, threadId, signal);
+  if (!thread || (statuses.length > 0 && !statuses.includes(thread.status))) {
+    await releaseLease(db, threadId, token, signal);
+    return undefined;
   }
-  const order = new Map(threadIds.map((threadId, i) => [threadId, i]));
-  return matching
-    .sort((a, b) => (order.get(a.threadId) ?? 0) - (order.get(b.threadId) ?? 0))
-    .map((thread) => {
-      const { token, expires } = leases.get(thread.threadId)!;
-      return create(ClaimedThreadSchema, {
-        thread,
-        leaseToken: token,
-        expireTime: toTimestamp(expires),
-      });
-    });
+  const [expires = null] = row;
+  return create(ClaimedThreadSchema, {
+    thread,
+    leaseToken: token,
+    expireTime: toTimestamp(text(expires)),
+  });
 }
 
 /**
@@ -188,7 +183,7 @@ export async function releaseLease(
   token: string,
   signal?: Signal,
 ): Promise<void> {
-  await db.run(releaseStatement(db.schema), [[threadId], [token]], signal);
+  await db.run(releaseStatement(db.schema), [threadId, token], signal);
 }
 
 /**
@@ -229,25 +224,19 @@ const claimKey = (threadId: string): Key => ({
   mostBytes: mostKeyBytes(1),
 });
 
-const taken = createColumns("thread_id", "token", "expires_at");
-
 /**
- * Rows in the order of the key, so that two callers wait for each other's rows in one order. Who
- * comes second finds the row taken and gets nothing. Relies on the primary key.
+ * Who comes second finds the row taken and gets nothing. What is told of the time is immutable, and
+ * "now" is the time from which the lease counts: Citus takes nothing else beside the conflict of an
+ * insert. Relies on the primary key, as the others do.
  */
 const takeStatement = (schema: string) => `
 insert into ${schema}.checkpointd_claims as held (thread_id, token, owner, expires_at)
-select thread_id, token, $3::text, clock_timestamp() + $4::int * interval '1 millisecond'
-from unnest($1::text[], $2::text[]) as asked (thread_id, token)
-order by thread_id collate "C"
+values ($1, $2, $3, clock_timestamp() + $4::int * interval '1 millisecond')
 on conflict (thread_id) do update
   set token = excluded.token, owner = excluded.owner, expires_at = excluded.expires_at
-  where held.expires_at <= clock_timestamp()
-returning ${taken.all({
-  thread_id: "thread_id",
-  token: "token",
-  expires_at: micros("expires_at"),
-})}`;
+  where held.expires_at at time zone 'UTC'
+    <= excluded.expires_at at time zone 'UTC' - $4::int * interval '1 millisecond'
+returning ${micros("expires_at")}`;
 
 /**
  * A CTE of the leases of the requests that are held: `lease` (thread_id, token). Their rows are
@@ -289,21 +278,20 @@ export function haveLease(rows: readonly Row[], requests: readonly UnderLease[])
   return requests.map(({ threadId, leaseToken }) => held.has(`${threadId}\0${leaseToken}`));
 }
 
+/** By now(), which is when the statement began: Citus takes it, unlike what changes meanwhile. */
 const renewStatement = (schema: string) => `
 update ${schema}.checkpointd_claims
-set expires_at = clock_timestamp() + $3::int * interval '1 millisecond'
-where thread_id = $1::text collate "C" and token = $2 and expires_at > clock_timestamp()
+set expires_at = now() + $3::int * interval '1 millisecond'
+where thread_id = $1 and token = $2 and expires_at > now()
 returning ${micros("expires_at")}`;
 
-/** A lease that has run out is taken away too, but was nobody's. Relies on the primary key. */
+/** A lease that has run out is taken away too, but was nobody's. */
 const endStatement = (schema: string) => `
 with gone as (
-  delete from ${schema}.checkpointd_claims where thread_id = $1::text collate "C"
+  delete from ${schema}.checkpointd_claims where thread_id = $1
   returning owner, expires_at
 )
-select owner, ${micros("expires_at")} from gone where expires_at > clock_timestamp()`;
+select owner, ${micros("expires_at")} from gone where expires_at > now()`;
 
 const releaseStatement = (schema: string) => `
-delete from ${schema}.checkpointd_claims held
-using unnest($1::text[], $2::text[]) as ended (thread_id, token)
-where held.thread_id = ended.thread_id collate "C" and held.token = ended.token`;
+delete from ${schema}.checkpointd_claims where thread_id = $1 and token = $2`;

@@ -5,8 +5,10 @@ import {
   type CheckpointTuple,
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { type ListRequest, ListView } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import type { Db, Parameter, Row, Signal } from "./db.js";
+import { CheckpointdError } from "../errors.js";
+import { type Db, isDistributed, type Parameter, type Row, type Signal } from "./db.js";
 import { explainJson } from "./json.js";
+import { createReadNamed } from "./read.js";
 import { mostResultBytes } from "./results.js";
 import { text } from "./rows.js";
 import {
@@ -142,6 +144,9 @@ export async function listPage(
   if (limit === 0) return { tuples: [], nextMaxTuples: 0 };
   const rows = Math.min(maxTuples || bounds.firstRows, bounds.maxRows, limit);
   const isHeader = request.view === ListView.METADATA;
+  if (isDistributed(db) && request.threadId === undefined && !isHeader) {
+    return readDistributedPage(db, request, rows, last, signal, bounds);
+  }
   let after = last?.key ?? request.after;
   const mostToExamine = isOfThread(request) ? mostExaminedOfThread : mostExamined;
   for (let examine = leastExamined; ; examine = Math.min(examine * 4, mostToExamine)) {
@@ -186,6 +191,45 @@ export async function listPage(
     // Nothing to be told of them: go on after what was looked at.
     after = lastKey ?? toKey(end);
   }
+}
+
+/**
+ * A page over all threads where they are distributed: the keys by a fan-out, which each node answers
+ * in order and up to the limit, and then each tuple, complete, from the node that has it.
+ */
+async function readDistributedPage(
+  db: Db,
+  request: ListRequest,
+  rows: number,
+  last: LastSent | undefined,
+  signal: Signal | undefined,
+  bounds: PageBounds,
+): Promise<Page> {
+  const headers = { ...request, view: ListView.METADATA, omitUnchanged: false };
+  const page = await listPage(db, headers, rows, last, signal, bounds);
+  const keys = page.tuples.map(({ key }) => key as CheckpointKey);
+  const read = createReadNamed(db);
+  const tuples: CheckpointTuple[] = [];
+  let bytes = 0;
+  let done = 0;
+  for (; done < keys.length && bytes < bounds.maxBytes; done++) {
+    const key = keys[done] as CheckpointKey;
+    const tuple = await read(key, signal);
+    if (tuple instanceof CheckpointdError) db.leaveOut(key);
+    else if (tuple) {
+      tuples.push(tuple);
+      bytes += valueBytes(tuple) + tuple.checkpointJson.length + tuple.metadataJson.length;
+    }
+  }
+  if (done === keys.length && page.nextMaxTuples === 0) return { tuples, nextMaxTuples: 0 };
+  if (tuples.length === 0) {
+    // What there was is gone or too large: go on behind it.
+    const key = keys[done - 1] as CheckpointKey;
+    return listPage(db, request, rows, { key, checkpointJson: "" }, signal, bounds);
+  }
+  const isCut = done < keys.length;
+  const more = isCut ? done + 1 + (done >> 3) : page.nextMaxTuples;
+  return { tuples, nextMaxTuples: Math.min(bounds.maxRows, more) };
 }
 
 /** Whether rows that the conditions of the keys deliver are looked at and may not be returned. */
@@ -248,7 +292,8 @@ export function pageStatement(
   const id = request.threadId === undefined ? newestId : `checkpoint_id collate "C"`;
   const conditions: string[] = [];
   const filters: string[] = [];
-  if (request.threadId !== undefined) conditions.push(`thread_id = ${bind(request.threadId)}`);
+  const thread = request.threadId === undefined ? undefined : bind(request.threadId);
+  if (thread) conditions.push(`thread_id = ${thread}`);
   if (request.checkpointNs !== undefined) {
     const ofKey = request.threadId === undefined ? filters : conditions;
     ofKey.push(`checkpoint_ns = ${bind(request.checkpointNs)}`);
@@ -300,7 +345,7 @@ export function pageStatement(
   ) as key
   cross join lateral (
     select parent_checkpoint_id, checkpoint, metadata from ${table} c
-    where c.thread_id = key.thread_id and c.checkpoint_ns = key.checkpoint_ns
+    where c.thread_id = ${thread} and c.checkpoint_ns = key.checkpoint_ns
       and c.checkpoint_id = key.checkpoint_id
     limit 1
   ) as c`;
@@ -322,7 +367,7 @@ export function pageStatement(
       }
     : undefined;
   const statement = (json: JsonForm) =>
-    tuplesStatement(schema, examined, guard(candidates, json), order, limitBytes, before);
+    tuplesStatement(schema, examined, guard(candidates, json), order, limitBytes, before, thread);
   return { statement, parameters };
 }
 
@@ -367,6 +412,7 @@ const tuplesStatement = (
   order: string,
   limitBytes: string,
   before: { threadId: string; checkpointNs: string; checkpointJson: string } | undefined,
+  thread: string | undefined,
 ) => `
 with ${withExamined(examined)}candidate as materialized (
   select row_number() over stream as n, thread_id, checkpoint_ns, checkpoint_id,
@@ -379,7 +425,7 @@ with ${withExamined(examined)}candidate as materialized (
   ) as c
   window stream as (order by ${order})
 ), part as materialized (
-  ${partRows(schema, "candidate", before && `not ${isUnchanged}`)}
+  ${partRows(schema, "candidate", before && `not ${isUnchanged}`, thread)}
 ), sized as materialized (
   select *, bytes <= ${mostResultBytes} as is_told
   from (

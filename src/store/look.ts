@@ -1,6 +1,7 @@
 import { isOlder, version } from "../version.js";
-import type { Db, Signal } from "./db.js";
+import { type Db, isDistributed, type Signal } from "./db.js";
 import { BOOKKEEPING, readMigrationFiles } from "./migration_files.js";
+import { routedFunctions } from "./routed_writes.js";
 import { createColumns, text } from "./rows.js";
 import { checkpointBlobs, checkpoints, checkpointWrites, columnNames } from "./tables.js";
 
@@ -85,11 +86,12 @@ export async function lookAtTables(db: Db, schema: string, signal: Signal): Prom
     needs: undefined,
     missing: [],
     mayReadMigrations: bookkeeping !== "unreadable",
-    hasSettings: of("setting")[0]?.code === "force_generic_plan",
+    hasSettings: (of("setting")[0]?.code ?? "").startsWith("force_"),
     locks: of("lock").map(({ message }) => message),
     startedAt: Number(of("started")[0]?.message),
     standbyLagBytes: of("lag").map(({ message }) => Number(message))[0],
   };
+  if (!look.trouble && isDistributed(db)) look.trouble = await findFunctions(db, signal);
   if (bookkeeping !== "readable") return look;
   // A column that an older version has not made is null in the row's JSON.
   const applied = await db.run(
@@ -119,6 +121,19 @@ export async function lookAtTables(db: Db, schema: string, signal: Signal): Prom
   }
   look.missing = [...ours].filter((name) => !names.has(name));
   return look;
+}
+
+/** Those that puts call where the tables are distributed. */
+async function findFunctions(db: Db, signal: Signal): Promise<TableTrouble | undefined> {
+  const names = routedFunctions(db.schema).map(({ name }) => name);
+  const missing = await db.run(
+    "select name from unnest($1::text[]) as name where to_regproc(name) is null",
+    [names],
+    signal,
+  );
+  if (missing.length === 0) return undefined;
+  const list = missing.map(([name = null]) => text(name)).join(", ");
+  return new TableTrouble("42883", `no function ${list}`);
 }
 
 const neededRows = Object.entries(needed)

@@ -2,6 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { type MigrationBuilder, type RunnerOption, runner } from "node-pg-migrate";
 import type pg from "pg";
 import { newClient, withClient } from "./client.js";
+import { keepDistributed } from "./distribute.js";
 import {
   BOOKKEEPING,
   findMigrationsDir,
@@ -11,6 +12,7 @@ import {
 } from "./migration_files.js";
 import { sharesSessions } from "./pooler.js";
 import { checkSchemaName, quoteSchema } from "./schema_name.js";
+import { toStatements } from "./statements.js";
 
 /**
  * node-pg-migrate's table as it would make it, made here because its errors lose their code, and
@@ -83,9 +85,10 @@ export async function migrate(options: MigrateOptions): Promise<{ applied: strin
   const applied: string[] = [];
   for (let tries = 1; ; tries += 1) {
     try {
-      await withClient(options, (client, url) =>
-        migrateOnce(client, url, options, applied, onProgress),
-      );
+      await withClient(options, async (client, url) => {
+        await migrateOnce(client, url, options, applied, onProgress);
+        await keepDistributed(client, options.schema);
+      });
       return { applied };
     } catch (error) {
       signal?.throwIfAborted();
@@ -269,7 +272,7 @@ async function loadMigrations(paths: readonly string[], onProgress: (line: strin
     const up = async (pgm: MigrationBuilder) => {
       onProgress(`migrating: ${name}`);
       if (inTransaction) {
-        pgm.sql(text);
+        for (const statement of toStatements(text)) pgm.sql(statement);
         return;
       }
       pgm.noTransaction();

@@ -457,6 +457,7 @@ async function recordStatement(
   };
   await use({
     schema: '"public"',
+    distributed: new Set(),
     guard: { until: 0 },
     leaveOut: () => {},
     load: () => ({ running: 0, waiting: 0 }),

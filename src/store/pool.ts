@@ -40,6 +40,8 @@ export interface Pool {
   renewAfter(connection: Connection): void;
   /** What came of its connections so far. */
   readonly history: PoolHistory;
+  /** See Db. */
+  readonly distributed: ReadonlySet<string>;
   /** Closes all, after at most `timeoutMs` also those in use. */
   close(timeoutMs: number): Promise<void>;
 }
@@ -82,6 +84,7 @@ export function createPool(target: Target, stall: StallWatch, results = new Resu
   const left: Connection[] = [];
   let sweep: NodeJS.Timeout | undefined;
   let closing = false;
+  const distributed = new Set<string>();
   let onAllBack = () => {};
   const history: PoolHistory = {
     opened: 0,
@@ -124,6 +127,8 @@ export function createPool(target: Target, stall: StallWatch, results = new Resu
         connection.onEnd = forget;
         history.opened++;
         history.host = toName(connection.host.address);
+        distributed.clear();
+        for (const schema of connection.distributed) distributed.add(schema);
         return connection;
       } catch (error) {
         history.failed++;
@@ -301,6 +306,7 @@ export function createPool(target: Target, stall: StallWatch, results = new Resu
     giveBack,
     renewAfter,
     history,
+    distributed,
     async close(timeoutMs) {
       closing = true;
       clearInterval(watch);

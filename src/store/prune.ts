@@ -12,7 +12,7 @@ import {
 import { add, countColumns, countsOf, toCounts } from "./counts.js";
 import type { Db, Parameter, Signal } from "./db.js";
 import { rebuildsFromParent } from "./delta_channels.js";
-import { isUnderLease, readThreads, type ThreadPage, updatedAt } from "./read_threads.js";
+import { readThreads } from "./read_threads.js";
 import {
   batchRows,
   namedBlobs,
@@ -21,6 +21,7 @@ import {
   removeUnusedBlobs,
 } from "./remove.js";
 import { createColumns, text } from "./rows.js";
+import { isUnderLease, type ThreadPage, updatedAt } from "./thread_rows.js";
 import { isTooLarge, type JsonForm, jsonBytes, runGuarded } from "./undeliverable.js";
 
 /** What to remove. */
@@ -162,8 +163,8 @@ async function pruneOne(
     add(removed, await removeUnusedBlobs(db, threadId, signal));
     await prune.pause?.();
   }
-  if (prune.keepLast === 0) {
-    const [row] = await db.runLong(leftoversStatement(db.schema), parameters, signal);
+  if (prune.keepLast === 0 && cutoff === undefined) {
+    const [row] = await db.runLong(leftoversStatement(db.schema), [threadId], signal);
     add(removed, toCounts(row, countColumns.at));
   }
   return removed;
@@ -214,7 +215,7 @@ stored as materialized (
     ) <= $2::int or coalesce(${updatedAt("c")} >= $3::timestamptz, false) as is_recent
   from ${schema}.checkpoints c
   where c.thread_id = $1
-    and not ${isUnderLease(schema, "$1::text")}
+    and not ${isUnderLease(schema, "$1")}
     and ($2::int > 0 or $3::timestamptz is null or not exists (
       select from ${schema}.checkpoints c
       where c.thread_id = $1 and ${updatedAt("c")} >= $3::timestamptz
@@ -247,7 +248,7 @@ stored as materialized (
   where exists (
     select from ${schema}.checkpoints c
     where c.thread_id = $1 and c.checkpoint_ns = kept.ns and c.checkpoint_id = kept.id
-      and ${rebuildsFromParent(schema, "c")}
+      and ${rebuildsFromParent(schema, "c", "$1")}
     offset 0
   )
 )`;
@@ -289,7 +290,7 @@ select ${countColumns.all(countsOf("checkpoints", "blobs", "writes"))}`;
 const leftoversStatement = (schema: string) => `
 with gone as (
   delete from ${schema}.checkpoint_writes w
-  where w.thread_id = $1 and $2::int = 0 and $3::timestamptz is null
+  where w.thread_id = $1
     and not exists (select from ${schema}.checkpoints c where c.thread_id = $1)
   returning octet_length(blob) as bytes
 )

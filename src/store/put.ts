@@ -2,7 +2,7 @@ import type { ChannelBlob } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { PutRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { createBatch } from "./batch.js";
 import type { Result } from "./connection.js";
-import { type Db, expectCount, type Run, type Signal } from "./db.js";
+import { type Db, expectCount, isDistributed, type Run, type Signal } from "./db.js";
 import {
   type Batch,
   createSingleStatements,
@@ -10,7 +10,6 @@ import {
   insertInto,
   keepStored,
   replaceStored,
-  type Sent,
   type Statement,
   select,
   sentRequests,
@@ -18,9 +17,15 @@ import {
   sentValues,
   toBatch,
 } from "./insert.js";
-import { explainJson } from "./json.js";
-import { explainKeys, type Key, keysOf, mostKeyBytes } from "./keys.js";
 import { haveLease, heldLeases, joinLease, leaseLost, leaseToken, selectLeases } from "./leases.js";
+import {
+  compareChannels,
+  compareKeys,
+  explainPut,
+  type NewBlob,
+  sizeOfPut,
+} from "./put_requests.js";
+import { createRoutedPut, threadAndLease } from "./routed_writes.js";
 import { checkpointBlobs, checkpoints } from "./tables.js";
 import { mostSingleValues } from "./values.js";
 
@@ -36,24 +41,31 @@ import { mostSingleValues } from "./values.js";
  * Relies on the primary keys of checkpoints and checkpoint_blobs.
  */
 export function createPut(db: Db): (request: PutRequest, signal?: Signal) => Promise<void> {
-  const put = createBatch(db, batchOptions(db.schema, false));
-  const putUnderLease = createBatch(db, batchOptions(db.schema, true));
+  const put = createBatch(db, batchOptions(db, false));
+  const putUnderLease = createBatch(db, batchOptions(db, true));
   return async (request, signal) => {
     const batch = request.leaseToken === "" ? put : putUnderLease;
     if (!(await batch(request, signal))) throw leaseLost();
   };
 }
 
-const batchOptions = (schema: string, underLease: boolean) => {
-  const statementOf = createPutOne(schema);
-  const ofBatch = batchStatement(schema, underLease);
+const batchOptions = (db: Db, underLease: boolean) => {
+  const statementOf = createPutOne(db.schema);
+  const ofBatch = batchStatement(db.schema, underLease);
+  const putRouted = createRoutedPut(db.schema);
   return {
     maxItems: () => 32,
     maxBytes: 1024 * 1024,
     sizeOf: sizeOfPut,
     keyOf: ({ threadId, checkpointNs, checkpointId }: PutRequest) =>
       `${threadId}\0${checkpointNs}\0${checkpointId}`,
+    groupOf: threadAndLease,
     run: async (run: Run, requests: readonly PutRequest[], signal: Signal | undefined) => {
+      if (isDistributed(db)) {
+        const puts = requests.map((put) => ({ put, prefixes: [] }));
+        const isStored = (await putRouted(run, puts, signal)) !== undefined;
+        return requests.map(() => isStored);
+      }
       const [only] = requests.length === 1 ? requests : [];
       if (!only || underLease || only.blobs.length > mostSingleValues) {
         return putAll(ofBatch, underLease, run, requests, signal);
@@ -63,16 +75,6 @@ const batchOptions = (schema: string, underLease: boolean) => {
     },
   };
 };
-
-/** About how many bytes a put brings: those of its values and its JSON. */
-export function sizeOfPut({ checkpointJson, metadataJson, blobs }: PutRequest): number {
-  let bytes = checkpointJson.length + metadataJson.length;
-  for (const { value } of blobs) bytes += value?.data.length ?? 0;
-  return bytes;
-}
-
-/** A channel's version, and the put that brings it. */
-export type NewBlob = Sent<PutRequest, ChannelBlob>;
 
 /** Tells of each whether it was stored; not if its lease is lost. */
 async function putAll(
@@ -130,31 +132,6 @@ export async function putOne(
   return result;
 }
 
-function explainPut(run: Run, put: PutRequest, result: Promise<Result>): Promise<Result> {
-  const json = { checkpoint_json: put.checkpointJson, metadata_json: put.metadataJson };
-  return explainKeys(() => putKeys(put), explainJson(run, json, result));
-}
-
-const putKeys = (put: PutRequest): Key[] => [
-  ...keysOf(checkpoints, put, []),
-  ...keysOf(checkpointBlobs, put, put.blobs),
-  ...runKey(put),
-];
-
-/** What checkpointd_runs_idx has of the metadata. */
-function runKey({ metadataJson }: PutRequest): Key[] {
-  const { run_id: runId } = JSON.parse(metadataJson || "{}") as { run_id?: unknown };
-  if (runId === undefined) return [];
-  // JavaScript cannot tell how a number prints, so of anything else the text is a limit from above.
-  const text = typeof runId === "string" ? runId : metadataJson;
-  return [
-    {
-      texts: [{ field: "metadata_json", column: "run_id", text }],
-      mostBytes: mostKeyBytes(1),
-    },
-  ];
-}
-
 /**
  * Two checkpoints of a thread may bring the same version of a channel (the branches of a fork,
  * with LangGraph's integer versions), and one statement cannot conflict with itself. The first
@@ -167,18 +144,6 @@ function onePerVersion(blobs: NewBlob[]): NewBlob[] {
     const key = `${request.threadId}\0${request.checkpointNs}\0${part.channel}\0${part.version}`;
     return seen.size !== seen.add(key).size;
   });
-}
-
-/** Compares blobs of one checkpoint by the order in which every statement writes them. */
-export function compareChannels(a: ChannelBlob, b: ChannelBlob): number {
-  return a.channel < b.channel ? -1 : 1;
-}
-
-/** Compares checkpoints by the order in which every statement writes them. */
-export function compareKeys(a: PutRequest, b: PutRequest): number {
-  if (a.threadId !== b.threadId) return a.threadId < b.threadId ? -1 : 1;
-  if (a.checkpointNs !== b.checkpointNs) return a.checkpointNs < b.checkpointNs ? -1 : 1;
-  return a.checkpointId < b.checkpointId ? -1 : 1;
 }
 
 /** Returns the statement of {@link putOne} for a put; `returning` is added to its end. */

@@ -1,9 +1,8 @@
 import type { ChannelBlob } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { PutRequest } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
-import type { StoredPrefix } from "../../gen/checkpointd/v1/session_service_pb.js";
 import { CheckpointdError } from "../errors.js";
 import { createBatch } from "./batch.js";
-import type { Db, Run, Signal } from "./db.js";
+import { type Db, isDistributed, type Run, type Signal } from "./db.js";
 import {
   type Batch,
   createStatement,
@@ -16,24 +15,18 @@ import {
   sentRows,
   sentValues,
 } from "./insert.js";
+import { createPutOne, putOne, runPuts } from "./put.js";
+import { compareChannels, compareKeys, sizeOfPut } from "./put_requests.js";
 import {
-  compareChannels,
-  compareKeys,
-  createPutOne,
-  type NewBlob,
-  putOne,
-  runPuts,
-  sizeOfPut,
-} from "./put.js";
+  createRoutedPut,
+  type ExtendingBlob,
+  isNotStored,
+  type PutExtending,
+  prefixColumns,
+} from "./routed_writes.js";
 import { createColumns, text } from "./rows.js";
 import { type Column, checkpointBlobs, checkpoints } from "./tables.js";
 import { mostSingleValues, unpacked } from "./values.js";
-
-/** A put whose values may lack what stored ones have. */
-export interface PutExtending {
-  put: PutRequest;
-  prefixes: readonly StoredPrefix[];
-}
 
 /**
  * Returns put with stored prefixes: Postgres makes each value of a part of a stored one and of the
@@ -57,6 +50,17 @@ export function createPutExtending(
   const statement = batchStatement(db.schema);
   const sizeOf = ({ put, prefixes }: PutExtending) =>
     prefixes.reduce((bytes, { offset, length }) => bytes + offset + length, sizeOfPut(put));
+  const putRouted = createRoutedPut(db.schema);
+  /** Of several of which one is refused each is run again alone. */
+  const putOfThread = async (run: Run, requests: readonly PutExtending[], signal?: Signal) => {
+    try {
+      const transactionId = await putRouted(run, requests, signal);
+      return requests.map(() => transactionId);
+    } catch (error) {
+      if (requests.length > 1 || !isNotStored(error)) throw error;
+      return [undefined];
+    }
+  };
   const statementOf = createPutOne(db.schema, `returning ${transactionIdNow}`);
   const batch = createBatch<PutExtending, string | undefined>(db, {
     maxItems: () => 32,
@@ -64,7 +68,9 @@ export function createPutExtending(
     sizeOf,
     // Two that bring the same version of a channel would share a transaction, and one of them lose.
     keyOf: ({ put }) => `${put.threadId}\0${put.checkpointNs}`,
+    groupOf: ({ put }) => put.threadId,
     run: async (run, requests, signal) => {
+      if (isDistributed(db)) return putOfThread(run, requests, signal);
       const [only] = requests.length === 1 ? requests : [];
       if (!only || only.prefixes.length > 0 || only.put.blobs.length > mostSingleValues) {
         return putAll(statement, run, requests, signal);
@@ -76,7 +82,9 @@ export function createPutExtending(
   return async (request, signal) => {
     const isLong = request.prefixes.length > 0 && sizeOf(request) > longBytes;
     const [transactionId] = isLong
-      ? await putAll(statement, db.runLong, [request], signal)
+      ? await (isDistributed(db)
+          ? putOfThread(db.runLong, [request], signal)
+          : putAll(statement, db.runLong, [request], signal))
       : [await batch(request, signal)];
     if (transactionId === undefined) throw notStored();
     return transactionId;
@@ -90,15 +98,14 @@ export function createPutExtending(
  */
 const longBytes = 8 * 1024 * 1024;
 
-/** A blob, the place of its put among those of the statement, and what its value has of a stored one. */
-interface ExtendingBlob extends NewBlob {
+/** A blob, and the place of its put among those of the statement. */
+interface NumberedBlob extends ExtendingBlob {
   item: number;
-  prefix: StoredPrefix | undefined;
 }
 
 /** The transaction that stored each, or undefined where what it extends is not stored. */
 async function putAll(
-  statement: Statement<Batch<PutRequest, ChannelBlob, ExtendingBlob>>,
+  statement: Statement<Batch<PutRequest, ChannelBlob, NumberedBlob>>,
   run: Run,
   requests: readonly PutExtending[],
   signal: Signal | undefined,
@@ -131,19 +138,7 @@ function notStored(): CheckpointdError {
 /** An xmin has the lower half of a transaction's id. */
 const transactionIdNow = "txid_current() & 4294967295";
 
-/** What is stored of a blob besides its row, as columns of `sent`; null where nothing is extended. */
-const prefixColumns: readonly Column<ExtendingBlob>[] = [
-  { name: "item", type: "integer", of: ({ item }) => item },
-  { name: "prefix_version", type: "text", of: ({ prefix }) => prefix?.version ?? null },
-  {
-    name: "prefix_transaction_id",
-    type: "text",
-    of: ({ prefix }) => prefix?.transactionId ?? null,
-  },
-  { name: "prefix_offset", type: "integer", of: ({ prefix }) => prefix?.offset ?? null },
-  { name: "prefix_length", type: "integer", of: ({ prefix }) => prefix?.length ?? null },
-  { name: "head_length", type: "integer", of: ({ prefix }) => prefix?.headLength ?? null },
-];
+const itemOfBlob: Column<NumberedBlob> = { name: "item", type: "integer", of: ({ item }) => item };
 const itemOfPut: Column<PutRequest> = { name: "item", type: "integer", of: (_, index) => index };
 
 const answer = createColumns("transaction_id", "refused_items");
@@ -152,7 +147,7 @@ const answer = createColumns("transaction_id", "refused_items");
 // pages, a scan of it: so only for values that are extended. `extended` is only a pointer to the
 // value until the insert reads it.
 const batchStatement = (schema: string) =>
-  createStatement<Batch<PutRequest, ChannelBlob, ExtendingBlob>>(
+  createStatement<Batch<PutRequest, ChannelBlob, NumberedBlob>>(
     (bind) => `
 with new_values as materialized (
   select sent.*, (
@@ -163,7 +158,7 @@ with new_values as materialized (
       and stored.xmin = sent.prefix_transaction_id::xid
       and octet_length(stored.blob) >= sent.prefix_offset + sent.prefix_length
   ) as extended
-  from ${sentRows(bind, checkpointBlobs, [], prefixColumns)}
+  from ${sentRows(bind, checkpointBlobs, [], [itemOfBlob, ...prefixColumns])}
 ), refused as (
   select distinct item from new_values where prefix_length is not null and extended is null
 ), new_blobs as (

@@ -1,7 +1,6 @@
 import type { PutWritesRequest, Write } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { createBatch } from "./batch.js";
-import type { Result } from "./connection.js";
-import { type Db, expectCount, type Run, type Signal } from "./db.js";
+import { type Db, expectCount, isDistributed, type Run, type Signal } from "./db.js";
 import {
   type Batch,
   createSingleStatements,
@@ -17,6 +16,7 @@ import {
 } from "./insert.js";
 import { explainKeys, keysOf } from "./keys.js";
 import { haveLease, heldLeases, joinLease, leaseLost, leaseToken, selectLeases } from "./leases.js";
+import { createRoutedWrites, threadAndLease } from "./routed_writes.js";
 import { checkpointWrites } from "./tables.js";
 import { mostSingleValues } from "./values.js";
 
@@ -33,10 +33,7 @@ export function createPutWrites(
   const batches = new Map(
     ["keep", "replace", "keep under lease", "replace under lease"].map((kind) => [
       kind,
-      createBatch(
-        db,
-        batchOptions(db.schema, kind.startsWith("replace"), kind.endsWith("under lease")),
-      ),
+      createBatch(db, batchOptions(db, kind.startsWith("replace"), kind.endsWith("under lease"))),
     ]),
   );
   return async (request, signal) => {
@@ -47,13 +44,15 @@ export function createPutWrites(
   };
 }
 
-const batchOptions = (schema: string, replace: boolean, underLease: boolean) => {
+const batchOptions = (db: Db, replace: boolean, underLease: boolean) => {
+  const { schema } = db;
   const statementOf = createSingleStatements<PutWritesRequest, Write>(
     (valuesOf, writes) => `${insertInto(schema, checkpointWrites)}
 ${valuesOf(checkpointWrites, writes)}
 ${ifStored(replace)}`,
   );
   const ofBatch = batchStatement(schema, replace, underLease);
+  const writeRouted = createRoutedWrites(schema, replace);
   return {
     maxItems: () => 32,
     maxBytes: 1024 * 1024,
@@ -64,8 +63,14 @@ ${ifStored(replace)}`,
     },
     keyOf: (request: PutWritesRequest) =>
       `${request.threadId}\0${request.checkpointNs}\0${request.checkpointId}\0${request.taskId}`,
+    groupOf: threadAndLease,
     run: async (run: Run, requests: readonly PutWritesRequest[], signal: Signal | undefined) => {
       const [only] = requests.length === 1 ? requests : [];
+      if (isDistributed(db)) {
+        const result = writeRouted(run, toRows(requests, replace), signal);
+        const isStored = (await (only ? explainWrites(only, result) : result)) !== undefined;
+        return requests.map(() => isStored);
+      }
       const writes = only ? onePerIdx(only.writes, replace) : [];
       if (!only || underLease || writes.length > mostSingleValues) {
         return putAllWrites(ofBatch, replace, underLease, run, requests, signal);
@@ -86,11 +91,8 @@ async function putAllWrites(
   requests: readonly PutWritesRequest[],
   signal: Signal | undefined,
 ): Promise<boolean[]> {
-  const sorted = [...requests].sort(compareKeys);
-  const writes = sorted.flatMap((request) =>
-    onePerIdx(request.writes, replace).map((part) => ({ request, part })),
-  );
-  const batch = toBatch(checkpointWrites, sorted, writes);
+  const writes = toRows(requests, replace);
+  const batch = toBatch(checkpointWrites, requests, writes);
   const result = run(statement.text, statement.parametersOf(batch), signal);
   const [only] = requests.length === 1 ? requests : [];
   // Of several each is run again alone if one is at fault (see createBatch).
@@ -101,8 +103,14 @@ async function putAllWrites(
   return requests.map(() => true);
 }
 
+/** In the order in which every statement writes them. */
+const toRows = (requests: readonly PutWritesRequest[], replace: boolean) =>
+  [...requests]
+    .sort(compareKeys)
+    .flatMap((request) => onePerIdx(request.writes, replace).map((part) => ({ request, part })));
+
 /** Throws INVALID_ARGUMENT with the field's name for a key that Postgres cannot index. */
-const explainWrites = (request: PutWritesRequest, result: Promise<Result>) =>
+const explainWrites = <T>(request: PutWritesRequest, result: Promise<T>) =>
   explainKeys(() => keysOf(checkpointWrites, request, request.writes), result);
 
 function compareKeys(a: PutWritesRequest, b: PutWritesRequest): number {

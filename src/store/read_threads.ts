@@ -1,31 +1,35 @@
-import { create } from "@bufbuild/protobuf";
-import { type Timestamp, TimestampSchema } from "@bufbuild/protobuf/wkt";
 import {
   type GetThreadRequest,
   type ListThreadsRequest,
   type Thread,
-  ThreadClaimSchema,
-  type ThreadFilter,
   ThreadOrder,
   type ThreadPosition,
-  ThreadPositionSchema,
-  ThreadSchema,
-  ThreadStatus,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
-import { graphKey } from "../protocol/metadata.js";
-import { countNames, toCounts } from "./counts.js";
-import type { Db, Parameter, Row, Signal } from "./db.js";
+import { type Db, isDistributed, type Parameter, type Signal } from "./db.js";
 import { explainJson } from "./json.js";
-import { createColumns, text } from "./rows.js";
-import { threadStatus } from "./thread_status.js";
+import { readDistributedThreads } from "./read_distributed_threads.js";
+import { text } from "./rows.js";
 import {
-  checkpointRows,
-  type JsonForm,
-  jsonBytes,
-  runGuarded,
-  tellable,
-  undeliverable,
-} from "./undeliverable.js";
+  afterPosition,
+  type Bind,
+  conditionsOf,
+  latest,
+  micros,
+  oneStatement,
+  type PageOfThreads,
+  positionOf,
+  selectThread,
+  statusesOf,
+  type ThreadPage,
+  threadColumns,
+  toThreads,
+  updatedAt,
+  updatedWithin,
+} from "./thread_rows.js";
+import { threadStatus } from "./thread_status.js";
+import { type JsonForm, runGuarded, undeliverable } from "./undeliverable.js";
+
+const { at } = threadColumns;
 
 /** Threads that one statement looks at: few at first, so that the first page is there soon. */
 const firstExamined = 100;
@@ -86,54 +90,20 @@ export async function getThread(
   const { threadId, withCounts } = request;
   // To count reads the size of every row, which takes long for a long thread.
   const run = withCounts ? db.runLong : db.run;
-  const statement = (json: JsonForm) => namedStatement(db.schema, withCounts, json);
-  const [row] = await runGuarded(db, run, statement, [[threadId]], signal);
+  const statement = (json: JsonForm) => oneStatement(db.schema, json, { withCounts });
+  const [row] = await runGuarded(db, run, statement, [threadId], signal);
   if (row && !row[at.metadata]) throw undeliverable(text(row[at.checkpoint_id]));
-  return row && toThread(row);
+  return row && toThreads(db, [row])[0];
 }
 
-/**
- * Reads the threads of these names that exist, in no particular order; those too large to be told are
- * left out and reported.
- */
-export async function readNamedThreads(
+/** Reads one thread without a count; undefined too where it is too large to be told, and reported then. */
+export async function readThread(
   db: Db,
-  threadIds: readonly string[],
+  threadId: string,
   signal?: Signal,
-): Promise<Thread[]> {
-  const statement = (json: JsonForm) => namedStatement(db.schema, false, json);
-  return toThreads(db, await runGuarded(db, db.runLong, statement, [threadIds], signal));
-}
-
-function toThreads(db: Db, rows: readonly Row[]): Thread[] {
-  return rows.flatMap((row) => {
-    if (row[at.metadata]) return [toThread(row)];
-    const [threadId, checkpointId] = [text(row[at.thread_id]), text(row[at.checkpoint_id])];
-    db.leaveOut({ threadId, checkpointNs: "", checkpointId });
-    return [];
-  });
-}
-
-/** What one page of threads asks for. */
-export interface ThreadPage {
-  filter?: ThreadFilter | undefined;
-  order: ThreadOrder;
-  withCounts: boolean;
-  after?: ThreadPosition | undefined;
-  /** Threads looked at at the most. Fewer where a statement has walked far to find them. */
-  examine: number;
-  /** Root checkpoints walked past at the most, by time; as many as any statement may unless given. */
-  walk?: number;
-  /** Threads returned at the most. */
-  limit: number;
-  /** Whether to go without their metadata, so that none is too large to be told. */
-  withoutMetadata?: boolean;
-  /** Whether to leave out threads under a lease. */
-  unleased?: boolean;
-  /** Threads to leave out. */
-  except?: readonly string[];
-  /** Metadata that a thread must not contain. */
-  without?: readonly string[];
+): Promise<Thread | undefined> {
+  const statement = (json: JsonForm) => oneStatement(db.schema, json);
+  return toThreads(db, await runGuarded(db, db.runLong, statement, [threadId], signal))[0];
 }
 
 /**
@@ -144,7 +114,8 @@ export async function readThreads(
   db: Db,
   page: ThreadPage,
   signal: Signal | undefined,
-): Promise<{ threads: Thread[]; next: ThreadPosition | undefined; isCut: boolean }> {
+): Promise<PageOfThreads> {
+  if (isDistributed(db)) return readDistributedThreads(db, page, signal);
   const { statement, parameters } = pageStatement(db.schema, page);
   const rows = await explainJson(
     db.runLong,
@@ -158,29 +129,12 @@ export async function readThreads(
   const last = found[found.length - 1];
   let next: ThreadPosition | undefined;
   if (last && found.length === page.limit) {
-    next = position(text(last[at.thread_id]), toTimestamp(text(last[at.updated_at])));
+    next = positionOf(text(last[at.thread_id]), text(last[at.updated_at]));
   } else if (text(end?.[at.is_more]) !== "") {
-    next = position(text(end?.[at.thread_id]), toTimestamp(text(end?.[at.updated_at])));
+    next = positionOf(text(end?.[at.thread_id]), text(end?.[at.updated_at]));
   }
   return { threads, next, isCut: text(end?.[at.is_more]) === "walked" };
 }
-
-const position = (threadId: string, updateTime: Timestamp) =>
-  create(ThreadPositionSchema, { threadId, updateTime });
-
-/**
- * When a checkpoint was made, of a relation with checkpoint_id and created_at: the time in a
- * UUID of version 6, else the time it was stored. The expression of
- * checkpointd_threads_updated_idx (migration 0008): the planner takes the index for this text.
- */
-export const updatedAt = (c: string) => `(case
-    when ${c}.checkpoint_id collate "C" ~ '^[0-9a-f]{8}-[0-9a-f]{4}-6[0-9a-f]{3}-'
-      then to_timestamp((
-        ('x' || substr(${c}.checkpoint_id, 1, 8) || substr(${c}.checkpoint_id, 10, 4)
-          || substr(${c}.checkpoint_id, 16, 3))::bit(60)::bigint - 122192928000000000
-      ) / 10000000.0::float8)
-    else ${c}.created_at
-  end)`;
 
 /**
  * The statement of one page. It walks checkpointd_threads_updated_idx backwards past what is not its
@@ -198,34 +152,8 @@ function pageStatement(
   const byId = order === ThreadOrder.BY_ID;
   const examined = byId ? threadsById(schema, page, bind) : threadsByTime(schema, page, bind);
   const metadata = page.withoutMetadata ? "'{}'" : undefined;
-  const conditions: string[] = [];
-  if (filter?.metadataFilterJson) {
-    const json = `${bind(filter.metadataFilterJson)}::text::jsonb`;
-    // The second is evaluated once and always, see list_checkpoints.ts.
-    conditions.push(`t.metadata @> ${json}`, `${json} is not null`);
-  }
-  if (filter?.graph !== undefined) {
-    conditions.push(
-      filter.graph === ""
-        ? `not t.metadata ? '${graphKey}'`
-        : `t.metadata ->> '${graphKey}' = ${bind(filter.graph)}`,
-    );
-  }
-  if (page.except && page.except.length > 0) {
-    conditions.push(`t.thread_id <> all(${bind(page.except)}::text[])`);
-  }
-  for (const json of page.without ?? []) {
-    conditions.push(`not t.metadata @> ${bind(json)}::text::jsonb`);
-  }
-  if (byId) {
-    conditions.push(...updatedWithin("t.updated_at", filter, bind));
-  } else if (filter?.threadIdPrefix) {
-    conditions.push(`starts_with(t.thread_id, ${bind(filter.threadIdPrefix)})`);
-  }
-  if (page.unleased) {
-    conditions.push(`not ${isUnderLease(schema, "t.thread_id")}`);
-  }
-  const statuses = (filter?.statuses ?? []).map((status) => statusNames[status] ?? "");
+  const conditions = conditionsOf(schema, page, bind);
+  const statuses = statusesOf(filter);
   const [sort, reverse] = byId
     ? [`t.thread_id collate "C"`, `t.thread_id collate "C" desc`]
     : [`t.updated_at desc, t.thread_id collate "C" desc`, `t.updated_at, t.thread_id collate "C"`];
@@ -276,8 +204,6 @@ order by n`;
   return { statement, parameters };
 }
 
-type Bind = (value: Parameter) => string;
-
 /** The SQL of the threads that a page looks at, and of a relation `walked` that they are taken from. */
 interface ExaminedThreads {
   walked: string;
@@ -290,12 +216,7 @@ function threadsByTime(
   bind: Bind,
 ): ExaminedThreads {
   const time = updatedAt("c");
-  const conditions = updatedWithin(time, filter, bind);
-  if (after?.updateTime) {
-    conditions.push(
-      `(${time}, c.thread_id collate "C") < (${bindTime(after.updateTime, bind)}, ${bind(after.threadId)})`,
-    );
-  }
+  const conditions = [...updatedWithin(time, filter, bind), ...afterPosition(time, after, bind)];
   const last = `(select * from walked order by n desc limit 1)`;
   return {
     // Their times are not told: to make them of the ids takes longer than to walk past them.
@@ -365,145 +286,4 @@ function threadsById(
     ${latest(schema, "(to_jsonb(name.thread_id) #>> '{}')", json)}
   ) as c`;
   return { walked: "", threads };
-}
-
-/** A thread's latest root checkpoint. */
-const latest = (schema: string, threadId: string, json: JsonForm) => `
-    select * from ${checkpointRows(schema, json)} c
-    where c.thread_id = ${threadId} and c.checkpoint_ns = ''
-    order by c.checkpoint_id collate "C" desc
-    limit 1`;
-
-function updatedWithin(time: string, filter: ThreadFilter | undefined, bind: Bind): string[] {
-  const conditions: string[] = [];
-  if (filter?.updatedAfter) conditions.push(`${time} >= ${bindTime(filter.updatedAfter, bind)}`);
-  if (filter?.updatedBefore) conditions.push(`${time} < ${bindTime(filter.updatedBefore, bind)}`);
-  return conditions;
-}
-
-const namedStatement = (schema: string, withCounts: boolean, json: JsonForm) => `
-select ${selectThread(schema, withCounts, json)}
-from (
-  select t.*, s.status, s.pending_nodes
-  from (
-    select c.thread_id, c.checkpoint_id, c.checkpoint, c.metadata, ${updatedAt("c")} as updated_at
-    from unnest($1::text[]) as name (thread_id)
-    cross join lateral (${latest(schema, "name.thread_id", json)}) as c
-  ) as t
-  cross join lateral ${threadStatus(schema, "t")} as s
-) as t`;
-
-/**
- * The columns of a thread, times in microseconds. `lease` is JSON, null where there is none;
- * `is_more` is only in the last row of a page.
- */
-const threadColumns = createColumns(
-  "thread_id",
-  "checkpoint_id",
-  "updated_at",
-  "step",
-  "source",
-  "status",
-  "pending_nodes",
-  "metadata",
-  "lease",
-  ...countNames,
-  "is_more",
-);
-const { at } = threadColumns;
-
-/**
- * The columns of `toThread`, of a relation `t` of threads with their status. Metadata is null where it,
- * or the checkpoint, is too large to be told.
- */
-const selectThread = (
-  schema: string,
-  withCounts: boolean,
-  json: JsonForm,
-  metadata = `(select case when t.checkpoint is not null then ${tellable("printed")} end
-      from (select t.metadata::text as printed offset 0) as m)`,
-) =>
-  threadColumns.all({
-    thread_id: "t.thread_id",
-    checkpoint_id: "t.checkpoint_id",
-    updated_at: micros("t.updated_at"),
-    step: "case when t.metadata ->> 'step' ~ '^-?[0-9]{1,9}$' then t.metadata ->> 'step' end",
-    source: "t.metadata ->> 'source'",
-    status: "t.status",
-    pending_nodes: "array_to_json(t.pending_nodes)::text",
-    metadata,
-    lease: `(select json_build_array(l.owner, ${micros("l.expires_at")})::text
-      from ${schema}.checkpointd_claims l where ${holds("t.thread_id")})`,
-    ...(withCounts ? counts(schema, json) : withoutCounts),
-    is_more: "null",
-  });
-
-/** A condition in SQL: whether somebody holds a lease on the thread. Relies on the primary key. */
-export const isUnderLease = (schema: string, threadId: string) =>
-  `exists (select from ${schema}.checkpointd_claims l where ${holds(threadId)})`;
-
-const holds = (threadId: string) =>
-  `l.thread_id = ${threadId} collate "C" and l.expires_at > clock_timestamp()`;
-
-const withoutCounts = { checkpoints: "null", blobs: "null", writes: "null", stored_bytes: "null" };
-
-/** How much is stored of a thread. Sizes of values come from the rows and their TOAST pointers. */
-const counts = (schema: string, json: JsonForm) => ({
-  checkpoints: `(select count(*) from ${schema}.checkpoints c where c.thread_id = t.thread_id)`,
-  blobs: `(select count(*) from ${schema}.checkpoint_blobs b where b.thread_id = t.thread_id)`,
-  writes: `(select count(*) from ${schema}.checkpoint_writes w where w.thread_id = t.thread_id)`,
-  stored_bytes: `(
-      (select sum(${jsonBytes("c", json)})
-        from ${schema}.checkpoints c where c.thread_id = t.thread_id)
-      + coalesce((select sum(octet_length(blob))
-        from ${schema}.checkpoint_blobs b where b.thread_id = t.thread_id), 0)
-      + coalesce((select sum(octet_length(blob))
-        from ${schema}.checkpoint_writes w where w.thread_id = t.thread_id), 0)
-    )`,
-});
-
-/** SQL that tells a time in microseconds since 1970, the database's precision, as text. */
-export const micros = (time: string) => `(extract(epoch from ${time}) * 1000000)::bigint::text`;
-
-function bindTime(time: Timestamp, bind: Bind): string {
-  const iso = new Date(Number(time.seconds) * 1000).toISOString();
-  return `${bind(iso.replace(/\.000Z$/, `.${String(time.nanos).padStart(9, "0").slice(0, 6)}Z`))}::timestamptz`;
-}
-
-/** Returns the time that so many microseconds after 1970 are, which `micros` makes of a time. */
-export function toTimestamp(microseconds: string): Timestamp {
-  const all = BigInt(microseconds);
-  const fraction = ((all % 1_000_000n) + 1_000_000n) % 1_000_000n;
-  return create(TimestampSchema, {
-    seconds: (all - fraction) / 1_000_000n,
-    nanos: Number(fraction) * 1000,
-  });
-}
-
-const statusNames: Record<ThreadStatus, string | undefined> = {
-  [ThreadStatus.UNSPECIFIED]: undefined,
-  [ThreadStatus.COMPLETED]: "completed",
-  [ThreadStatus.PENDING]: "pending",
-  [ThreadStatus.INTERRUPTED]: "interrupted",
-  [ThreadStatus.FAILED]: "failed",
-};
-
-function toThread(row: Row): Thread {
-  const status = text(row[at.status]);
-  const thread = create(ThreadSchema, {
-    threadId: text(row[at.thread_id]),
-    checkpointId: text(row[at.checkpoint_id]),
-    updateTime: toTimestamp(text(row[at.updated_at])),
-    source: text(row[at.source]),
-    status: Number(Object.entries(statusNames).find(([, name]) => name === status)?.[0] ?? 0),
-    pendingNodes: JSON.parse(text(row[at.pending_nodes])) as string[],
-    metadataJson: text(row[at.metadata]),
-  });
-  if (row[at.step]) thread.step = Number(text(row[at.step]));
-  if (row[at.lease]) {
-    const [owner, expires] = JSON.parse(text(row[at.lease])) as [string, string];
-    thread.claim = create(ThreadClaimSchema, { owner, expireTime: toTimestamp(expires) });
-  }
-  if (row[at.checkpoints]) thread.counts = toCounts(row, at);
-  return thread;
 }

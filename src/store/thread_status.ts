@@ -16,10 +16,11 @@ const nullTask = "00000000-0000-0000-0000-000000000000";
 /**
  * A lateral subquery with the columns `status` ('completed', 'pending', 'interrupted', 'failed')
  * and `pending_nodes` (text[]), for a relation `t` with thread_id, checkpoint_id and checkpoint
- * of the thread's latest root checkpoint. Relies on the primary keys of checkpoint_blobs and
+ * of the thread's latest root checkpoint. `thread` is a parameter where there is one thread (see
+ * partRows). Relies on the primary keys of checkpoint_blobs and
  * checkpoint_writes.
  */
-export const threadStatus = (schema: string, t: string) => `(
+export const threadStatus = (schema: string, t: string, thread = `${t}.thread_id`) => `(
   select
     case
       when written.failed then 'failed'
@@ -40,7 +41,7 @@ export const threadStatus = (schema: string, t: string) => `(
     ) as channel
     left join lateral (
       select b.type, b.blob from ${schema}.checkpoint_blobs b
-      where b.thread_id = ${t}.thread_id and b.checkpoint_ns = ''
+      where b.thread_id = ${thread} and b.checkpoint_ns = ''
         and b.channel = version.channel and b.version = version.seen #>> '{}'
       limit 1
     ) as stored on true
@@ -58,7 +59,7 @@ export const threadStatus = (schema: string, t: string) => `(
         end
       ), false) as unapplied
     from ${schema}.checkpoint_writes w
-    where w.thread_id = ${t}.thread_id and w.checkpoint_ns = ''
+    where w.thread_id = ${thread} and w.checkpoint_ns = ''
       and w.checkpoint_id = ${t}.checkpoint_id
   ) as written
 )`;

@@ -13,7 +13,7 @@ const kinds: readonly [RegExp, string][] = [
     "the database that the database URL names does not exist: create it, or correct the URL",
   ],
   [
-    /^(42P01|42703|3F000)/,
+    /^(42P01|42703|42883|3F000)/,
     "LangGraph's tables are missing or not as our migrations make them: run checkpointd migrate, or restore what was changed",
   ],
   [

@@ -136,9 +136,16 @@ export const partColumns = createColumns(
  * those for whose channel (`v.key`) and version (`v.value`) the SQL condition `isWanted` holds.
  *
  * The look-ups are lateral with a bound of their own so that the planner cannot turn them
- * into a scan of the whole table, whatever it believes about the number of channels.
+ * into a scan of the whole table, whatever it believes about the number of channels. Where all
+ * tuples are of one thread, `thread` is the parameter that names it: through the join alone Postgres
+ * looks into each partition of a table, and Citus refuses the statement.
  */
-export function partRows(schema: string, page: string, isWanted = "true"): string {
+export function partRows(
+  schema: string,
+  page: string,
+  isWanted = "true",
+  thread = "page.thread_id",
+): string {
   const blob = {
     n: "n",
     kind: "1",
@@ -175,7 +182,7 @@ from ${page} as page
 cross join lateral (select * from jsonb_each_text(channel_versions) as v where ${isWanted}) as v
 cross join lateral (
   select type, blob from ${schema}.checkpoint_blobs b
-  where b.thread_id = page.thread_id and b.checkpoint_ns = page.checkpoint_ns
+  where b.thread_id = ${thread} and b.checkpoint_ns = page.checkpoint_ns
     and b.channel = v.key and b.version = v.value
   limit 1
 ) as b
@@ -185,7 +192,7 @@ select ${partColumns.union(write)}
 from ${page} as page
 cross join lateral (
   select task_id, task_path, idx, channel, type, blob from ${schema}.checkpoint_writes w
-  where w.thread_id = page.thread_id and w.checkpoint_ns = page.checkpoint_ns
+  where w.thread_id = ${thread} and w.checkpoint_ns = page.checkpoint_ns
     and w.checkpoint_id = page.checkpoint_id
   offset 0
 ) as w
@@ -194,7 +201,7 @@ select ${partColumns.union(send)}
 from ${page} as page
 cross join lateral (
   select task_path, task_id, idx, type, blob from ${schema}.checkpoint_writes s
-  where page.before_format_4 and s.thread_id = page.thread_id
+  where page.before_format_4 and s.thread_id = ${thread}
     and s.checkpoint_ns = page.checkpoint_ns and s.checkpoint_id = page.parent_checkpoint_id
     and s.channel = '__pregel_tasks'
   offset 0
