@@ -460,6 +460,16 @@ test("an authority that is taken out ends the connections of its clients, and no
   const bob = createCertificate("bob", { issuer: others });
   await replace(clients.cert + others.cert);
   await expect.poll(() => askOver1(port, bob)).toBe("1.1 bob");
+  // One of an authority between, whose session is resumed, of which Node has only the first.
+  const between = createCertificate("between", { issuer: others, isAuthority: true });
+  const leaf = createCertificate("eve", { issuer: { ...between, name: "between" } });
+  const eve = { cert: leaf.cert + between.cert, key: leaf.key };
+  const once1 = await connect(port, eve);
+  const [session] = (await once(once1.resume(), "session")) as [Buffer];
+  const resumed = await connect(port, { ...eve, session });
+  expect(resumed.isSessionReused()).toBe(true);
+  resumed.write("GET / HTTP/1.1\r\nhost: localhost\r\n\r\n");
+  await once(resumed, "data");
   const [hers, his, nobodys] = [connect2(port, ann), connect2(port, bob), connect2(port)];
   expect(await askOver2(hers)).toBe("2.0 ann");
   expect(await askOver2(his)).toBe("2.0 bob");
@@ -475,4 +485,6 @@ test("an authority that is taken out ends the connections of its clients, and no
   expect(captured.text()).toContain("whose client's authority was taken out of the file");
   expect(await askOver2(his)).toBe("2.0 bob");
   expect(await askOver2(nobodys)).toBe("2.0 nobody");
+  resumed.write("GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+  expect(await readAll(resumed)).toMatch(/1\.1 eve$/);
 });

@@ -52,6 +52,8 @@ const pinned: tls.SecureContextOptions = {
 
 /** Certificates between a client's and its authority, as many as OpenSSL follows and then some. */
 const mostDepth = 100;
+/** Of clients' certificates whose others are remembered. */
+const mostChains = 10_000;
 
 /** The verified certificates of clients, by their connections and by the sessions of HTTP/2 on them. */
 const peers = new WeakMap<object, tls.PeerCertificate>();
@@ -91,8 +93,27 @@ export async function startTls(files: TlsFiles, mostHandshakes: number, log: Log
   let seen = await stampOf(files);
   const first = await loadWith(files, log);
   let authorities = first.ca;
-  /** Those whose client has proven who it is. */
-  const proven = new Set<tls.TLSSocket>();
+  /** Those whose client has proven who it is, with its certificate and those that stand for it. */
+  const proven = new Map<tls.TLSSocket, readonly X509Certificate[]>();
+  /** What came with a client's certificate: a session of TLS that is resumed has the first alone. */
+  const chains = new Map<string, readonly X509Certificate[]>();
+
+  function chainOf(secured: tls.TLSSocket): readonly X509Certificate[] {
+    const chain: X509Certificate[] = [];
+    let each = secured.getPeerX509Certificate();
+    while (each && chain.length < mostDepth) {
+      chain.push(each);
+      const issuer: X509Certificate | undefined = each.issuerCertificate;
+      // Node goes by the names, and authorities end the chain with themselves.
+      const isNext = issuer?.fingerprint256 !== each.fingerprint256;
+      each = isNext && issuer && each.verify(issuer.publicKey) ? issuer : undefined;
+    }
+    const { fingerprint256 = "" } = chain[0] ?? {};
+    if (secured.isSessionReused()) return chains.get(fingerprint256) ?? chain;
+    if (chains.size >= mostChains) chains.delete(chains.keys().next().value as string);
+    chains.set(fingerprint256, chain);
+    return chain;
+  }
   // Of all that a server of Node's is, only its handshakes are wanted: it gets its sockets from ours.
   const server = tls.createServer({
     ...first,
@@ -110,7 +131,7 @@ export async function startTls(files: TlsFiles, mostHandshakes: number, log: Log
     if (secured.destroyed) return;
     secured.on("error", (error) => log.debug({ err: error }, "a connection failed"));
     if (keepCertificate(secured, log)) {
-      proven.add(secured);
+      proven.set(secured, chainOf(secured));
       secured.on("close", () => proven.delete(secured));
     }
     then?.(secured);
@@ -127,8 +148,8 @@ export async function startTls(files: TlsFiles, mostHandshakes: number, log: Log
       log.info("the files of TLS have changed: new connections get the new certificate");
       if (String(options.ca) === String(authorities)) return;
       authorities = options.ca;
-      for (const secured of proven) {
-        if (isOfOneOf(secured, authorities as string[])) continue;
+      for (const [secured, chain] of proven) {
+        if (isOfOneOf(chain, authorities as string[])) continue;
         log.info("closed a connection whose client's authority was taken out of the file");
         secured.destroy();
       }
@@ -175,16 +196,12 @@ function carrierOf(secured: tls.TLSSocket): net.Socket {
   return (secured as unknown as { _parent: net.Socket })._parent;
 }
 
-/** Whether one of these authorities has signed the client's certificate, or one that it was verified by. */
-function isOfOneOf(secured: tls.TLSSocket, authorities: readonly string[]): boolean {
+/** Whether one of these authorities has signed a client's certificate, or one of those that stand for it. */
+function isOfOneOf(chain: readonly X509Certificate[], authorities: readonly string[]): boolean {
   const trusted = authorities.map((each) => new X509Certificate(each));
-  let certificate = secured.getPeerX509Certificate();
-  for (let depth = 0; certificate && depth < mostDepth; depth++) {
-    const of: X509Certificate = certificate;
-    if (trusted.some((each) => of.checkIssued(each) && of.verify(each.publicKey))) return true;
-    certificate = certificate.issuerCertificate;
-  }
-  return false;
+  return chain.some((of) =>
+    trusted.some((each) => of.checkIssued(each) && of.verify(each.publicKey)),
+  );
 }
 
 /** Returns whether there is one. */
