@@ -1,7 +1,6 @@
 import { createHash } from "node:crypto";
 import type { IncomingHttpHeaders } from "node:http";
 import type { PeerCertificate } from "node:tls";
-import { CheckpointdError } from "../errors.js";
 import type { Log } from "../log.js";
 import { hashKey, isKey, keyPrefix } from "./api_keys.js";
 import { readBearer } from "./bearer.js";
@@ -11,7 +10,7 @@ import { fetchKeys, type IssuerKeys } from "./issuer_keys.js";
 import { createLivePrincipals, type Live } from "./live_principals.js";
 import { type Loaded, loadAuthFile, watchFiles } from "./load.js";
 import type { Principal } from "./principal.js";
-import { changed, expired, invalid, missing, Refusal } from "./refusal.js";
+import { changed, expired, invalid, missing, Refusal, tooManyTokens } from "./refusal.js";
 import { type Credential, describe, identify, isSame } from "./rules.js";
 import { claimedIssuer, verifyToken } from "./tokens.js";
 
@@ -220,11 +219,10 @@ export async function startAuthenticator(options: AuthenticatorOptions): Promise
     if (known) return known;
     const issuer = claimedIssuer(token);
     if (issuer === undefined || !keysOf.has(issuer)) throw invalid("issuer");
-    if (verifying.size >= mostAtOnce) {
-      throw new CheckpointdError("resource_exhausted", "too many new tokens at once, try again", {
-        reason: "OVERLOADED",
-      });
-    }
+    // Those that wait for an issuer take nothing, and keep no token of another one out.
+    let working = verifying.size;
+    for (const { keys } of keysOf.values()) working -= keys.waiting;
+    if (working >= mostAtOnce) throw tooManyTokens();
     const verified = verify(token, issuer)
       .then((principal) => remember(byToken, hash, principal))
       .finally(() => verifying.delete(hash));

@@ -284,3 +284,24 @@ test("over TLS a server is believed whose certificate is, and no other", async (
   const { line } = await startScript("authenticate_once.ts", args);
   expect(line).toBe("ann");
 });
+
+test("tokens that name keys which there are not keep out none that name one", async () => {
+  const { server, auth } = await start([old]);
+  await take(auth, await old.sign(claims));
+  server.answer = () => {};
+  auth.clock.advance(minute);
+  const encode = (part: object) => Buffer.from(JSON.stringify(part)).toString("base64url");
+  const made = Array.from({ length: 1_500 }, (_, i) =>
+    take(
+      auth,
+      `${encode({ alg: "ES256", typ: "at+jwt", kid: "none" })}.${encode({ ...claims, i })}.AA`,
+    ),
+  );
+  const told = Promise.allSettled(made);
+  await expect.poll(() => server.asked).toBe(2);
+  expect(await refusal(auth, await old.sign({ ...claims, sub: "bob" }))).toBe("taken as bob");
+  server.answer = [old];
+  auth.stop();
+  const reasons = (await told).map((it) => (it.status === "rejected" ? it.reason.code : "taken"));
+  expect(new Set(reasons)).toEqual(new Set(["unauthenticated", "resource_exhausted"]));
+});

@@ -4,16 +4,18 @@ import type { Log } from "../log.js";
 import type { Clock } from "./clock.js";
 import { parseJson } from "./json_fields.js";
 import { type FoundKey, type Keys, toKeys } from "./jwks.js";
-import { invalid } from "./refusal.js";
+import { invalid, tooManyTokens } from "./refusal.js";
 
 /** The keys of an issuer as they are now. */
 export interface IssuerKeys {
   /**
    * The key that a token's header asks for. Waits for a fetch that is under way.
    *
-   * @throws Refusal where there is none
+   * @throws Refusal where there is none; CheckpointdError OVERLOADED where too many wait already
    */
   find(header: JWSHeaderParameters): Promise<FoundKey>;
+  /** How many wait for a fetch. */
+  readonly waiting: number;
   /** Whether this key still counts. */
   has(id: string): boolean;
   stop(): void;
@@ -24,6 +26,7 @@ export function readKeys(text: string): IssuerKeys {
   const keys = toKeys(parseJson(text));
   return {
     find: async (header) => (await keys.find(header)) ?? refuseKid(),
+    waiting: 0,
     has: keys.has,
     stop() {},
   };
@@ -51,6 +54,8 @@ export interface FetchOptions {
 const refreshMs = 5 * 60_000;
 /** The shortest time between two fetches, whoever asks for keys that are not there. */
 const pauseMs = 30_000;
+/** Tokens that wait for a fetch: whoever makes up a key's name makes one that does. */
+const mostWaiting = 500;
 /** Larger answers are no key sets. */
 const mostBytes = 256 * 1024;
 
@@ -65,6 +70,7 @@ export function fetchKeys(options: FetchOptions): IssuerKeys {
   let keys: Keys | undefined;
   let began = Number.NEGATIVE_INFINITY;
   let fetching: Promise<void> | undefined;
+  let waiting = 0;
   let callOffNext = () => {};
   let callOffEnd = () => {};
 
@@ -107,11 +113,16 @@ export function fetchKeys(options: FetchOptions): IssuerKeys {
       let found = await keys?.find(header);
       if (!found && !fetching && clock.now() - began >= pauseMs) void refresh();
       if (!found && fetching) {
-        await fetching;
+        if (waiting >= mostWaiting) throw tooManyTokens();
+        waiting++;
+        await fetching.finally(() => waiting--);
         found = await keys?.find(header);
       }
       if (!keys) throw invalid("outage");
       return found ?? refuseKid();
+    },
+    get waiting() {
+      return waiting;
     },
     has: (id) => keys?.has(id) ?? false,
     stop() {

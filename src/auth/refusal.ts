@@ -32,6 +32,13 @@ export function invalid(why: string): Refusal {
   return new Refusal("CREDENTIAL_INVALID", "the credential is not accepted", why);
 }
 
+/** What it brings is not looked at now, and may be later. */
+export function tooManyTokens(): CheckpointdError {
+  return new CheckpointdError("resource_exhausted", "too many new tokens at once, try again", {
+    reason: "OVERLOADED",
+  });
+}
+
 /** What it brings was somebody's. */
 export function expired(who?: string): Refusal {
   const text = "the credential has expired; get a new one";

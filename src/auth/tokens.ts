@@ -1,7 +1,8 @@
 import { decodeJwt, errors, type JWTPayload, jwtVerify } from "jose";
+import { CheckpointdError } from "../errors.js";
 import type { Issuer } from "./auth_file.js";
 import type { IssuerKeys } from "./issuer_keys.js";
-import { expired, invalid, Refusal } from "./refusal.js";
+import { expired, invalid } from "./refusal.js";
 
 /** What a token says that was found to be an issuer's. */
 export interface VerifiedToken {
@@ -53,7 +54,7 @@ export async function verifyToken(
     if (!Number.isFinite(expiresAt)) throw invalid("claim exp");
     return { claims: payload, keyId, expiresAt };
   } catch (error) {
-    if (error instanceof Refusal) throw error;
+    if (error instanceof CheckpointdError) throw error;
     if (error instanceof errors.JWTExpired) throw expired();
     // jose names the claim, never its value.
     if (error instanceof errors.JWTClaimValidationFailed) throw invalid(`claim ${error.claim}`);

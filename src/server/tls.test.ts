@@ -448,3 +448,43 @@ test("files that change are read anew, broken ones change nothing, and nothing i
   await expect.poll(() => askOver1(port, bob)).toBe("1.1 bob");
   expect(await askOver1(port, createClientCert("ann"))).toBe("1.1 nobody");
 });
+
+test("an authority that is taken out ends the connections of its clients, and no others", async () => {
+  const { port, files, captured } = await start();
+  const others = createAuthority("the authority that stays");
+  const replace = async (text: string) => {
+    await writeFile(`${files.clientCa}.new`, text);
+    await rename(`${files.clientCa}.new`, files.clientCa as string);
+  };
+  const ann = createClientCert("ann");
+  const bob = createCertificate("bob", { issuer: others });
+  await replace(clients.cert + others.cert);
+  await expect.poll(() => askOver1(port, bob)).toBe("1.1 bob");
+  // One of an authority between, whose session is resumed, of which Node has only the first.
+  const between = createCertificate("between", { issuer: others, isAuthority: true });
+  const leaf = createCertificate("eve", { issuer: { ...between, name: "between" } });
+  const eve = { cert: leaf.cert + between.cert, key: leaf.key };
+  const once1 = await connect(port, eve);
+  const [session] = (await once(once1.resume(), "session")) as [Buffer];
+  const resumed = await connect(port, { ...eve, session });
+  expect(resumed.isSessionReused()).toBe(true);
+  resumed.write("GET / HTTP/1.1\r\nhost: localhost\r\n\r\n");
+  await once(resumed, "data");
+  const [hers, his, nobodys] = [connect2(port, ann), connect2(port, bob), connect2(port)];
+  expect(await askOver2(hers)).toBe("2.0 ann");
+  expect(await askOver2(his)).toBe("2.0 bob");
+  expect(await askOver2(nobodys)).toBe("2.0 nobody");
+  // A certificate of the service's that is renewed ends nobody.
+  const renewed = createServerCert();
+  await writeFile(files.key, renewed.key);
+  await writeFile(files.cert, renewed.cert);
+  await expect.poll(() => captured.lines({ level: 30 }).length).toBeGreaterThan(1);
+  expect(await askOver2(hers)).toBe("2.0 ann");
+  await replace(others.cert);
+  await expect.poll(() => hers.destroyed).toBe(true);
+  expect(captured.text()).toContain("whose client's authority was taken out of the file");
+  expect(await askOver2(his)).toBe("2.0 bob");
+  expect(await askOver2(nobodys)).toBe("2.0 nobody");
+  resumed.write("GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+  expect(await readAll(resumed)).toMatch(/1\.1 eve$/);
+});

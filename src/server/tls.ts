@@ -50,6 +50,11 @@ const pinned: tls.SecureContextOptions = {
   secureOptions: constants.SSL_OP_NO_RENEGOTIATION,
 };
 
+/** Certificates between a client's and its authority, as many as OpenSSL follows and then some. */
+const mostDepth = 100;
+/** Of clients' certificates whose others are remembered. */
+const mostChains = 10_000;
+
 /** The verified certificates of clients, by their connections and by the sessions of HTTP/2 on them. */
 const peers = new WeakMap<object, tls.PeerCertificate>();
 
@@ -76,8 +81,9 @@ export function shareCertificate(socket: net.Socket, session: http2.ServerHttp2S
 }
 
 /**
- * Reads the files, and reads them anew when they change: connections that are open keep theirs, and
- * files that cannot be used are told in the log and change nothing. Of handshakes there are
+ * Reads the files, and reads them anew when they change: connections that are open keep theirs, but
+ * for those of clients whose authority is no longer among them, which are closed, and files that
+ * cannot be used are told in the log and change nothing. Of handshakes there are
  * `mostHandshakes` under way at the most: one more ends the oldest, so that those who begin them and
  * do not go on keep nobody out.
  *
@@ -85,9 +91,32 @@ export function shareCertificate(socket: net.Socket, session: http2.ServerHttp2S
  */
 export async function startTls(files: TlsFiles, mostHandshakes: number, log: Log): Promise<Tls> {
   let seen = await stampOf(files);
+  const first = await loadWith(files, log);
+  let authorities = first.ca;
+  /** Those whose client has proven who it is, with its certificate and those that stand for it. */
+  const proven = new Map<tls.TLSSocket, readonly X509Certificate[]>();
+  /** What came with a client's certificate: a session of TLS that is resumed has the first alone. */
+  const chains = new Map<string, readonly X509Certificate[]>();
+
+  function chainOf(secured: tls.TLSSocket): readonly X509Certificate[] {
+    const chain: X509Certificate[] = [];
+    let each = secured.getPeerX509Certificate();
+    while (each && chain.length < mostDepth) {
+      chain.push(each);
+      const issuer: X509Certificate | undefined = each.issuerCertificate;
+      // Node goes by the names, and authorities end the chain with themselves.
+      const isNext = issuer?.fingerprint256 !== each.fingerprint256;
+      each = isNext && issuer && each.verify(issuer.publicKey) ? issuer : undefined;
+    }
+    const { fingerprint256 = "" } = chain[0] ?? {};
+    if (secured.isSessionReused()) return chains.get(fingerprint256) ?? chain;
+    if (chains.size >= mostChains) chains.delete(chains.keys().next().value as string);
+    chains.set(fingerprint256, chain);
+    return chain;
+  }
   // Of all that a server of Node's is, only its handshakes are wanted: it gets its sockets from ours.
   const server = tls.createServer({
-    ...(await loadWith(files, log)),
+    ...first,
     ALPNProtocols: ["h2", "http/1.1"],
     requestCert: files.clientCa !== undefined,
     // Who has none may be known by something else.
@@ -101,7 +130,10 @@ export async function startTls(files: TlsFiles, mostHandshakes: number, log: Log
     underWay.delete(socket);
     if (secured.destroyed) return;
     secured.on("error", (error) => log.debug({ err: error }, "a connection failed"));
-    keepCertificate(secured, log);
+    if (keepCertificate(secured, log)) {
+      proven.set(secured, chainOf(secured));
+      secured.on("close", () => proven.delete(secured));
+    }
     then?.(secured);
   });
   server.on("tlsClientError", (error) => log.debug({ err: error }, "a handshake of TLS failed"));
@@ -111,8 +143,16 @@ export async function startTls(files: TlsFiles, mostHandshakes: number, log: Log
     if (stamp === seen) return;
     seen = stamp;
     try {
-      server.setSecureContext(await loadWith(files, log));
+      const options = await loadWith(files, log);
+      server.setSecureContext(options);
       log.info("the files of TLS have changed: new connections get the new certificate");
+      if (String(options.ca) === String(authorities)) return;
+      authorities = options.ca;
+      for (const [secured, chain] of proven) {
+        if (isOfOneOf(chain, authorities as string[])) continue;
+        log.info("closed a connection whose client's authority was taken out of the file");
+        secured.destroy();
+      }
     } catch (error) {
       const { message } = error as Error;
       log.error(`the files of TLS have changed and cannot be used, so the old stay: ${message}`);
@@ -156,19 +196,29 @@ function carrierOf(secured: tls.TLSSocket): net.Socket {
   return (secured as unknown as { _parent: net.Socket })._parent;
 }
 
-function keepCertificate(secured: tls.TLSSocket, log: Log): void {
+/** Whether one of these authorities has signed a client's certificate, or one of those that stand for it. */
+function isOfOneOf(chain: readonly X509Certificate[], authorities: readonly string[]): boolean {
+  const trusted = authorities.map((each) => new X509Certificate(each));
+  return chain.some((of) =>
+    trusted.some((each) => of.checkIssued(each) && of.verify(each.publicKey)),
+  );
+}
+
+/** Returns whether there is one. */
+function keepCertificate(secured: tls.TLSSocket, log: Log): boolean {
   const peer = secured.getPeerCertificate();
   // Of a session of TLS 1.3 that is resumed, Node says that it is authorized also where nobody ever
   // gave a certificate.
-  if (!peer || Object.keys(peer).length === 0) return;
+  if (!peer || Object.keys(peer).length === 0) return false;
   // One that is resumed is not looked at again: its certificate can have ended since.
   const isInTime = Date.parse(peer.valid_to) > Date.now();
   if (secured.authorized && isInTime) {
     peers.set(secured, peer);
-    return;
+    return true;
   }
   const reason = secured.authorizationError ?? "CERT_HAS_EXPIRED";
   log.info({ reason: String(reason) }, "a client's certificate was not accepted");
+  return false;
 }
 
 /** What tells whether a file was changed or replaced. */
