@@ -115,13 +115,16 @@ describe.runIf(citusUrl)("on Citus (CITUS_URL)", () => {
   });
 
   it("is seen by each pool, of its own schema only", async () => {
+    const plain = `${schema}_plain`;
+    await migrate({ databaseUrl, schema: plain });
     const db = openPool(databaseUrl, { schema });
     await db.run("select 1", []);
     expect([...db.distributed]).toContain(`"${schema}"`);
-    expect([...db.distributed]).not.toContain('"public"');
+    expect([...db.distributed]).not.toContain(`"${plain}"`);
     const [[mode = null] = []] = await db.run("show plan_cache_mode", []);
     expect(String(mode)).toBe("force_custom_plan");
     await db.close(1000);
+    await sql.query(`drop schema ${plain} cascade`);
   });
 
   it("refuses tables of a direct saver", async () => {
