@@ -89,26 +89,22 @@ export class CallTrace {
   constructor(options: CallTracesOptions, call: Call, name: string, given: GivenTrace) {
     this.#options = options;
     const parent = parentOf(given);
-    const span = options.tracer.startSpan(
-      name,
-      {
-        kind: SpanKind.SERVER,
-        startTime: this.#at(call.started),
-        attributes: {
-          "rpc.system.name": systemOf(call.carrier),
-          "rpc.method": name,
-          ...options.server,
-        },
-      },
-      parent,
-    );
+    const start = { kind: SpanKind.SERVER, startTime: this.#at(call.started) };
+    const span = options.tracer.startSpan(name, start, parent);
     const { traceId, spanId } = span.spanContext();
     this.ids = { trace_id: traceId, span_id: spanId };
-    const isTraced = span.isRecording() && options.mayTrace();
     // One that never ends is forgotten.
+    const isTraced = span.isRecording() && options.mayTrace();
     this.#span = isTraced ? span : trace.wrapSpanContext({ traceId, spanId, traceFlags: 0 });
-    this.#context = trace.setSpan(parent, this.#span);
-    if (isTraced) call.ran = (statement) => this.#tellStatement(statement);
+    this.#context = isTraced ? trace.setSpan(parent, span) : parent;
+    if (!isTraced) return;
+    // Not before it is known: none of the samplers looks at them.
+    span.setAttributes({
+      "rpc.system.name": systemOf(call.carrier),
+      "rpc.method": name,
+      ...options.server,
+    });
+    call.ran = (statement) => this.#tellStatement(statement);
   }
 
   tellThread(threadId: string | undefined): void {
