@@ -88,6 +88,7 @@ describe.runIf(hasHelm)("the Helm chart", () => {
     },
     port: 9443,
     metrics: { port: 9464 },
+    traces: { endpoint: "http://collector.monitoring:4318", ratio: 0.1 },
     drainTimeoutSeconds: 120,
     autoscaling: { podMetric: { name: "calls", averageValue: 50 } },
     networkPolicy: {
@@ -174,7 +175,19 @@ describe.runIf(hasHelm)("the Helm chart", () => {
       expectNoSecret(stdout);
       for (const { spec } of pods) {
         const [container] = spec.template.spec.containers;
-        expect(container.env).toBeUndefined();
+        const isTraced = name === "everything on" && container.args[0] === "serve";
+        expect(container.env).toEqual(
+          isTraced
+            ? [
+                {
+                  name: "OTEL_EXPORTER_OTLP_ENDPOINT",
+                  value: "http://collector.monitoring:4318",
+                },
+                { name: "OTEL_TRACES_SAMPLER", value: "parentbased_traceidratio" },
+                { name: "OTEL_TRACES_SAMPLER_ARG", value: "0.1" },
+              ]
+            : undefined,
+        );
         parseArguments(container.args);
         // Each file that is named lies in a volume that is there.
         const mounts = container.volumeMounts.map(({ mountPath }: Yaml) => mountPath);
@@ -253,6 +266,8 @@ describe.runIf(hasHelm)("the Helm chart", () => {
         isOf(policy.spec.podSelector.matchLabels);
         expect(policy.spec.ingress[0].ports).toEqual([{ port, protocol: "TCP" }]);
         expect(policy.spec.egress[1].ports).toEqual([{ port: 5432, protocol: "TCP" }]);
+        const collector = name === "everything on" ? [{ port: 4318, protocol: "TCP" }] : undefined;
+        if (collector) expect(policy.spec.egress[2].ports).toEqual(collector);
       }
       const scaler = find("HorizontalPodAutoscaler");
       expect(scaler === undefined).toBe(spec.replicas !== undefined);
@@ -282,6 +297,18 @@ describe.runIf(hasHelm)("the Helm chart", () => {
     });
   });
 
+  it("lets spans out to the port of the collector", () => {
+    for (const [endpoint, port] of [
+      ["http://collector", 80],
+      ["https://traces.example.com/v1", 443],
+      ["https://traces.example.com:4317", 4317],
+    ]) {
+      const { find } = render({ traces: { endpoint } });
+      const { egress } = find("NetworkPolicy").spec;
+      expect(egress.at(-1).ports).toEqual([{ port, protocol: "TCP" }]);
+    }
+  });
+
   it("migrates before anything else, by another URL, and through a policy of its own", () => {
     const { find } = render({});
     const job = find("Job", "ck-checkpointd-migrate");
@@ -308,6 +335,7 @@ describe.runIf(hasHelm)("the Helm chart", () => {
     ["no database", { database: { secret: "" } }, /database.secret/],
     ["one port for two", { metrics: { port: 8080 } }, /metrics.port: must be another/],
     ["a setting that there is not", { settings: { "pool-sizes": 1 } }, /pool-sizes/],
+    ["a password for a collector", { traces: { endpoint: "http://a:b@c:4318" } }, /endpoint/],
     ["a secret for a setting", { settings: { "database-url": "postgres://x" } }, /database-url/],
     ["a value that there is not", { tls: { secrets: "x" } }, /secrets/],
   ])("refuses %s", (_, values, told) => {
