@@ -7,6 +7,10 @@ const others = {
   grpcurl: ["src/server/grpcurl.test.ts", "src/cli/readme.test.ts"],
   // Go builds them: .ci/judges/go.mod.
   conformance: ["src/server/conformance.test.ts"],
+  // nginx, haproxy and Envoy.
+  proxies: ["src/client/proxies.test.ts"],
+  // helm, kubectl-validate, hadolint, systemd-analyze, psql.
+  deploy: ["src/cli/deploy.test.ts"],
   // Brings Jest, Next.js, Bun and more from the registry: minutes.
   clients: ["src/client/packed.test.ts"],
 };
@@ -32,6 +36,8 @@ export default defineConfig({
             "src/server/grpcurl.test.ts",
             "src/server/conformance.test.ts",
             "src/client/packed.test.ts",
+            "src/client/proxies.test.ts",
+            "src/cli/deploy.test.ts",
           ],
         },
       },

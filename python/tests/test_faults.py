@@ -16,6 +16,7 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Service
@@ -24,6 +25,7 @@ from relay import Relay
 from test_interop import checkpoint_of, config_of
 
 from checkpointd import CheckpointdError, ConnectSaver, Retry, blocking_session
+from checkpointd.client import _Place
 
 
 def put(saver, config, value="x"):
@@ -522,6 +524,11 @@ def test_what_is_no_service(thread, relay):
             "HTTP 404, text/html",
         ),
         (b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n", "are the headers right"),
+        (b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", "--allowed-hosts localhost"),
+        (b"HTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n", "client_max_body_size 0"),
+        (b"HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n", "large_client_header_buffers"),
+        (b"HTTP/1.1 502 No\r\nContent-Length: 0\r\n\r\n", "proxy_pass.+gave up after"),
+        (b"HTTP/1.1 504 No\r\nContent-Length: 0\r\n\r\n", "proxy_read_timeout"),
         (b"SSH-2.0-OpenSSH_9\r\n", "it speaks no HTTP"),
         (b"\x15\x03\x01\x00\x02\x02\x46", "begin the URL with https://"),
     ):
@@ -532,6 +539,21 @@ def test_what_is_no_service(thread, relay):
                 with pytest.raises(CheckpointdError, match=words):
                     call(config_of(thread))
         says.close()
+
+
+@pytest.mark.parametrize(("is_passing", "longest"), [(True, 4.0), (False, 600.0)])
+def test_rest_where_there_are_no_sessions(monkeypatch, is_passing, longest):
+    now = 0.0
+    monkeypatch.setattr("checkpointd.client.monotonic", lambda: now)
+    place = _Place()
+    rests = []
+    for _ in range(14):
+        place.session = SimpleNamespace(found_none=(now, is_passing))
+        began = now
+        while place.is_at_rest():
+            now += 1.0
+        rests.append(now - began)
+    assert max(rests) == longest
 
 
 def test_nothing_there_is_told_with_causes_and_count(thread):

@@ -34,7 +34,10 @@ const toPage = async (name: string): Promise<Page> => ({
   name,
   text: await readFile(join(root, name), "utf8"),
 });
-const docs = (await readdir(join(root, "docs"))).sort().map((name) => `docs/${name}`);
+const docs = (await readdir(join(root, "docs")))
+  .filter((name) => name.endsWith(".md"))
+  .sort()
+  .map((name) => `docs/${name}`);
 /** The pages with commands, in the order in which these are run: the first makes a thread. */
 const pages = await Promise.all(["README.md", ...docs].map(toPage));
 const maps = await Promise.all(
@@ -163,6 +166,10 @@ describe("README and docs", () => {
       'docs/clients.md: const token = async () => (await readFile("/var/run/secrets/token", "utf8")).trim();: src/client/credential.test.ts and endpoint.test.ts have such a function and files',
       "docs/operate.md: npm pack --workspace checkpointd-server --pack-destination /tmp: .ci/packages packs and installs the package; the second is an example's folder",
       "docs/operate.md: checkpointd serve --token-file /var/lib/checkpointd/key: src/cli/listening.test.ts starts servers so, with files of its own",
+      "docs/operate.md: docker build -f deploy/Dockerfile -t checkpointd .: needs Docker; .ci/image.mjs carries out its steps",
+      "docs/operate.md: docker compose -f deploy/compose.yaml up --build --detach: needs Docker; npm run test:deploy runs what its containers run",
+      "docs/operate.md: kubectl create secret generic checkpointd-database --from-file=url --from-file=migrate-url: needs a cluster; npm run test:deploy renders the chart",
+      "docs/operate.md: npm install --prefix /opt/checkpointd --omit=optional /tmp/checkpointd-server-0.1.0.tgz: needs systemd; npm run test:deploy has it analyze the units",
       'docs/security.md: import { DecryptCommand, GenerateDataKeyCommand, KMSClient } from "@aws-sdk/client-kms";: needs AWS; src/client/encryption.test.ts has keys like these',
     ]);
   });

@@ -8,14 +8,16 @@ import { ConnectError } from "@connectrpc/connect";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { type CallName, type OperationName, operations, streams } from "../protocol/operations.js";
 import { type EchoServer, startEchoServer } from "../testing/echo_server.js";
-import { createTransport, protocols } from "../testing/edge.js";
+import { createTransport, type Protocol, protocols } from "../testing/edge.js";
 import { createRandom } from "../testing/random.js";
 import { randomMessage } from "../testing/random_message.js";
+import { startRelay } from "../testing/relay.js";
 import { type Carrier, NotCarried, type Service, type TryContext } from "./carrier.js";
 import { ClientSession } from "./client_session.js";
 import { Endpoint } from "./endpoint.js";
 import { createSessionCarrier } from "./session_carrier.js";
 import { openHttp2Stream, openUpgraded } from "./session_socket.js";
+import { UrlTransport } from "./transport.js";
 import { createUnaryCarrier } from "./unary_carrier.js";
 
 const seed = Date.now() % 1_000_000;
@@ -72,11 +74,27 @@ describe.each([
   it.each(names)("%s", (name) => expectCarried(sessions.carrier, name));
 });
 
-describe.each(protocols)(`as RPCs over %s, seed ${seed}`, (protocol) => {
+const http1 = ["connect over HTTP/1.1", "grpc-web over HTTP/1.1"] as const;
+
+describe.each([...protocols, ...http1])(`as RPCs over %s, seed ${seed}`, (way) => {
   let service: Service;
-  beforeAll(() => {
-    service = createUnaryCarrier(createTransport(protocol, server.url), undefined);
+  let stop: (() => void) | undefined;
+  beforeAll(async () => {
+    const [protocol, version] = way.split(" over ");
+    if (version === undefined) {
+      service = createUnaryCarrier(createTransport(protocol as Protocol, server.url), undefined);
+      return;
+    }
+    const port = Number(new URL(server.url).port);
+    const relay = await startRelay(() => port, "lets them through", { toHttp2: "refuses them" });
+    const transport = new UrlTransport(relay.url, { protocol: protocol as "connect" });
+    service = createUnaryCarrier(transport, undefined);
+    stop = () => {
+      transport.close();
+      relay.close();
+    };
   });
+  afterAll(() => stop?.());
 
   const rpcs = names.filter((name) => "kind" in operations[name]);
   it.each(rpcs)("%s", (name) => expectCarried(service, name));

@@ -26,7 +26,8 @@ interface Pending {
   timeoutMs: number;
   deadline: number;
   idempotent: boolean;
-  /** The bytes that were sent on the session up to the end of this operation. */
+  /** How long it is, once it was sent, and what was sent on the session up to its end. */
+  bytes: number;
   sentBytes: number;
   resolve: (answer: unknown) => void;
   reject: (error: Error) => void;
@@ -53,6 +54,9 @@ const patienceMs = 4;
 // A large value is handed on in such pieces while no more than this is on its way.
 const pieceBytes = 256 * 1024;
 const unsentBytes = 1024 * 1024;
+
+/** Larger requests have a session of their own. */
+export const largeBytes = 256 * 1024;
 
 /** One stream to the server, from its first operation to its end. */
 export class ClientSession {
@@ -118,9 +122,10 @@ export class ClientSession {
     return this.#wasAsked;
   }
 
-  /** When it turned out that there are no sessions, by performance.now(). */
-  get foundNoneAt(): number | undefined {
-    return this.#over instanceof NoSessions ? this.#overAt : undefined;
+  /** When it turned out that there are no sessions, by performance.now(), and whether that may pass. */
+  get foundNone(): { at: number; isPassing: boolean } | undefined {
+    if (!(this.#over instanceof NoSessions)) return undefined;
+    return { at: this.#overAt, isPassing: this.#over.isPassing };
   }
 
   /**
@@ -129,8 +134,10 @@ export class ClientSession {
    * DEADLINE_EXCEEDED, with the signal's reason when it aborts, and with NotCarried: where there
    * are no sessions or the server does not know the operation on one, above the client's own limit
    * of a request, and when the server ended the session with an error, which one of its operations
-   * caused: as a unary call each is told its own. An operation that must not be carried out twice has
-   * UNAVAILABLE then, and its own errors are marked as those of one that was begun.
+   * caused: as a unary call each is told its own. So is a large one whose stream something on the way
+   * reset, as nginx does above client_max_body_size; of a call it says that in words. An operation that
+   * must not be carried out twice has UNAVAILABLE then, and its own errors are marked as those of one
+   * that was begun.
    */
   run<Name extends OperationName>(
     name: Name,
@@ -152,6 +159,7 @@ export class ClientSession {
         timeoutMs,
         deadline,
         idempotent,
+        bytes: 0,
         sentBytes: 0,
         // The answer that comes under an operation's id is that operation's.
         resolve: resolve as (answer: unknown) => void,
@@ -210,6 +218,7 @@ export class ClientSession {
       return;
     }
     this.#sentBytes += bytes;
+    pending.bytes = bytes;
     pending.sentBytes = this.#sentBytes;
     this.#sent.set(id, pending);
     this.#write(chunks, bytes);
@@ -422,8 +431,11 @@ export class ClientSession {
     clearInterval(this.#idlePing);
     this.#cancelLimit();
     for (const pending of this.#sent.values()) {
-      const isAgain = error instanceof NotCarried && !pending.idempotent;
-      pending.reject(isAgain ? broken(error) : error);
+      const { idempotent, bytes } = pending;
+      if (error instanceof NotCarried) pending.reject(idempotent ? error : broken(error));
+      else if (idempotent && bytes > largeBytes && isReset(error)) {
+        pending.reject(new NotCarried(error.message));
+      } else pending.reject(error);
     }
     for (const pending of this.#waiting) pending.reject(error);
     this.#sent.clear();
@@ -437,6 +449,11 @@ export class ClientSession {
 function broken(cause?: Error): ConnectError {
   const message = `the session broke${cause ? `: ${cause.message}` : ""}`;
   return new ConnectError(message, Code.Unavailable, undefined, undefined, cause);
+}
+
+/** Whether a stream of HTTP/2 was reset, and not its connection lost. */
+function isReset({ cause }: Error): boolean {
+  return cause instanceof Error && "code" in cause && cause.code === "ERR_HTTP2_STREAM_ERROR";
 }
 
 function deadlineExceeded(): ConnectError {

@@ -1,7 +1,11 @@
 /** The saver over TLS, with certificates on both sides, and on a socket of Unix. */
 import { mkdtemp, rename, rm, writeFile } from "node:fs/promises";
+import { createServer, type RequestListener, request, type Server } from "node:http";
+import { createServer as createSecureServer } from "node:https";
+import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import type { TLSSocket } from "node:tls";
 import { fileURLToPath } from "node:url";
 import { Code, type ConnectError } from "@connectrpc/connect";
 import * as grpc from "@grpc/grpc-js";
@@ -227,6 +231,97 @@ describe.each(ways)("on a socket of Unix and over %s, a saver", (way, options) =
     );
   });
 });
+
+describe.each(ways.filter(([way]) => way !== "grpc"))(
+  "over HTTP/1.1 alone and %s",
+  (way, options) => {
+    /** Passes plain requests on, unless their token is an old one, and nothing else. */
+    async function startProxy(create: (listener: RequestListener) => Server, socketPath?: string) {
+      const server = await startTestServer(database.url);
+      const callers: (string | undefined)[] = [];
+      const proxy = create((asked, answer) => {
+        // Each call has a connection of its own, which could resume the TLS of the one before.
+        answer.shouldKeepAlive = false;
+        const { authorization, connection: _, upgrade: __, host: ___, ...headers } = asked.headers;
+        if (authorization !== "Bearer new") {
+          answer.writeHead(401).end();
+          return;
+        }
+        const socket = asked.socket as TLSSocket;
+        callers.push(socket.getPeerCertificate?.().subject?.CN as string | undefined);
+        const { method } = asked;
+        const passed = request(new URL(asked.url ?? "", server.url), { method, headers });
+        passed.on("response", (response) => {
+          answer.writeHead(response.statusCode ?? 0, response.headers);
+          response.pipe(answer);
+        });
+        passed.on("error", () => answer.destroy());
+        asked.pipe(passed);
+      });
+      await new Promise<void>((resolve) => {
+        if (socketPath) proxy.listen(socketPath, resolve);
+        else proxy.listen(0, "127.0.0.1", resolve);
+      });
+      onTestFinished(async () => {
+        proxy.close();
+        proxy.closeAllConnections();
+        await server.drain();
+      });
+      return { proxy, callers };
+    }
+
+    const createToken = () => {
+      const tokens = ["old"];
+      return () => tokens.shift() ?? "new";
+    };
+
+    it("calls with its certificates, those that replaced them, and its token", async () => {
+      const { proxy, callers } = await startProxy((listener) => {
+        const own = { ...createServerCert(), ca: clients.cert, requestCert: true };
+        return createSecureServer(own, listener);
+      });
+      const { port } = proxy.address() as AddressInfo;
+      const files = await writePair(`http1-${way}`, createClientCert("ann"));
+      const tls = { ca: authority.cert, ...files };
+      const url = `https://localhost.test:${port}`;
+      const lookup: ConnectSaverUrlOptions["lookup"] = (_, __, callback) =>
+        callback(null, [{ address: "127.0.0.1", family: 4 }]);
+      const wrong = open(url, { ...options, lookup, tls, token: createToken() });
+      // The name is not the certificate's, which is looked at over either version.
+      expect((await failureOf(wrong.getTuple(config("t")))).code).toBe(Code.FailedPrecondition);
+
+      const saver = open(`https://127.0.0.1:${port}`, { ...options, tls, token: createToken() });
+      await useAll(saver, `http1-${way}`);
+      expect(new Set(callers)).toEqual(new Set(["ann"]));
+      await writePair(`http1-${way}`, createClientCert("brief"));
+      callers.length = 0;
+      proxy.closeAllConnections();
+      await useAll(saver, `http1-${way}`);
+      expect(new Set(callers)).toEqual(new Set(["brief"]));
+    });
+
+    it("calls on a socket of Unix", async () => {
+      const socketPath = path.join(folder, `http1 ${way}`);
+      const { callers } = await startProxy(createServer, socketPath);
+      await useAll(
+        open(`unix:${socketPath}`, { ...options, token: createToken() }),
+        `http1-${way}`,
+      );
+      expect(callers).not.toEqual([]);
+    });
+
+    it("resolves names as it is told", async () => {
+      const { proxy, callers } = await startProxy(createServer);
+      const { port } = proxy.address() as AddressInfo;
+      const lookup: ConnectSaverUrlOptions["lookup"] = (_, __, callback) =>
+        callback(null, [{ address: "127.0.0.1", family: 4 }]);
+      const url = `http://checkpointd.test:${port}`;
+      const saver = open(url, { ...options, lookup, token: createToken() });
+      await useAll(saver, `http1-${way}`);
+      expect(callers).not.toEqual([]);
+    });
+  },
+);
 
 it("refuses certificates and paths that cannot be used, without a word of them", async () => {
   const url = "https://127.0.0.1:1";

@@ -1,6 +1,8 @@
 /** Where the service is, and how connections to it are made. */
 import { readFileSync } from "node:fs";
+import { type AgentOptions, Agent as HttpAgent } from "node:http";
 import type { SecureClientSessionOptions } from "node:http2";
+import { Agent as HttpsAgent } from "node:https";
 import { connect as connectTcp, isIP, type LookupFunction } from "node:net";
 import { connect as connectTls, createSecureContext, type SecureContext } from "node:tls";
 import { checkOptions } from "./options.js";
@@ -87,6 +89,19 @@ export class Endpoint {
         });
       },
     };
+  }
+
+  /** For requests that share connections of HTTP/1.1, each of which is made as `connecting` says. */
+  http1Agent(options: AgentOptions): HttpAgent {
+    if (!this.baseUrl.startsWith("https:")) {
+      return new HttpAgent({ ...options, ...this.connecting() });
+    }
+    // A session of TLS that is resumed would have the certificates of the connection before.
+    const agent = new HttpsAgent({ ...options, ...(this.#tls ? { maxCachedSessions: 0 } : {}) });
+    const connect = agent.createConnection.bind(agent);
+    agent.createConnection = (given, callback) =>
+      connect({ ...given, ...this.connecting() }, callback);
+    return agent;
   }
 
   #secureContext(tls: TlsOptions): SecureContext {

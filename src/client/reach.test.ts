@@ -77,8 +77,23 @@ const { cert, key } = createCertificate("127.0.0.1");
 const final: Record<string, [() => Promise<string>, RegExp, Code]> = {
   "an HTTP/1.1 server": [
     async () => `http://${await listen(http.createServer(page(404)))}`,
-    /is not a checkpointd service: it answers in HTTP\/1.1, with status 404, and speaks no HTTP\/2/,
+    /^(there is no checkpointd service at URL \(HTTP 404, text\/html\): is it another server's port|URL is not a checkpointd service, or is behind a proxy that passes no HTTP\/2: it answers in HTTP\/1.1, with status 404. gRPC needs HTTP\/2 all the way \(nginx: .+grpc_pass)/,
     Code.Unimplemented,
+  ],
+  "a proxy that takes no request so large": [
+    async () => `http://${await listen(http2.createServer(page(413) as never))}`,
+    /^HTTP 413 from URL: .+ raise its limit \(nginx: "client_max_body_size 0;"/,
+    Code.ResourceExhausted,
+  ],
+  "a proxy that takes no headers so large": [
+    async () => `http://${await listen(http2.createServer(page(400) as never))}`,
+    /^HTTP 400 from URL: is it a port of TLS.+are the headers too large.+large_client_header_buffers/,
+    Code.InvalidArgument,
+  ],
+  "a name that the service does not answer to": [
+    async () => `http://${await listen(http2.createServer(page(403) as never))}`,
+    /^HTTP 403 from URL: .+does it lack "--allowed-hosts 127.0.0.1"/,
+    Code.PermissionDenied,
   ],
   "an HTTP/2 server": [
     async () => `http://${await listen(http2.createServer(page(200) as never))}`,
@@ -154,12 +169,12 @@ describe.each(ways.slice(0, 3))(
       [
         "a proxy without a server behind it",
         async () => `http://${await listen(http.createServer(page(503)))}`,
-        /^cannot reach URL: it answers in HTTP\/1.1, with status 503 .+gave up after/,
+        /^(HTTP 503 from URL: no service is ready behind it.+|cannot reach URL: it answers in HTTP\/1.1, with status 503 .+)gave up after/,
       ],
       [
         "a proxy of HTTP/2 without a server behind it",
         async () => `http://${await listen(http2.createServer(page(502) as never))}`,
-        /^HTTP 502 from URL; gave up after/,
+        /^HTTP 502 from URL: the proxy there does not reach the service.+proxy_pass.+; gave up after/,
       ],
       [
         "a port that closes each connection",
@@ -216,7 +231,8 @@ it("asks what is there without the caller's headers", async () => {
     if (request.url?.endsWith("/healthz")) seen.push(request.headers);
     response.writeHead(404).end();
   });
-  await failures(`http://${await listen(server)}`, {});
+  // Other protocols ask what they came to ask.
+  await failures(`http://${await listen(server)}`, { protocol: "grpc" });
   expect(seen).toHaveLength(1);
   expect(seen[0]?.authorization).toBeUndefined();
 });

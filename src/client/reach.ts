@@ -5,6 +5,8 @@ import { isIP } from "node:net";
 import { connect as connectTls } from "node:tls";
 import { Code, ConnectError } from "@connectrpc/connect";
 import type { Endpoint } from "./endpoint.js";
+import { adviceFor, isPassing } from "./foreign_status.js";
+import { HttpVersions } from "./http_versions.js";
 import { errorDetail, NotTheService } from "./retry.js";
 
 /** How far any connection came: made; answered, in whatever language; answered in ours. */
@@ -21,13 +23,18 @@ const lookAgainMs = 5_000;
 export class Reach {
   readonly #endpoint: Endpoint;
   readonly #url: URL;
+  readonly #needsHttp2: boolean;
+  /** Whether calls go over HTTP/1.1. */
+  readonly versions = new HttpVersions();
   #stage: Stage | undefined;
   #seen: Promise<string | ConnectError | undefined> | undefined;
   #seenAt = 0;
 
-  constructor(endpoint: Endpoint) {
+  /** `needsHttp2`: calls go over no other version. */
+  constructor(endpoint: Endpoint, needsHttp2 = false) {
     this.#endpoint = endpoint;
     this.#url = new URL(endpoint.baseUrl);
+    this.#needsHttp2 = needsHttp2;
   }
 
   /** The URL as errors have it. */
@@ -123,28 +130,73 @@ export class Reach {
       return new NotTheService(text, Code.Unimplemented);
     }
     const how = `it answers in HTTP/1.1, with status ${status}`;
-    // It may be a server that has just begun to listen, or a proxy without one for the moment.
-    if (isPassing(status) || (status === 200 && cause?.code !== "ERR_HTTP2_ERROR")) return how;
+    // Over HTTP/1.1 the next try is told what this is. Else it may be a server that has just begun to
+    // listen, or a proxy without one for the moment.
+    if (!this.#needsHttp2 || isPassing(status)) return how;
+    if (status === 200 && cause?.code !== "ERR_HTTP2_ERROR") return how;
     return new NotTheService(
-      `${address} is not a checkpointd service: ${how}, and speaks no HTTP/2; ` +
-        "is it another server's port, or a proxy's that passes neither HTTP/2 nor upgrades?",
+      `${address} is not a checkpointd service, or is behind a proxy that passes no HTTP/2: ${how}. ` +
+        forGrpc,
       Code.Unimplemented,
     );
   }
 
+  /** Makes a call over HTTP/1.1, and tells its errors as those over HTTP/2 are told. */
+  async overHttp1<Answer>(call: () => Promise<Answer>): Promise<Answer> {
+    try {
+      const answer = await call();
+      this.came("understood");
+      return answer;
+    } catch (error) {
+      throw this.#ofHttp1(error);
+    }
+  }
+
+  /** The messages of a stream over HTTP/1.1. */
+  async *readHttp1<Message>(messages: AsyncIterable<Message>): AsyncGenerator<Message> {
+    try {
+      yield* messages;
+    } catch (error) {
+      throw this.#ofHttp1(error);
+    }
+  }
+
+  #ofHttp1(error: unknown): unknown {
+    if (!(error instanceof ConnectError)) return error;
+    if (nodeError(error)) {
+      this.came("connected");
+      this.versions.http1Missing();
+    }
+    const [, status] = /^HTTP (\d{3})$/.exec(error.rawMessage) ?? [];
+    const type = error.metadata.get("content-type") ?? undefined;
+    const otherwise = type === undefined ? undefined : 200;
+    return this.ofAnswer(error, status ? Number(status) : otherwise, type);
+  }
+
+  /** In the place of an answer that was none of the service its own error. */
+  ofAnswer(error: unknown, status: number | undefined, contentType: string | undefined): unknown {
+    if (!(error instanceof ConnectError) || status === undefined) return error;
+    const { rawMessage } = error;
+    const isForeign =
+      rawMessage === `HTTP ${status}` ||
+      rawMessage.startsWith("unsupported content type") ||
+      // At which gRPC-Web does not look.
+      !/^application\/(connect\+|grpc|proto|json)/.test(contentType ?? "");
+    return isForeign ? this.#foreignAnswer(error, status, contentType) : error;
+  }
+
   /** The error of an answer that is no answer of the service, by its status and content type. */
-  foreignAnswer(
+  #foreignAnswer(
     error: ConnectError,
     status: number,
     contentType: string | undefined,
   ): ConnectError {
     const { address } = this;
+    const [advice, code = error.code] = adviceFor(status, this.#url.hostname) ?? [];
+    const from = `HTTP ${status} from ${address}`;
+    if (isPassing(status)) return unavailable(advice ? `${from}: ${advice}` : from, error, code);
+    if (advice) return new NotTheService(`${from}: ${advice}`, code, undefined, undefined, error);
     const path = this.#url.pathname;
-    if (isPassing(status)) return unavailable(`HTTP ${status} from ${address}`, error, error.code);
-    if (status === 401 || status === 403 || status === 407) {
-      const text = `HTTP ${status} from ${address}: are the headers right that it wants?`;
-      return new NotTheService(text, error.code, undefined, undefined, error);
-    }
     const where =
       status === 404 && path !== "/"
         ? `is the path ${path} right?`
@@ -160,8 +212,9 @@ export class Reach {
   }
 }
 
-/** Whether an HTTP status tells of trouble that another try may not meet. */
-const isPassing = (status: number) => status >= 500 || status === 408 || status === 429;
+const forGrpc =
+  'gRPC needs HTTP/2 all the way (nginx: "listen … http2" with grpc_pass; haproxy: "proto h2" and, ' +
+  'with TLS, "alpn h2"); the protocol "connect" does not';
 
 interface NodeError extends Error {
   code: string;
@@ -223,7 +276,7 @@ function tlsTrouble(address: string, cause: NodeError | undefined, said: string)
     return `${address} does not speak TLS: begin the URL with http://`;
   }
   if (/no.application.protocol|h2 is not supported/i.test(said)) {
-    return `${address} speaks TLS and no HTTP/2, which checkpointd is reached with (${said})`;
+    return `${address} speaks TLS and no HTTP/2 (${said}): ${forGrpc}`;
   }
   if (ofCertificate.test(code)) {
     const more = "the option tls.ca, or NODE_EXTRA_CA_CERTS, names a file of authorities to trust";

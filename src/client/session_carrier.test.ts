@@ -11,7 +11,7 @@ import {
 import { setTimeout as sleep } from "node:timers/promises";
 import { Code, ConnectError } from "@connectrpc/connect";
 import type { CheckpointTuple } from "@langchain/langgraph-checkpoint";
-import { afterAll, beforeAll, describe, expect, it, onTestFinished } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, onTestFinished, vi } from "vitest";
 import { ConnectSaver, errorDetail } from "../index.js";
 import { sessionPath } from "../protocol/wire.js";
 import { block, untilBlocked } from "../testing/blocking.js";
@@ -19,6 +19,8 @@ import { startEdge } from "../testing/edge.js";
 import { startForeignSessions } from "../testing/foreign_sessions.js";
 import { startRelay } from "../testing/relay.js";
 import { startTestServer } from "../testing/test_server.js";
+import type { ClientSession } from "./client_session.js";
+import { createSessionCarrier } from "./session_carrier.js";
 
 let edge: Awaited<ReturnType<typeof startEdge>>;
 beforeAll(async () => {
@@ -188,6 +190,34 @@ it("comes back to sessions soon after a proxy answered 502", { timeout: 60_000 }
     .toBe(2);
   await saver.end();
 });
+
+it.each([
+  [true, 4_000],
+  [false, 600_000],
+])(
+  "rests where there were no sessions: trouble that passes %s, so long at the most",
+  async (isPassing, most) => {
+    let now = 0;
+    const clock = vi.spyOn(performance, "now").mockImplementation(() => now);
+    onTestFinished(() => clock.mockRestore());
+    let opened = 0;
+    const { carrier } = createSessionCarrier(() => {
+      opened++;
+      const session = { isLeaving: true, foundNone: { at: now, isPassing }, run: async () => ({}) };
+      return session as unknown as ClientSession;
+    });
+    let longest = 0;
+    for (let since = 0; opened < 20; now += 1_000) {
+      const before = opened;
+      await carrier.getThread({}, { deadline: 0 }).catch(() => {});
+      if (opened > before) {
+        longest = Math.max(longest, now - since);
+        since = now;
+      }
+    }
+    expect(longest).toBe(most);
+  },
+);
 
 it("turns over the addresses of a name, and leaves out the one that is dead", async () => {
   const { port } = edge.server;

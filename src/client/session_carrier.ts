@@ -2,19 +2,11 @@
 import type { ConnectError } from "@connectrpc/connect";
 import type { Answer, OperationName, RequestInit } from "../protocol/operations.js";
 import { type Carrier, NotCarried, type TryContext } from "./carrier.js";
-import type { ClientSession } from "./client_session.js";
+import { type ClientSession, largeBytes } from "./client_session.js";
+import { restMs } from "./http_versions.js";
 
-/**
- * Larger requests, and the pages of lists, have a session of their own, so that small operations
- * need not wait behind them.
- */
-const smallBytes = 256 * 1024;
-
-/**
- * For how long no session is tried after `refusals` in a row. It may have been a balancer without a
- * server behind it for a moment, or a server too busy to greet; or there are none on this way.
- */
-const restMs = (refusals: number) => Math.min(10 * 60_000, 1_000 * 2 ** (refusals - 1));
+/** For how long at the most, where it was trouble that passes. */
+const passingRestMs = 4_000;
 
 /** The carrier, and the end of it. */
 export interface SessionCarrier {
@@ -26,8 +18,10 @@ export interface SessionCarrier {
 }
 
 /**
- * Carries operations on sessions that `open` opens: one, and another for what is large. `open` is told
- * whether the session follows one that the service asked to leave.
+/**
+ * Carries operations on sessions that `open` opens: one, and another for what is large, and the pages
+ * of lists, so that small operations need not wait behind them. `open` is told whether the session
+ * follows one that the service asked to leave.
  */
 export function createSessionCarrier(open: (isNext: boolean) => ClientSession): SessionCarrier {
   const small = createPlace(open);
@@ -44,7 +38,7 @@ export function createSessionCarrier(open: (isNext: boolean) => ClientSession): 
     getTuple: on("getTuple"),
     put: on("put", isLargePut),
     putExtending: on("putExtending", ({ put = {} }) => isLargePut(put)),
-    putWrites: on("putWrites", ({ writes = [] }) => bytesOf(writes) > smallBytes),
+    putWrites: on("putWrites", ({ writes = [] }) => bytesOf(writes) > largeBytes),
     deleteThread: on("deleteThread"),
     listPage: on("listPage", () => true),
     getThread: on("getThread"),
@@ -76,12 +70,14 @@ function createPlace(open: (isNext: boolean) => ClientSession) {
     /** The session for a new operation; undefined where there are none. */
     session(): ClientSession | undefined {
       if (current && !current.isLeaving) return current;
-      const foundNoneAt = current?.foundNoneAt;
-      if (foundNoneAt === undefined) {
+      const found = current?.foundNone;
+      if (found === undefined) {
         refusals = 0;
       } else {
         refusals = Math.max(1, refusals);
-        if (performance.now() < foundNoneAt + restMs(refusals)) return undefined;
+        const longest = found.isPassing ? passingRestMs : Number.POSITIVE_INFINITY;
+        const until = found.at + Math.min(restMs(refusals), longest);
+        if (performance.now() < until) return undefined;
         refusals++;
       }
       current = open(current?.wasAskedToLeave ?? false);
@@ -97,7 +93,7 @@ function createPlace(open: (isNext: boolean) => ClientSession) {
 
 function isLargePut(put: RequestInit<"put">): boolean {
   const json = (put.checkpointJson?.length ?? 0) + (put.metadataJson?.length ?? 0);
-  return json + bytesOf(put.blobs) > smallBytes;
+  return json + bytesOf(put.blobs) > largeBytes;
 }
 
 function bytesOf(parts: readonly { value?: { data?: Uint8Array } | undefined }[] = []): number {

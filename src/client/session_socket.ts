@@ -14,6 +14,8 @@ import {
 } from "../protocol/wire.js";
 import { NotCarried } from "./carrier.js";
 import type { Endpoint } from "./endpoint.js";
+import { isPassing } from "./foreign_status.js";
+import { isNoHttp2 } from "./http_versions.js";
 import type { Reach } from "./reach.js";
 
 /** An open stream of enveloped messages, both ways. It does not keep the process alive. */
@@ -28,7 +30,15 @@ export interface SessionSocket {
 }
 
 /** There are no sessions on the way to this server: use unary calls. */
-export class NoSessions extends NotCarried {}
+export class NoSessions extends NotCarried {
+  /** Whether there may be some in a moment, as a proxy without a server behind it says. */
+  readonly isPassing: boolean;
+
+  constructor(message: string, isPassing = false) {
+    super(message);
+    this.isPassing = isPassing;
+  }
+}
 
 // Within which a server is reached.
 const connectMs = 10_000;
@@ -38,6 +48,16 @@ const responseMs = 2_500;
 
 /** The server was not reached. */
 class NotReached extends Error {}
+
+/** What is there takes no upgrade, and says so. */
+class NoUpgrade extends Error {
+  readonly status: number;
+
+  constructor(status = 0) {
+    super(`no upgrade: status ${status}`);
+    this.status = status;
+  }
+}
 
 /** What it takes to ask for a session: where, and with which headers. */
 export interface SessionAddress {
@@ -70,7 +90,17 @@ export async function openSessionSocket(
     signal.throwIfAborted();
     // Not to be tried once more: Node's HTTP/2 holds a connection that is not made to the end.
     if (error instanceof NotReached) throw error;
-    return openHttp2Stream(address, signal);
+    const versions = address.reach?.versions;
+    if (!versions?.isHttp1) {
+      try {
+        return await openHttp2Stream(address, signal);
+      } catch (later) {
+        if (!isNoHttp2(later)) throw later;
+        versions?.http2Refused();
+      }
+    }
+    const passes = error instanceof NoUpgrade && isPassing(error.status);
+    throw new NoSessions(`neither an upgrade nor HTTP/2: ${(error as Error).message}`, passes);
   }
 }
 
@@ -126,7 +156,7 @@ export function openUpgraded(
     asking.on("response", (response) => {
       reach?.came("answered");
       response.destroy();
-      reject(new Error(`no upgrade: status ${response.statusCode}`));
+      reject(new NoUpgrade(response.statusCode));
     });
     asking.on("error", (error) => {
       reject(reached ? error : new NotReached(error.message, { cause: error }));
@@ -157,7 +187,10 @@ export function openHttp2Stream(
     signal.addEventListener("abort", onAbort);
     http2.on("error", fail);
     http2.on("close", () => fail(new Error("the connection was closed")));
-    http2.once("remoteSettings", () => reach?.came("understood"));
+    http2.once("remoteSettings", () => {
+      reach?.came("understood");
+      reach?.versions.http2Came();
+    });
     http2.once("connect", () => {
       reach?.came("connected");
       http2.setLocalWindowSize(connectionWindowBytes);
@@ -177,8 +210,9 @@ export function openHttp2Stream(
       cancelTimer();
       signal.removeEventListener("abort", onAbort);
       // A server of an earlier version, or a proxy that knows no streams.
-      if (response[":status"] !== 200 || response["content-type"] !== sessionContentType) {
-        fail(new NoSessions(`no sessions here: status ${response[":status"]}`));
+      const status = Number(response[":status"]);
+      if (status !== 200 || response["content-type"] !== sessionContentType) {
+        fail(new NoSessions(`no sessions here: status ${status}`, isPassing(status)));
         return;
       }
       resolve({

@@ -1,17 +1,17 @@
 /** From an address and options to the transport that is used for it. */
 import { lookup as dnsLookup } from "node:dns";
-import { type ClientHttp2Session, type ClientHttp2Stream, constants } from "node:http2";
+import type { Agent } from "node:http";
 import type { LookupFunction } from "node:net";
-import { ConnectError, type Transport } from "@connectrpc/connect";
+import type { Transport } from "@connectrpc/connect";
 import {
   compressionGzip,
   createConnectTransport,
   createGrpcTransport,
   createGrpcWebTransport,
-  Http2SessionManager,
 } from "@connectrpc/connect-node";
 import { defaultMessageBytes } from "../protocol/wire.js";
 import { Endpoint, type TlsOptions } from "./endpoint.js";
+import { Exchange, Http2Connections } from "./http2_exchange.js";
 import { Reach } from "./reach.js";
 import { openSessionSocket, turnOver } from "./session_socket.js";
 
@@ -82,9 +82,16 @@ const PING_TIMEOUT_MS = 10_000;
 // which it holds in memory anyway.
 const MAX_SESSION_MEMORY_MB = 2 ** 32 - 1;
 
+// A connection of HTTP/1.1 that has rested is not used again, as a server or a proxy may close it at
+// that moment, and nothing tells whether it still lives. Node's own server closes after 5 s.
+const REST_MS = 4_000;
+// As many as a connection of HTTP/2 has streams.
+const MAX_CONNECTIONS = 256;
+
 /**
  * RPCs on one connection of HTTP/2 (`https:` negotiates it, others have it with prior knowledge),
- * which the first call opens and which keeps no process alive when it is idle.
+ * which the first call opens and which keeps no process alive when it is idle. Where HTTP/2 does not
+ * get through they go over HTTP/1.1, a connection each at a time; gRPC, which needs HTTP/2, fails.
  */
 export class UrlTransport implements Transport {
   readonly unary: Transport["unary"];
@@ -94,6 +101,7 @@ export class UrlTransport implements Transport {
   /** Set where the options allow sessions. */
   readonly sessions: SessionOptions | undefined;
   readonly #connections: Http2Connections;
+  readonly #agent: Agent;
 
   /** Throws a TypeError with what is allowed if the URL or an option is not. */
   constructor(url: string | URL, options: TransportOptions) {
@@ -119,64 +127,99 @@ export class UrlTransport implements Transport {
         `protocol must be "connect", "grpc" or "grpc-web", not ${JSON.stringify(protocol)}`,
       );
     }
-    this.reach = new Reach(endpoint);
+    const reach = new Reach(endpoint, protocol === "grpc");
+    this.reach = reach;
     this.#connections = new Http2Connections(
       baseUrl,
       { pingIntervalMs: PING_INTERVAL_MS, pingTimeoutMs: PING_TIMEOUT_MS },
       { maxSessionMemory: MAX_SESSION_MEMORY_MB, ...endpoint.http2Options() },
-      this.reach,
+      reach,
     );
-    const over = (exchange: Exchange) =>
-      create({
-        baseUrl,
-        httpVersion: "2",
-        sessionManager: exchange,
-        useBinaryFormat: !json,
-        // Not left to the service alone: connect-node goes on with an upload that was answered
-        // before its end, and keeps its bytes (75 MB for each refused put of 70 MiB).
-        writeMaxBytes: maxRequestBytes,
-        ...(compression
-          ? { acceptCompression: [compressionGzip], sendCompression: compressionGzip }
-          : { acceptCompression: [] }),
-      });
-    this.unary = async (...call) => {
-      const exchange = new Exchange(this.#connections, this.reach);
-      try {
-        return await over(exchange).unary(...call);
-      } catch (error) {
-        throw exchange.toError(error);
-      } finally {
-        exchange.end();
-      }
+    const common = {
+      baseUrl,
+      useBinaryFormat: !json,
+      // Not left to the service alone: connect-node goes on with an upload that was answered
+      // before its end, and keeps its bytes (75 MB for each refused put of 70 MiB).
+      writeMaxBytes: maxRequestBytes,
+      ...(compression
+        ? { acceptCompression: [compressionGzip], sendCompression: compressionGzip }
+        : { acceptCompression: [] }),
     };
-    this.stream = async (method, signal, ...call) => {
-      const exchange = new Exchange(this.#connections, this.reach);
-      try {
-        const response = over(exchange).stream(method, signal, ...call);
-        // After connect-node's own listener, which tells the server.
-        signal?.addEventListener("abort", () => exchange.end(), { once: true });
-        const { message, ...rest } = await response;
-        return { ...rest, message: exchange.read(message) };
-      } catch (error) {
-        exchange.end();
-        throw exchange.toError(error);
+    const over = (sessionManager: Exchange) =>
+      create({ ...common, httpVersion: "2", sessionManager });
+    this.#agent = endpoint.http1Agent({
+      keepAlive: true,
+      timeout: REST_MS,
+      maxSockets: MAX_CONNECTIONS,
+    });
+    const overHttp1 = createHttp1[protocol]?.({
+      ...common,
+      httpVersion: "1.1",
+      nodeOptions: { agent: this.#agent },
+    });
+    this.unary = async (...call) => {
+      if (!overHttp1 || !reach.versions.isHttp1) {
+        const exchange = new Exchange(this.#connections, reach);
+        try {
+          return await over(exchange).unary(...call);
+        } catch (error) {
+          if (!exchange.foundNoHttp2(error) || !overHttp1) throw exchange.toError(error);
+        } finally {
+          exchange.end();
+        }
       }
+      return reach.overHttp1(() => overHttp1.unary(...call));
+    };
+    this.stream = async (method, signal, timeoutMs, header, input, contextValues) => {
+      const call = [timeoutMs, header] as const;
+      // What is sent is one message for all of our streams, and may have to be sent twice.
+      const sent = await collect(input);
+      if (!overHttp1 || !reach.versions.isHttp1) {
+        const exchange = new Exchange(this.#connections, reach);
+        try {
+          const response = over(exchange).stream(
+            method,
+            signal,
+            ...call,
+            repeat(sent),
+            contextValues,
+          );
+          // After connect-node's own listener, which tells the server.
+          signal?.addEventListener("abort", () => exchange.end(), { once: true });
+          const { message, ...rest } = await response;
+          return { ...rest, message: exchange.read(message) };
+        } catch (error) {
+          exchange.end();
+          if (!exchange.foundNoHttp2(error) || !overHttp1) throw exchange.toError(error);
+        }
+      }
+      return reach.overHttp1(async () => {
+        const open = overHttp1.stream(method, signal, ...call, repeat(sent), contextValues);
+        const { message, ...rest } = await open;
+        return { ...rest, message: reach.readHttp1(message) };
+      });
     };
     this.sessions =
       session && protocol === "connect" && !json && !compression
-        ? {
-            endpoint,
-            reach: this.reach,
-            maxRequestBytes,
-            open: openSessionSocket,
-          }
+        ? { endpoint, reach, maxRequestBytes, open: openSessionSocket }
         : undefined;
   }
 
-  /** Closes the connection at once, and every call on it. Idempotent. */
+  /** Closes the connections at once, and every call on them. Idempotent. */
   close(): void {
     this.#connections.abort();
+    this.#agent.destroy();
   }
+}
+
+async function collect<Message>(messages: AsyncIterable<Message>): Promise<Message[]> {
+  const all: Message[] = [];
+  for await (const message of messages) all.push(message);
+  return all;
+}
+
+async function* repeat<Message>(messages: readonly Message[]): AsyncGenerator<Message> {
+  yield* messages;
 }
 
 type OptionsOf<Create extends (options: never) => Transport> = Parameters<Create>[0];
@@ -192,109 +235,9 @@ const transports: Record<
   "grpc-web": createGrpcWebTransport,
 };
 
-/**
- * A GOAWAY that meets an idle connection as its socket closes raises an error on it after the last
- * listener went, which ended the agent's process (connectrpc/connect-es#1768). One listener stays.
- */
-class Http2Connections extends Http2SessionManager {
-  readonly #seen = new WeakSet<ClientHttp2Session>();
-  readonly #reach: Reach;
-
-  constructor(
-    url: string,
-    pings: ConstructorParameters<typeof Http2SessionManager>[1],
-    connecting: ConstructorParameters<typeof Http2SessionManager>[2],
-    reach: Reach,
-  ) {
-    super(url, pings, connecting);
-    this.#reach = reach;
-  }
-
-  override async request(
-    ...parameters: Parameters<Http2SessionManager["request"]>
-  ): Promise<ClientHttp2Stream> {
-    const stream = await super.request(...parameters);
-    const connection = stream.session as ClientHttp2Session | undefined;
-    if (connection && !this.#seen.has(connection)) {
-      this.#seen.add(connection);
-      connection.on("error", () => {});
-      this.#reach.came("connected");
-      connection.once("remoteSettings", () => this.#reach.came("understood"));
-    }
-    return stream;
-  }
-}
-
-/**
- * One call on the connections. connect-node never ends a stream of HTTP/2 whose answer has arrived and
- * was not read to its last byte, as when a reader has enough, or of a refusal. Node keeps such a
- * stream with all that it holds, and the connection with it, which a server then waited for when it
- * was to stop. connect-node tells nobody which stream is whose, so each call has its own.
- */
-class Exchange {
-  readonly authority: string;
-  readonly #connections: Http2Connections;
-  readonly #reach: Reach;
-  #stream: ClientHttp2Stream | undefined;
-  #status: number | undefined;
-  #contentType: string | undefined;
-  #isOver = false;
-
-  constructor(connections: Http2Connections, reach: Reach) {
-    this.authority = connections.authority;
-    this.#connections = connections;
-    this.#reach = reach;
-  }
-
-  async request(
-    ...parameters: Parameters<Http2Connections["request"]>
-  ): Promise<ClientHttp2Stream> {
-    const stream = await this.#connections.request(...parameters);
-    this.#stream = stream;
-    stream.on("response", (headers) => {
-      this.#status = headers[":status"];
-      this.#contentType = headers["content-type"];
-    });
-    // Later than connect-node, which has yet to be given it.
-    if (this.#isOver) setImmediate(() => this.end());
-    return stream;
-  }
-
-  notifyResponseByteRead(stream: ClientHttp2Stream): void {
-    this.#connections.notifyResponseByteRead(stream);
-  }
-
-  /** The messages, whose stream is over when the last one is read. */
-  async *read<Message>(messages: AsyncIterable<Message>): AsyncGenerator<Message> {
-    try {
-      yield* messages;
-    } catch (error) {
-      throw this.toError(error);
-    } finally {
-      this.end();
-    }
-  }
-
-  /** To be called when nobody reads the answer any more. Idempotent. */
-  end(): void {
-    this.#isOver = true;
-    const stream = this.#stream;
-    if (!stream || stream.destroyed) return;
-    // The reset of one that is open ends it; it has to be sent.
-    if (stream.closed) stream.destroy();
-    else stream.close(constants.NGHTTP2_CANCEL);
-  }
-
-  /** In the place of an answer that was none of the service its own error. */
-  toError(error: unknown): unknown {
-    const status = this.#status;
-    if (!(error instanceof ConnectError) || status === undefined) return error;
-    const { rawMessage } = error;
-    const isForeign =
-      rawMessage === `HTTP ${status}` ||
-      rawMessage.startsWith("unsupported content type") ||
-      // At which gRPC-Web does not look.
-      !/^application\/(connect\+|grpc|proto|json)/.test(this.#contentType ?? "");
-    return isForeign ? this.#reach.foreignAnswer(error, status, this.#contentType) : error;
-  }
-}
+/** gRPC has its status in trailers, of which HTTP/1.1 has none here. */
+const createHttp1 = {
+  connect: createConnectTransport,
+  grpc: undefined,
+  "grpc-web": createGrpcWebTransport,
+};

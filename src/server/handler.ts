@@ -106,6 +106,8 @@ export function createHandler(
     // Before anything is counted: it throws for a Host that makes no URL, and for none (HTTP/1.0).
     const values = createContextValues();
     const asked = universalRequestFromNodeRequest(request, response, undefined, values);
+    // nginx would keep what is streamed until it has a buffer full of it, or all.
+    if (!isUnary) response.setHeader("x-accel-buffering", "no");
     const call = calls.begin(
       toRequestId(headers[requestIdHeader]),
       handler.requestPath.slice(1),

@@ -13,6 +13,9 @@ export type ToHttp1 =
   | "says nothing to them"
   | "answers them with noise";
 
+/** What it does to one that begins with HTTP/2. */
+export type ToHttp2 = "lets them through" | "refuses them" | "cuts them" | "says nothing to them";
+
 /** A connection through a relay: `near` is the client's, `far` the server's. */
 export interface Passage {
   near: Socket;
@@ -29,6 +32,7 @@ export interface RelayOptions {
   /** The most bytes a millisecond that pass on each connection to the server, and to the client. */
   sentBytesPerMs?: number;
   answeredBytesPerMs?: number;
+  toHttp2?: ToHttp2;
   /** Called with each passage and its number, counted from 0. */
   intercept?: (passage: Passage, number: number) => Intercept;
 }
@@ -40,8 +44,12 @@ export interface Relay {
   readonly url: string;
   /** Settable. Who waited at the door is let in when it opens. */
   door: Door;
+  /** Settable: what it does to connections that begin with HTTP/2. */
+  toHttp2: ToHttp2;
   /** The same URL, through the relay. */
   through(url: string): string;
+  /** How many connections pass now. */
+  open(): number;
   /** Connections so far: all, and those that passed its door and began with HTTP/1.1 or HTTP/2. */
   accepted(): number;
   http1(): number;
@@ -88,6 +96,7 @@ export async function startRelay(
   let http2 = 0;
   let isStalled = false;
   let cutAfter: (() => number) | undefined;
+  let toHttp2 = options.toHttp2 ?? "lets them through";
 
   async function carry(passage: Passage, side: "near" | "far", intercept?: Intercept) {
     const from = passage[side];
@@ -163,15 +172,18 @@ export async function startRelay(
       const isHttp2 = hello.toString("latin1", 0, 3) === "PRI";
       if (isHttp2) http2++;
       else http1++;
-      if (isHttp2 || toHttp1 === "lets them through") {
+      const does = isHttp2 ? toHttp2 : toHttp1;
+      if (does === "lets them through") {
         near.pause();
         near.unshift(hello);
         passOn(near);
-      } else if (toHttp1 === "refuses them") {
-        near.end("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-      } else if (toHttp1 === "cuts them") {
+      } else if (does === "refuses them") {
+        // nginx answers HTTP/2 so.
+        const status = isHttp2 ? "400 Bad Request" : "403 Forbidden";
+        near.end(`HTTP/1.1 ${status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n`);
+      } else if (does === "cuts them") {
         near.destroy();
-      } else if (toHttp1 === "answers them with noise") {
+      } else if (does === "answers them with noise") {
         const upgrade = "connection: upgrade\r\nupgrade: checkpointd-session\r\n";
         near.write(`HTTP/1.1 101 Switching Protocols\r\n${upgrade}\r\n\0\0\0\0\x03???`);
       }
@@ -202,12 +214,19 @@ export async function startRelay(
       door = next;
       if (door === "open") for (const near of waiting.splice(0)) letIn(near);
     },
+    get toHttp2() {
+      return toHttp2;
+    },
+    set toHttp2(next) {
+      toHttp2 = next;
+    },
     through(url) {
       const changed = new URL(url);
       changed.hostname = "127.0.0.1";
       changed.port = String(port);
       return changed.href;
     },
+    open: () => passages.size,
     accepted: () => accepted,
     http1: () => http1,
     http2: () => http2,

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from .errors import CheckpointdError, NotTheService
+from .foreign_status import advice_for, is_passing
 
 CONNECT_TIMEOUT = 10.0
 _EXAMPLE = "such as http://127.0.0.1:8080"
@@ -163,15 +164,13 @@ class Address:
 
     def foreign(self, status: int, content_type: str, retry_after: str) -> CheckpointdError:
         """The error of an answer that is no answer of the service."""
-        if status >= 500 or status in (408, 429):
-            return CheckpointdError(
-                "unavailable",
-                f"HTTP {status} from {self.text}",
-                retry_delay=float(retry_after) if retry_after.isdigit() else None,
-            )
-        if status in (401, 403, 407):
-            code = "permission_denied" if status == 403 else "unauthenticated"
-            text = f"HTTP {status} from {self.text}: are the headers right that it wants?"
+        advice = advice_for(status, self.host)
+        code, text = advice or ("unavailable", "")
+        text = f"HTTP {status} from {self.text}{text and ': ' + text}"
+        if is_passing(status):
+            retry_delay = float(retry_after) if retry_after.isdigit() else None
+            return CheckpointdError(code, text, retry_delay=retry_delay)
+        if advice:
             return NotTheService(code, text)
         where = (
             f"is the path {self.prefix} right?"

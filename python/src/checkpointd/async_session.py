@@ -76,9 +76,10 @@ class AsyncSession(asyncio.Protocol):
         return self._wire.was_asked_to_leave
 
     @property
-    def found_none_at(self) -> float | None:
-        """When it turned out that there are no sessions."""
-        return self._wire.over_at if isinstance(self._wire.over, NoSessions) else None
+    def found_none(self) -> tuple[float, bool] | None:
+        """When it turned out that there are no sessions, and whether that may pass."""
+        over = self._wire.over
+        return (self._wire.over_at, over.is_passing) if isinstance(over, NoSessions) else None
 
     async def run(
         self, request: bytes, name: str, deadline: float, timeout: float, is_write: bool

@@ -92,13 +92,15 @@ class _Place(Generic[Each]):
 
     def is_at_rest(self) -> bool:
         """Whether there are no sessions, as it turned out a moment ago."""
-        found_none_at = self.session.found_none_at if self.session is not None else None
-        if found_none_at is None:
+        found_none = self.session.found_none if self.session is not None else None
+        if found_none is None:
             self._refusals = 0
             return False
         self._refusals = max(1, self._refusals)
+        found_none_at, is_passing = found_none
         # It may have been a balancer without a server behind it for a moment.
-        if monotonic() < found_none_at + min(600.0, 2.0 ** (self._refusals - 1)):
+        longest = 4.0 if is_passing else 600.0
+        if monotonic() < found_none_at + min(longest, 2.0 ** (self._refusals - 1)):
             return True
         self._refusals += 1
         return False

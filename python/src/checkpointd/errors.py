@@ -122,6 +122,11 @@ class NotCarried(Exception):
 class NoSessions(NotCarried):
     """There are no sessions on the way to this server."""
 
+    def __init__(self, message: str, is_passing: bool = False) -> None:
+        """`is_passing`: there may be some in a moment, as a proxy without a server says."""
+        super().__init__(message)
+        self.is_passing = is_passing
+
 
 def broken(why: object = "") -> CheckpointdError:
     """A connection ended under a call, of which nobody knows what came of it."""

@@ -24,6 +24,7 @@ from .errors import (
     one_more,
     timed_out,
 )
+from .foreign_status import is_passing
 from .messages import OpenSessionRequest, OpenSessionResponse
 
 SESSION_PATH = "/checkpointd.v1.SessionService/OpenSession"
@@ -368,7 +369,9 @@ class Session:
             for name, _, value in (line.partition(":") for line in lines)
         }
         if not status.startswith("HTTP/1.1 101"):
-            raise NoSessions(f"no upgrade: {status}")
+            code = status.split(" ")[1] if " " in status else ""
+            passes = code.isdigit() and is_passing(int(code))
+            raise NoSessions(f"no upgrade: {status}", passes)
         if headers.get("upgrade", "").lower() != SESSION_UPGRADE:
             raise NoSessions("no upgrade: to something else")
         self.request_id = headers.get("x-request-id", "")
