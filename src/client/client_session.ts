@@ -432,10 +432,11 @@ export class ClientSession {
     clearInterval(this.#idlePing);
     this.#cancelLimit();
     for (const pending of this.#sent.values()) {
-      const isTooLarge = pending.bytes > largeBytes && isReset(error);
-      const reason = isTooLarge ? new NotCarried(error.message) : error;
-      const isAgain = reason instanceof NotCarried && !pending.idempotent;
-      pending.reject(isAgain ? broken(reason) : reason);
+      const { idempotent, bytes } = pending;
+      if (error instanceof NotCarried) pending.reject(idempotent ? error : broken(error));
+      else if (idempotent && bytes > largeBytes && isReset(error)) {
+        pending.reject(new NotCarried(error.message));
+      } else pending.reject(error);
     }
     for (const pending of this.#waiting) pending.reject(error);
     this.#sent.clear();

@@ -119,14 +119,13 @@ export function createAudit(log: Log, file?: Log): Audit {
     timer = undefined;
     const over = second;
     second = new Map();
-    let beyondAll = Math.max(0, denials - denialsInAll);
+    const beyondAll = Math.max(0, denials - denialsInAll);
     denials = 0;
     for (const [key, { who, lines }] of over) {
       const isDenials = key.startsWith("denials");
       const suppressed = lines - linesASecond[isDenials ? "denials" : "others"];
       if (suppressed <= 0) continue;
       write({ ...who, ...(isDenials ? { result: "denied" } : {}), suppressed });
-      if (isDenials) beyondAll -= suppressed;
     }
     if (beyondAll > 0) write({ result: "denied", suppressed: beyondAll });
   }
@@ -139,8 +138,8 @@ export function createAudit(log: Log, file?: Log): Audit {
     const told = second.get(kind + key) ?? { who, lines: 0 };
     second.set(kind + key, told);
     told.lines++;
-    if (isDenied) denials++;
-    return told.lines <= linesASecond[kind] && (!isDenied || denials <= denialsInAll);
+    if (told.lines > linesASecond[kind]) return false;
+    return !isDenied || ++denials <= denialsInAll;
   }
 
   return {
