@@ -103,7 +103,7 @@ export async function readThread(
   signal?: Signal,
 ): Promise<Thread | undefined> {
   const statement = (json: JsonForm) => oneStatement(db.schema, json);
-  return toThreads(db, await runGuarded(db, db.runLong, statement, [threadId], signal))[0];
+  return toThreads(db, await runGuarded(db, db.run, statement, [threadId], signal))[0];
 }
 
 /**
