@@ -25,6 +25,10 @@ const auth = createAuthFile(
     red: { tenant: "red", grants: everything },
     blue: { tenant: "blue", grants: everything },
     mine: { tenant: "red", grants: [{ operations: all, threads: ["mine/*", "one"] }] },
+    unread: {
+      tenant: "red",
+      grants: [{ operations: all.filter((each) => each !== "read"), threads: ["*"] }],
+    },
     reader: { tenant: "red", grants: [{ operations: ["read"], threads: ["*"] }] },
     ops: { grants: everything },
   },
@@ -488,7 +492,7 @@ it("has its audit log in a file of its own, which its owner alone reads", async 
   await own.drain();
   const lines = readFileSync(auditLog, "utf8").trim().split("\n");
   expect(lines.map((line) => JSON.parse(line))).toMatchObject([
-    { action: "loadAuthFile", principals: 5, result: "ok" },
+    { action: "loadAuthFile", principals: 6, result: "ok" },
     { principal: "mine", action: "deleteThread", threads: ["mine/audited"], result: "ok" },
     { action: "deleteThread", threads: ["other\u202e\n"], result: "NOT_GRANTED" },
   ]);
@@ -565,5 +569,40 @@ describe("a principal", () => {
         result: "NOT_GRANTED",
       }),
     );
+  });
+});
+
+describe("who may do everything but read", () => {
+  const asks: [CallName, (threadId: string) => object][] = [
+    ["claimThreads", (threadId) => ({ owner: "o", leaseMs: 1_000n, threadId })],
+    [
+      "claimThreads",
+      (threadIdPrefix) => ({ owner: "o", leaseMs: 1_000n, filter: { threadIdPrefix } }),
+    ],
+    ["renewClaim", (threadId) => ({ threadId, leaseToken: "t", leaseMs: 1_000n })],
+    ["releaseClaim", (threadId) => ({ threadId, leaseToken: "t" })],
+    ["releaseClaim", (threadId) => ({ threadId, force: true })],
+    ["copyThread", (targetThreadId) => ({ sourceThreadId: "none", targetThreadId })],
+    ["copyThread", (sourceThreadId) => ({ sourceThreadId, targetThreadId: "to" })],
+    ["pruneThreads", (threadId) => ({ threadIds: [threadId], keepLast: 1, dryRun: true })],
+    ["deleteRuns", () => ({ runIds: ["run"], dryRun: true })],
+  ];
+
+  it.each(asks)("learns from %s of no thread that it is there", async (name, ask) => {
+    const red = createClients(server.url, auth.keys.red);
+    await red.connect.put(checkpoint("there"));
+    const transport = createTransport("connect", server.url, auth.keys.unread);
+    const [there, notThere] = await Promise.all([
+      told(transport, name, ask("there")),
+      told(transport, name, ask("nowhere")),
+    ]);
+    expect(there).toBe(notThere);
+    expect(there).toContain("PermissionDenied");
+  });
+
+  it("still writes and deletes", async () => {
+    const { connect } = createClients(server.url, auth.keys.unread);
+    await connect.put(checkpoint("blind"));
+    await connect.deleteThread({ threadId: "blind" });
   });
 });

@@ -13,7 +13,8 @@ type Rule<Name extends CallName> = (principal: Principal, request: Request<Name>
 
 /**
  * The rules. They look at the request alone and never at what is stored, so that nobody learns from
- * a denial whether a thread exists.
+ * a denial whether a thread exists. What answers with a status, a lease or a count takes "read" besides,
+ * so that nobody learns it from an answer either.
  *
  * Who is not granted all threads lists by a prefix that is granted, and in the order of ids: that walk
  * begins and ends within the prefix, while the others pass what belongs to others, which takes time.
@@ -37,26 +38,26 @@ export const accessRules: { readonly [Name in CallName]: Rule<Name> } = {
     }
   },
   claimThreads(principal, { threadId, filter }) {
-    if (threadId !== "") one(principal, "lease", "thread_id", threadId);
-    else prefix(principal, "lease", "filter.thread_id_prefix", filter?.threadIdPrefix);
+    for (const operation of ["lease", "read"] as const) {
+      if (threadId !== "") one(principal, operation, "thread_id", threadId);
+      else prefix(principal, operation, "filter.thread_id_prefix", filter?.threadIdPrefix);
+    }
   },
-  renewClaim: (principal, { threadId }) => one(principal, "lease", "thread_id", threadId),
+  renewClaim: (principal, { threadId }) => telling(principal, ["lease"], "thread_id", threadId),
   releaseClaim: (principal, { threadId, force }) =>
-    one(principal, force ? "admin" : "lease", "thread_id", threadId),
+    telling(principal, [force ? "admin" : "lease"], "thread_id", threadId),
   copyThread(principal, { sourceThreadId, targetThreadId }) {
-    for (const operation of ["copy", "write"] as const) {
-      one(principal, operation, "target_thread_id", targetThreadId);
-    }
-    for (const operation of ["copy", "read"] as const) {
-      one(principal, operation, "source_thread_id", sourceThreadId);
-    }
+    telling(principal, ["copy", "write"], "target_thread_id", targetThreadId);
+    telling(principal, ["copy"], "source_thread_id", sourceThreadId);
   },
   deleteRuns(principal) {
     // Whose threads the runs are in, only what is stored could tell.
     if (!mayAll(principal, "delete")) throw denied("run_ids", "delete in all threads");
+    if (!mayAll(principal, "read")) throw denied("run_ids", "read all threads");
   },
   pruneThreads(principal, { threadIds, filter, strategy, afterThreadId }) {
-    const needed: Operation[] = strategy.case === "delete" ? ["prune", "delete"] : ["prune"];
+    const needed: Operation[] = ["prune", "read"];
+    if (strategy.case === "delete") needed.push("delete");
     for (const operation of needed) {
       for (const [i, threadId] of threadIds.entries()) {
         one(principal, operation, `thread_ids[${i}]`, threadId);
@@ -68,6 +69,17 @@ export const accessRules: { readonly [Name in CallName]: Rule<Name> } = {
     }
   },
 };
+
+/** The operations, and `read`: what the answer says, or whether there is one, tells of the thread. */
+function telling(
+  principal: Principal,
+  operations: readonly Operation[],
+  field: string,
+  threadId: string,
+): void {
+  for (const operation of operations) one(principal, operation, field, threadId);
+  one(principal, "read", field, threadId);
+}
 
 function listRule(
   principal: Principal,
