@@ -71,8 +71,8 @@ export const bugs: Bug[] = [
       noCount,
       patch(
         putWrites,
-        "const sorted = [...requests].sort(compareKeys);",
-        "const sorted = [...requests].sort(compareKeys).slice(0, requests.length > 1 ? -1 : 1);",
+        "[...requests]\n    .sort(compareKeys)\n",
+        "[...requests].sort(compareKeys).slice(0, requests.length > 1 ? -1 : 1)\n",
       ),
     ],
   },
@@ -150,21 +150,25 @@ export const bugs: Bug[] = [
   },
   {
     name: "a claim takes a thread that is held",
-    patches: [patch(leases, "where held.expires_at <= clock_timestamp()", "where true")],
-  },
-  {
-    name: "a lease that is lost is renewed",
     patches: [
       patch(
         leases,
-        'collate "C" and token = $2 and expires_at >',
-        'collate "C" and $2::text is not null and expires_at >',
+        "where held.expires_at at time zone 'UTC'",
+        "where true or held.expires_at at time zone 'UTC'",
       ),
     ],
   },
   {
+    name: "a lease that is lost is renewed",
+    patches: [
+      patch(leases, "and token = $2 and expires_at >", "and $2::text is not null and expires_at >"),
+    ],
+  },
+  {
     name: "a release ends somebody else's lease",
-    patches: [patch(leases, " and held.token = ended.token", "")],
+    patches: [
+      patch(leases, "thread_id = $1 and token = $2`;", "thread_id = $1 and $2::text is not null`;"),
+    ],
   },
   {
     name: "a putWrites that is repeated is stored twice",
@@ -248,8 +252,8 @@ export const bugs: Bug[] = [
     patches: [
       patch(
         read,
-        'order by c.checkpoint_id collate "C" desc\n    limit 1',
-        'order by c.checkpoint_id collate "C" desc\n    offset (random() < 0.05)::int limit 1',
+        'order by c.checkpoint_id collate "C" desc`}\n    limit 1',
+        'order by c.checkpoint_id collate "C" desc offset (random() < 0.05)::int`}\n    limit 1',
       ),
     ],
   },
@@ -284,8 +288,8 @@ export const bugs: Bug[] = [
     patches: [
       patch(
         session,
-        "            pending.reject(error);\n        }\n        this.#sent.clear();",
-        "            pending.resolve({});\n        }\n        this.#sent.clear();",
+        "            else\n                pending.reject(error);\n        }\n        for",
+        "            else\n                pending.resolve({});\n        }\n        for",
       ),
     ],
   },

@@ -148,7 +148,7 @@ describe.each(ways)("over %s, a call is told at once of", (_, options) => {
 describe.each(ways.slice(0, 3))(
   "over %s, a call goes on to its deadline, and is told of",
   (_, options) => {
-    const brief = { ...options, timeoutMs: 500, retry: { initialDelayMs: 50, maxDelayMs: 50 } };
+    const brief = { ...options, timeoutMs: 1_000, retry: { initialDelayMs: 50, maxDelayMs: 50 } };
 
     it.each<[string, () => Promise<string>, RegExp]>([
       [

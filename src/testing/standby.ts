@@ -1,5 +1,13 @@
-import { execFileSync } from "node:child_process";
-import { chownSync, mkdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  chownSync,
+  copyFileSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import path from "node:path";
 import { withClient } from "../store/client.js";
 import { type Embedded, startEmbedded } from "../store/embedded.js";
@@ -43,11 +51,8 @@ function copyCluster(
   // Both ends of a backup are of one session.
   return withClient({ databaseUrl }, async (client) => {
     await client.query("select pg_backup_start('standby', true)");
-    const files = [path.join(from, "postgres"), path.join(from, "password")];
-    try {
-      execFileSync("cp", ["-a", ...files, dataDir], { stdio: "ignore" });
-    } catch {
-      // Files that went while it copied are in the log that is replayed.
+    for (const each of ["postgres", "password"]) {
+      copy(path.join(from, each), path.join(dataDir, each));
     }
     for (const file of ["postmaster.pid", "postmaster.opts"]) {
       rmSync(path.join(dataDir, "postgres", file), { force: true });
@@ -55,4 +60,21 @@ function copyCluster(
     const { rows } = await client.query("select labelfile from pg_backup_stop(false)");
     return String(rows[0].labelfile);
   });
+}
+
+/** With owner and mode. Files that go while it copies are in the log that is replayed. */
+function copy(from: string, to: string): void {
+  try {
+    const found = lstatSync(from);
+    const { uid, gid, mode } = found;
+    if (found.isDirectory()) {
+      mkdirSync(to, { mode });
+      for (const name of readdirSync(from)) copy(path.join(from, name), path.join(to, name));
+    } else {
+      copyFileSync(from, to);
+    }
+    chownSync(to, uid, gid);
+  } catch (error) {
+    if ((error as { code?: unknown }).code !== "ENOENT") throw error;
+  }
 }
