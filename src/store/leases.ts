@@ -10,11 +10,11 @@ import {
   ThreadStatus,
 } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { CheckpointdError } from "../errors.js";
-import type { Db, Row, Signal } from "./db.js";
+import { type Db, isDistributed, type Row, type Signal } from "./db.js";
 import type { Bind } from "./insert.js";
 import { explainKeys, type Key, mostKeyBytes } from "./keys.js";
-import { readThread, readThreads } from "./read_threads.js";
-import { text } from "./rows.js";
+import { readNamedThreads, readThreads } from "./read_threads.js";
+import { createColumns, text } from "./rows.js";
 import type { Column } from "./tables.js";
 import { micros, toTimestamp } from "./thread_rows.js";
 
@@ -118,7 +118,7 @@ export async function countHeldLeases(db: Db, most: number, signal?: Signal): Pr
   return Number(text(row?.[0]));
 }
 
-/** Of those named, leases on the ones that are free and stand as wanted. */
+/** Of those named, leases on the ones that are free and stand as wanted, in the order of the names. */
 async function takeLeases(
   db: Db,
   wanted: WantedLeases,
@@ -126,36 +126,51 @@ async function takeLeases(
   statuses: readonly ThreadStatus[],
   signal: Signal | undefined,
 ): Promise<ClaimedThread[]> {
+  // Together they cost the database a sixth of what they cost one by one.
+  const groups = isDistributed(db) ? threadIds.map((threadId) => [threadId]) : [threadIds];
   const taken = await Promise.all(
-    threadIds.map((threadId) => takeLease(db, wanted, threadId, statuses, signal)),
+    groups.map((group) => takeTogether(db, wanted, group, statuses, signal)),
   );
-  return taken.filter((lease) => lease !== undefined);
+  return taken.flat();
 }
 
-/** A statement for each step, since each is of one thread. */
-async function takeLease(
+async function takeTogether(
   db: Db,
   wanted: WantedLeases,
-  threadId: string,
+  threadIds: readonly string[],
   statuses: readonly ThreadStatus[],
   signal: Signal | undefined,
-): Promise<ClaimedThread | undefined> {
-  const token = randomUUID();
-  const [row] = await explainKeys(
-    () => [claimKey(threadId)],
-    db.run(takeStatement(db.schema), [threadId, token, wanted.owner, wanted.leaseMs], signal),
+): Promise<ClaimedThread[]> {
+  if (threadIds.length === 0) return [];
+  const tokens = threadIds.map(() => randomUUID());
+  const isOne = threadIds.length === 1;
+  const names = isOne ? [threadIds[0] as string, tokens[0] as string] : [threadIds, tokens];
+  const rows = await explainKeys(
+    () => threadIds.map(claimKey),
+    db.run(takeStatement(db.schema, isOne), [...names, wanted.owner, wanted.leaseMs], signal),
   );
-  if (!row) return undefined;
-  const thread = await readThread(db, threadId, signal);
-  if (!thread || (statuses.length > 0 && !statuses.includes(thread.status))) {
-    await releaseLease(db, threadId, token, signal);
-    return undefined;
-  }
-  const [expires = null] = row;
-  return create(ClaimedThreadSchema, {
-    thread,
-    leaseToken: token,
-    expireTime: toTimestamp(text(expires)),
+  const leases = new Map(
+    rows.map((row) => [
+      text(row[taken.at.thread_id]),
+      { token: text(row[taken.at.token]), expires: text(row[taken.at.expires_at]) },
+    ]),
+  );
+  if (leases.size === 0) return [];
+  const threads = await readNamedThreads(db, [...leases.keys()], signal);
+  const matching = new Map(
+    threads
+      .filter((thread) => statuses.length === 0 || statuses.includes(thread.status))
+      .map((thread) => [thread.threadId, thread]),
+  );
+  const dropped = [...leases].filter(([threadId]) => !matching.has(threadId));
+  await Promise.all(
+    dropped.map(([threadId, { token }]) => releaseLease(db, threadId, token, signal)),
+  );
+  return threadIds.flatMap((threadId) => {
+    const [thread, lease] = [matching.get(threadId), leases.get(threadId)];
+    if (!thread || !lease) return [];
+    const expireTime = toTimestamp(lease.expires);
+    return [create(ClaimedThreadSchema, { thread, leaseToken: lease.token, expireTime })];
   });
 }
 
@@ -224,19 +239,31 @@ const claimKey = (threadId: string): Key => ({
   mostBytes: mostKeyBytes(1),
 });
 
+const taken = createColumns("thread_id", "token", "expires_at");
+
 /**
  * Who comes second finds the row taken and gets nothing. What is told of the time is immutable, and
  * "now" is the time from which the lease counts: Citus takes nothing else beside the conflict of an
- * insert. Relies on the primary key, as the others do.
+ * insert, and names and values of one thread. Several are taken in the order of the key, so that two
+ * callers wait for each other's rows in one order. Relies on the primary key, as the others do.
  */
-const takeStatement = (schema: string) => `
+const takeStatement = (schema: string, isOne: boolean) => {
+  const expires = "clock_timestamp() + $4::int * interval '1 millisecond'";
+  return `
 insert into ${schema}.checkpointd_claims as held (thread_id, token, owner, expires_at)
-values ($1, $2, $3, clock_timestamp() + $4::int * interval '1 millisecond')
+${
+  isOne
+    ? `values ($1, $2, $3, ${expires})`
+    : `select thread_id, token, $3::text, ${expires}
+from unnest($1::text[], $2::text[]) as asked (thread_id, token)
+order by thread_id collate "C"`
+}
 on conflict (thread_id) do update
   set token = excluded.token, owner = excluded.owner, expires_at = excluded.expires_at
   where held.expires_at at time zone 'UTC'
     <= excluded.expires_at at time zone 'UTC' - $4::int * interval '1 millisecond'
-returning ${micros("expires_at")}`;
+returning ${taken.all({ thread_id: "thread_id", token: "token", expires_at: micros("expires_at") })}`;
+};
 
 /**
  * A CTE of the leases of the requests that are held: `lease` (thread_id, token). Their rows are

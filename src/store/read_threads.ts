@@ -15,6 +15,7 @@ import {
   conditionsOf,
   latest,
   micros,
+  namedStatement,
   oneStatement,
   type PageOfThreads,
   positionOf,
@@ -96,14 +97,21 @@ export async function getThread(
   return row && toThreads(db, [row])[0];
 }
 
-/** Reads one thread without a count; undefined too where it is too large to be told, and reported then. */
-export async function readThread(
+/**
+ * Reads the threads of these names that exist, without counts and in no particular order; those too
+ * large to be told are left out and reported. Of tables that are distributed one at a time.
+ */
+export async function readNamedThreads(
   db: Db,
-  threadId: string,
+  threadIds: readonly string[],
   signal?: Signal,
-): Promise<Thread | undefined> {
-  const statement = (json: JsonForm) => oneStatement(db.schema, json);
-  return toThreads(db, await runGuarded(db, db.run, statement, [threadId], signal))[0];
+): Promise<Thread[]> {
+  const [only] = threadIds.length === 1 ? threadIds : [];
+  const rows =
+    only === undefined
+      ? runGuarded(db, db.runLong, (json) => namedStatement(db.schema, json), [threadIds], signal)
+      : runGuarded(db, db.run, (json) => oneStatement(db.schema, json), [only], signal);
+  return toThreads(db, await rows);
 }
 
 /**

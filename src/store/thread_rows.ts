@@ -148,15 +148,27 @@ export const oneStatement = (
   }: { withCounts?: boolean; metadata?: string | undefined; conditions?: readonly string[] } = {},
 ) => `
 select ${selectThread(schema, withCounts, json, metadata, "$1")}
-from (
+from ${withStatus(schema, `(${latest(schema, "$1", json)}) as c`, "$1")}
+${conditions.length > 0 ? `where ${conditions.join(" and ")}` : ""}`;
+
+/** The threads of the list $1 as they stand. */
+export const namedStatement = (schema: string, json: JsonForm) => `
+select ${selectThread(schema, false, json)}
+from ${withStatus(
+  schema,
+  `unnest($1::text[]) as name (thread_id)
+    cross join lateral (${latest(schema, "name.thread_id", json)}) as c`,
+)}`;
+
+/** The relation `t` of selectThread, of latest checkpoints `c`. */
+const withStatus = (schema: string, checkpoints: string, thread?: string) => `(
   select t.*, s.status, s.pending_nodes
   from (
     select c.thread_id, c.checkpoint_id, c.checkpoint, c.metadata, ${updatedAt("c")} as updated_at
-    from (${latest(schema, "$1", json)}) as c
+    from ${checkpoints}
   ) as t
-  cross join lateral ${threadStatus(schema, "t", "$1")} as s
-) as t
-${conditions.length > 0 ? `where ${conditions.join(" and ")}` : ""}`;
+  cross join lateral ${threadStatus(schema, "t", thread)} as s
+) as t`;
 
 /**
  * The columns of a thread, times in microseconds. `lease` is JSON, null where there is none;
