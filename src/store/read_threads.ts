@@ -1,5 +1,6 @@
 import { create } from "@bufbuild/protobuf";
 import { type Timestamp, TimestampSchema } from "@bufbuild/protobuf/wkt";
+import { type PendingWrite, PendingWriteSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import {
   type GetThreadRequest,
   type ListThreadsRequest,
@@ -54,14 +55,16 @@ export async function* listThreads(
   let after: ThreadPosition | undefined = request.after;
   const most = request.withCounts ? mostCounted : mostExamined;
   let walk = firstWalked;
-  for (let examine = firstExamined; left > 0; examine *= 2) {
-    examine = Math.min(examine, most);
+  let examinable = request.examineLimit ?? Number.POSITIVE_INFINITY;
+  for (let examine = firstExamined; left > 0 && examinable > 0; examine *= 2) {
+    examine = Math.min(examine, most, examinable);
     const page = await readThreads(
       db,
       {
         filter: request.filter,
         order: request.order,
         withCounts: request.withCounts,
+        withReasons: request.withReasons,
         after,
         examine,
         walk,
@@ -71,6 +74,7 @@ export async function* listThreads(
     );
     yield* page.threads;
     left -= page.threads.length;
+    examinable -= examine;
     if (!page.next) return;
     after = page.next;
     walk = page.isCut ? Math.min(walk * 2, mostWalked) : Math.max(walk / 2, firstWalked);
@@ -80,13 +84,13 @@ export async function* listThreads(
 /** Reads one thread; undefined when there is none. Throws UNDELIVERABLE where it is too large to be told. */
 export async function getThread(
   db: Db,
-  request: Pick<GetThreadRequest, "threadId" | "withCounts">,
+  request: Pick<GetThreadRequest, "threadId" | "withCounts"> & Partial<Told>,
   signal?: Signal,
 ): Promise<Thread | undefined> {
-  const { threadId, withCounts } = request;
+  const { threadId, withCounts, withReasons = false } = request;
   // To count reads the size of every row, which takes long for a long thread.
   const run = withCounts ? db.runLong : db.run;
-  const statement = (json: JsonForm) => namedStatement(db.schema, withCounts, json);
+  const statement = (json: JsonForm) => namedStatement(db.schema, { withCounts, withReasons }, json);
   const [row] = await runGuarded(db, run, statement, [[threadId]], signal);
   if (row && !row[at.metadata]) throw undeliverable(text(row[at.checkpoint_id]));
   return row && toThread(row);
@@ -101,7 +105,7 @@ export async function readNamedThreads(
   threadIds: readonly string[],
   signal?: Signal,
 ): Promise<Thread[]> {
-  const statement = (json: JsonForm) => namedStatement(db.schema, false, json);
+  const statement = (json: JsonForm) => namedStatement(db.schema, {}, json);
   return toThreads(db, await runGuarded(db, db.runLong, statement, [threadIds], signal));
 }
 
@@ -119,6 +123,7 @@ export interface ThreadPage {
   filter?: ThreadFilter | undefined;
   order: ThreadOrder;
   withCounts: boolean;
+  withReasons?: boolean;
   after?: ThreadPosition | undefined;
   /** Threads looked at at the most. Fewer where a statement has walked far to find them. */
   examine: number;
@@ -258,7 +263,7 @@ with ${walked}examined as materialized (${examined.threads(json)}
   limit ${limit$}
 )
 select ${threadColumns.names} from (
-  select ${selectThread(schema, page.withCounts, json, metadata)}, row_number() over (order by ${sort}) as n
+  select ${selectThread(schema, page, json, metadata)}, row_number() over (order by ${sort}) as n
   from matching t
   union all
   select ${threadColumns.union({
@@ -381,8 +386,8 @@ function updatedWithin(time: string, filter: ThreadFilter | undefined, bind: Bin
   return conditions;
 }
 
-const namedStatement = (schema: string, withCounts: boolean, json: JsonForm) => `
-select ${selectThread(schema, withCounts, json)}
+const namedStatement = (schema: string, told: Partial<Told>, json: JsonForm) => `
+select ${selectThread(schema, told, json)}
 from (
   select t.*, s.status, s.pending_nodes
   from (
@@ -407,6 +412,7 @@ const threadColumns = createColumns(
   "pending_nodes",
   "metadata",
   "lease",
+  "reasons",
   ...countNames,
   "is_more",
 );
@@ -418,7 +424,7 @@ const { at } = threadColumns;
  */
 const selectThread = (
   schema: string,
-  withCounts: boolean,
+  { withCounts, withReasons }: Partial<Told>,
   json: JsonForm,
   metadata = `(select case when t.checkpoint is not null then ${tellable("printed")} end
       from (select t.metadata::text as printed offset 0) as m)`,
@@ -434,6 +440,7 @@ const selectThread = (
     metadata,
     lease: `(select json_build_array(l.owner, ${micros("l.expires_at")})::text
       from ${schema}.checkpointd_claims l where ${holds("t.thread_id")})`,
+    reasons: withReasons ? reasons(schema) : "null",
     ...(withCounts ? counts(schema, json) : withoutCounts),
     is_more: "null",
   });
@@ -444,6 +451,29 @@ export const isUnderLease = (schema: string, threadId: string) =>
 
 const holds = (threadId: string) =>
   `l.thread_id = ${threadId} collate "C" and l.expires_at > clock_timestamp()`;
+
+/** What of a thread is told only where it is asked for. */
+interface Told {
+  withCounts: boolean;
+  withReasons: boolean;
+}
+
+const mostReasons = 20;
+const mostReasonBytes = 65_536;
+
+/** What the tasks left that did not end well, as JSON. Relies on the primary key of checkpoint_writes. */
+const reasons = (schema: string) => `(
+      select json_agg(json_build_array(task_id, idx, channel, type, data, task_path))::text
+      from (
+        select w.task_id, w.idx, w.channel, w.type, w.task_path,
+          case when octet_length(w.blob) <= ${mostReasonBytes} then encode(w.blob, 'base64') end as data
+        from ${schema}.checkpoint_writes w
+        where w.thread_id = t.thread_id and w.checkpoint_ns = '' and w.checkpoint_id = t.checkpoint_id
+          and w.channel in ('__error__', '__interrupt__')
+        order by w.task_path collate "C", w.task_id collate "C", w.idx
+        limit ${mostReasons}
+      ) as w
+    )`;
 
 const withoutCounts = { checkpoints: "null", blobs: "null", writes: "null", stored_bytes: "null" };
 
@@ -505,5 +535,15 @@ function toThread(row: Row): Thread {
     thread.claim = create(ThreadClaimSchema, { owner, expireTime: toTimestamp(expires) });
   }
   if (row[at.checkpoints]) thread.counts = toCounts(row, at);
+  if (row[at.reasons]) {
+    thread.reasons = (JSON.parse(text(row[at.reasons])) as ReasonJson[]).map(toReason);
+  }
   return thread;
+}
+
+type ReasonJson = [string, number, string, string, string | null, string];
+
+function toReason([taskId, idx, channel, type, data, taskPath]: ReasonJson): PendingWrite {
+  const value = { type, data: Buffer.from(data ?? "", "base64") };
+  return create(PendingWriteSchema, { taskId, idx, channel, value, taskPath });
 }

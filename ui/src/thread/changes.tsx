@@ -1,0 +1,121 @@
+/** The difference of a step to its parent, channel by channel. */
+import type { Decoded } from "checkpointd/client";
+import { Value } from "../values/value.js";
+import { toText } from "../values/text.js";
+import { shorten, toCount } from "../words.js";
+import { type Change, changedChannels, changesOf, cutText, isSame, partsOf } from "./difference.js";
+import { isInternal, type State } from "./tuples.js";
+
+export function Changes({ state, parent }: { state: State; parent: State | undefined }) {
+  const all = changedChannels(parent, state);
+  const shown = all.filter(({ channel }) => !isInternal(channel));
+  const internal = all.length - shown.length;
+  return (
+    <div class="changes">
+      {shown.length === 0 && (
+        <p class="dim">
+          No channel of the state changed
+          {internal > 0 && `; ${toCount(internal, "channel")} of LangGraph's own did`}.
+        </p>
+      )}
+      {shown.map(({ channel, before, after }) => (
+        <section class="channel" key={channel} aria-label={channel}>
+          <h3>
+            <span class="name">{channel}</span>
+            <span class={`tag ${before ? (after ? "changed" : "removed") : "added"}`}>
+              {before ? (after ? "changed" : "emptied") : "new"}
+            </span>
+          </h3>
+          <Difference before={before} after={after} />
+        </section>
+      ))}
+    </div>
+  );
+}
+
+function Difference({ before, after }: { before: Decoded | undefined; after: Decoded | undefined }) {
+  if (!before || !after) {
+    return (
+      <div class={after ? "side added" : "side removed"}>
+        {(after ?? before) && <Value value={(after ?? before) as Decoded} />}
+      </div>
+    );
+  }
+  if (isSame(before, after)) return <p class="dim">Written again, with the same value.</p>;
+  const [old, now] = [partsOf(before), partsOf(after)];
+  if (old?.isList && now?.isList) {
+    return <ListDifference before={[...old.parts.values()]} after={[...now.parts.values()]} />;
+  }
+  return (
+    <ul class="places">
+      {changesOf(before, after).map((change, i) => (
+        <li key={i}>
+          <PlaceDifference change={change} />
+        </li>
+      ))}
+    </ul>
+  );
+}
+
+/** Lists grow at their end: what both begin with is left out. */
+function ListDifference({ before, after }: { before: Decoded[]; after: Decoded[] }) {
+  let same = 0;
+  while (same < before.length && same < after.length && isSame(before[same], after[same])) same++;
+  const removed = before.slice(same);
+  const added = after.slice(same);
+  return (
+    <>
+      {same > 0 && <p class="dim">{toCount(same, "item")} as before</p>}
+      {removed.length > 0 && (
+        <div class="side removed">
+          <Value value={{ kind: "list", items: removed }} />
+        </div>
+      )}
+      {added.length > 0 && (
+        <div class="side added">
+          <Value value={{ kind: "list", items: added }} />
+        </div>
+      )}
+    </>
+  );
+}
+
+function PlaceDifference({ change: { path, before, after } }: { change: Change }) {
+  const name = path.length > 0 && <span class="name">{path.map((key) => shorten(key, 80)).join(" › ")}</span>;
+  if (isText(before) && isText(after)) {
+    const { start, removed, added, end } = cutText(before.value, after.value);
+    return (
+      <>
+        {name}
+        <span class="text-difference">
+          {start.length > 120 ? `…${start.slice(-120)}` : start}
+          {removed !== "" && <del>{shortened(removed)}</del>}
+          {added !== "" && <ins>{shortened(added)}</ins>}
+          {end.length > 120 ? `${end.slice(0, 120)}…` : end}
+        </span>
+      </>
+    );
+  }
+  return (
+    <>
+      {name}
+      {before && (
+        <div class="side removed">
+          <Value value={before} isOpen={!isLarge(before)} />
+        </div>
+      )}
+      {after && (
+        <div class="side added">
+          <Value value={after} isOpen={!isLarge(after)} />
+        </div>
+      )}
+    </>
+  );
+}
+
+const shortened = (text: string) => (text.length > 2_000 ? `${text.slice(0, 2_000)}…` : text);
+const isLarge = (value: Decoded) => toText(value).length > 400;
+const isText = (
+  value: Decoded | undefined,
+): value is Extract<Decoded, { kind: "json" }> & { value: string } =>
+  value?.kind === "json" && typeof value.value === "string";

@@ -1,0 +1,123 @@
+/** A thread's checkpoints of one namespace, the latest first, as far as they were scrolled to. */
+import { type CheckpointTuple, ListView } from "checkpointd/client";
+import { useRef, useState } from "preact/hooks";
+import { useFollow } from "../follow.js";
+import { checkpoints, type Failure, toFailure } from "../service.js";
+import { timeOfId, toRecord } from "../words.js";
+
+/** What is told of each. */
+export interface Header {
+  id: string;
+  parent: string | undefined;
+  step: number | undefined;
+  source: string;
+  time: Date | undefined;
+  metadata: Record<string, unknown>;
+}
+
+const pageSize = 200;
+/** Looked at again and again for new ones. */
+const headSize = 50;
+
+export interface History {
+  headers: Header[];
+  hasMore: boolean;
+  failure: Failure | undefined;
+  /** Whether anything has been read yet. */
+  isRead: boolean;
+  again(): void;
+  readMore(): void;
+}
+
+/** Reads the history, follows what is added to it, and reads further back when that is asked for. */
+export function useHistory(threadId: string, ns: string): History {
+  const key = JSON.stringify([threadId, ns]);
+  const model = useRef({ key, headers: [] as Header[], hasMore: false, isReading: false });
+  const [, setRound] = useState(0);
+  const [moreFailure, setMoreFailure] = useState<Failure>();
+  if (model.current.key !== key) {
+    model.current = { key, headers: [], hasMore: false, isReading: false };
+  }
+  const mine = model.current;
+  const { seen, failure, again } = useFollow<{ head: string }>(key, async (before, signal) => {
+    const isFirst = mine.headers.length === 0;
+    const most = isFirst ? pageSize : headSize;
+    const head = await readHeaders({ threadId, checkpointNs: ns, limit: most + 1 }, signal);
+    const known = new Set(mine.headers.map(({ id }) => id));
+    const fresh = head.slice(0, most).filter(({ id }) => !known.has(id));
+    // So many are new that some between were not read: begins anew. As it does where it was pruned.
+    const isApart = !isFirst && (fresh.length === most || head.length === 0);
+    const isLess = !isFirst && head.length <= most && mine.headers.length > head.length;
+    if (isFirst || isApart || isLess) {
+      mine.headers = head.slice(0, most);
+      mine.hasMore = head.length > most;
+    } else {
+      if (fresh.length === 0 && before) return before;
+      mine.headers = [...fresh, ...mine.headers];
+    }
+    return { head: mine.headers[0]?.id ?? "" };
+  });
+  const readMore = async () => {
+    const last = mine.headers.at(-1);
+    if (!mine.hasMore || mine.isReading || !last) return;
+    mine.isReading = true;
+    try {
+      const request = { threadId, checkpointNs: ns, beforeCheckpointId: last.id };
+      const more = await readHeaders({ ...request, limit: pageSize + 1 });
+      mine.headers = [...mine.headers, ...more.slice(0, pageSize)];
+      mine.hasMore = more.length > pageSize;
+      setMoreFailure(undefined);
+    } catch (error) {
+      setMoreFailure(toFailure(error));
+    } finally {
+      mine.isReading = false;
+      setRound((round) => round + 1);
+    }
+  };
+  return {
+    headers: mine.headers,
+    hasMore: mine.hasMore,
+    failure: failure ?? moreFailure,
+    isRead: seen !== undefined,
+    again,
+    readMore: () => void readMore(),
+  };
+}
+
+async function readHeaders(
+  request: { threadId: string; checkpointNs: string; limit: number; beforeCheckpointId?: string },
+  signal?: AbortSignal,
+): Promise<Header[]> {
+  const headers: Header[] = [];
+  const asked = { ...request, view: ListView.METADATA };
+  for await (const { tuple } of checkpoints.list(asked, signal ? { signal } : {})) {
+    if (tuple) headers.push(toHeader(tuple));
+  }
+  return headers;
+}
+
+/** A tuple without its values. */
+export function toHeader({ key, parentCheckpointId, metadataJson }: CheckpointTuple): Header {
+  const id = key?.checkpointId ?? "";
+  const metadata = toRecord(metadataJson);
+  const { step, source } = metadata;
+  return {
+    id,
+    parent: parentCheckpointId,
+    step: typeof step === "number" ? step : undefined,
+    source: typeof source === "string" ? source : "",
+    time: timeOfId(id),
+    metadata,
+  };
+}
+
+/** The namespaces among a thread's latest checkpoints, with how many of these are in each. */
+export async function readNamespaces(threadId: string, signal: AbortSignal) {
+  const request = { threadId, view: ListView.METADATA, limit: 500 };
+  const found = new Map<string, number>();
+  for await (const { tuple } of checkpoints.list(request, { signal })) {
+    const name = tuple?.key?.checkpointNs ?? "";
+    found.set(name, (found.get(name) ?? 0) + 1);
+  }
+  return found;
+}

@@ -1,0 +1,55 @@
+/** What tasks wrote that no checkpoint has taken in yet: questions, errors, results. */
+import { decodeValue, type PendingWrite } from "checkpointd/client";
+import { errorText, questionsOf } from "../values/reasons.js";
+import { Text, Value } from "../values/value.js";
+import { shorten } from "../words.js";
+
+export function Tasks({ writes }: { writes: readonly PendingWrite[] }) {
+  if (writes.length === 0) return <p class="dim">No task has written anything after this step.</p>;
+  const tasks = Map.groupBy(writes, ({ taskId }) => taskId);
+  return (
+    <div class="tasks">
+      {[...tasks].map(([taskId, ofTask]) => (
+        <section class="channel" key={taskId} aria-label={`Task ${taskId}`}>
+          <h3>
+            <span class="name">
+              {shorten(ofTask[0]?.taskPath || "task", 80)} <code>{shorten(taskId, 60)}</code>
+            </span>
+          </h3>
+          {ofTask.map((write) => (
+            <Write write={write} key={write.idx} />
+          ))}
+        </section>
+      ))}
+    </div>
+  );
+}
+
+function Write({ write: { channel, value } }: { write: PendingWrite }) {
+  const decoded = decodeValue(value);
+  if (channel === "__error__") {
+    return (
+      <div class="reason error">
+        <span class="kind">error</span>
+        <Text text={errorText(decoded)} />
+        <Value value={decoded} isOpen={false} />
+      </div>
+    );
+  }
+  if (channel === "__interrupt__") {
+    return (
+      <div class="reason question">
+        <span class="kind">asks</span>
+        {questionsOf(decoded).map((question, i) => (
+          <Value value={question} key={i} />
+        ))}
+      </div>
+    );
+  }
+  return (
+    <div class="write">
+      <span class="name">{channel === "__resume__" ? "was answered" : shorten(channel, 120)}</span>
+      <Value value={decoded} />
+    </div>
+  );
+}
