@@ -85,7 +85,10 @@ export async function readInspector(mode: UiMode): Promise<Inspector | undefined
     if (!entry.isFile() || type === undefined) continue;
     const file = path.join(entry.parentPath, entry.name);
     const name = path.relative(folder, file).split(path.sep).join("/");
-    files.set(name === "index.html" ? "/" : `/${name}`, await toFile(await readFile(file), type, mode));
+    files.set(
+      name === "index.html" ? "/" : `/${name}`,
+      await toFile(await readFile(file), type, mode),
+    );
   }
   if (!files.has("/")) return undefined;
   return (request, response) => {

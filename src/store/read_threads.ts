@@ -90,7 +90,8 @@ export async function getThread(
   const { threadId, withCounts, withReasons = false } = request;
   // To count reads the size of every row, which takes long for a long thread.
   const run = withCounts ? db.runLong : db.run;
-  const statement = (json: JsonForm) => namedStatement(db.schema, { withCounts, withReasons }, json);
+  const statement = (json: JsonForm) =>
+    namedStatement(db.schema, { withCounts, withReasons }, json);
   const [row] = await runGuarded(db, run, statement, [[threadId]], signal);
   if (row && !row[at.metadata]) throw undeliverable(text(row[at.checkpoint_id]));
   return row && toThread(row);

@@ -23,13 +23,12 @@ export function KeyForm({ why, onKey }: { why: string; onKey: (key: string) => v
           value={key}
           onInput={(event) => setKey(event.currentTarget.value)}
           required
-          // biome-ignore lint/a11y/noAutofocus: the page has nothing else to do.
           autofocus
         />
       </label>
       <p class="dim">
-        It is sent to {location.host} alone, and forgotten when this tab is closed. Where the server has
-        a token file, the key is what that file holds.
+        It is sent to {location.host} alone, and forgotten when this tab is closed. Where the server
+        has a token file, the key is what that file holds.
       </p>
       <button type="submit" class="main">
         Open

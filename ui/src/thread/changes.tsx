@@ -1,7 +1,7 @@
 /** The difference of a step to its parent, channel by channel. */
 import type { Decoded } from "checkpointd/client";
-import { Value } from "../values/value.js";
 import { toText } from "../values/text.js";
+import { Value } from "../values/value.js";
 import { shorten, toCount } from "../words.js";
 import { type Change, changedChannels, changesOf, cutText, isSame, partsOf } from "./difference.js";
 import { isInternal, type State } from "./tuples.js";
@@ -33,7 +33,13 @@ export function Changes({ state, parent }: { state: State; parent: State | undef
   );
 }
 
-function Difference({ before, after }: { before: Decoded | undefined; after: Decoded | undefined }) {
+function Difference({
+  before,
+  after,
+}: {
+  before: Decoded | undefined;
+  after: Decoded | undefined;
+}) {
   if (!before || !after) {
     return (
       <div class={after ? "side added" : "side removed"}>
@@ -43,6 +49,13 @@ function Difference({ before, after }: { before: Decoded | undefined; after: Dec
   }
   if (isSame(before, after)) return <p class="dim">Written again, with the same value.</p>;
   const [old, now] = [partsOf(before), partsOf(after)];
+  if (old?.isList && now?.isList && isSet(before)) {
+    const inOld = [...old.parts.values()];
+    const inNow = [...now.parts.values()];
+    const without = (items: Decoded[], others: Decoded[]) =>
+      items.filter((item) => !others.some((other) => isSame(item, other)));
+    return <Sides removed={without(inOld, inNow)} added={without(inNow, inOld)} />;
+  }
   if (old?.isList && now?.isList) {
     return <ListDifference before={[...old.parts.values()]} after={[...now.parts.values()]} />;
   }
@@ -66,6 +79,14 @@ function ListDifference({ before, after }: { before: Decoded[]; after: Decoded[]
   return (
     <>
       {same > 0 && <p class="dim">{toCount(same, "item")} as before</p>}
+      <Sides removed={removed} added={added} />
+    </>
+  );
+}
+
+function Sides({ removed, added }: { removed: Decoded[]; added: Decoded[] }) {
+  return (
+    <>
       {removed.length > 0 && (
         <div class="side removed">
           <Value value={{ kind: "list", items: removed }} />
@@ -81,7 +102,9 @@ function ListDifference({ before, after }: { before: Decoded[]; after: Decoded[]
 }
 
 function PlaceDifference({ change: { path, before, after } }: { change: Change }) {
-  const name = path.length > 0 && <span class="name">{path.map((key) => shorten(key, 80)).join(" › ")}</span>;
+  const name = path.length > 0 && (
+    <span class="name">{path.map((key) => shorten(key, 80)).join(" › ")}</span>
+  );
   if (isText(before) && isText(after)) {
     const { start, removed, added, end } = cutText(before.value, after.value);
     return (
@@ -92,6 +115,16 @@ function PlaceDifference({ change: { path, before, after } }: { change: Change }
           {removed !== "" && <del>{shortened(removed)}</del>}
           {added !== "" && <ins>{shortened(added)}</ins>}
           {end.length > 120 ? `${end.slice(0, 120)}…` : end}
+        </span>
+      </>
+    );
+  }
+  if (isPlain(before) && isPlain(after)) {
+    return (
+      <>
+        {name}
+        <span class="text-difference">
+          <del>{JSON.stringify(before.value)}</del> → <ins>{JSON.stringify(after.value)}</ins>
         </span>
       </>
     );
@@ -115,7 +148,10 @@ function PlaceDifference({ change: { path, before, after } }: { change: Change }
 
 const shortened = (text: string) => (text.length > 2_000 ? `${text.slice(0, 2_000)}…` : text);
 const isLarge = (value: Decoded) => toText(value).length > 400;
-const isText = (
-  value: Decoded | undefined,
-): value is Extract<Decoded, { kind: "json" }> & { value: string } =>
+const isSet = (value: Decoded) =>
+  value.kind === "list" && /^(Set|set|frozenset)$/.test(value.name ?? "");
+type JsonValue = Extract<Decoded, { kind: "json" }>;
+const isPlain = (value: Decoded | undefined): value is JsonValue =>
+  value?.kind === "json" && (typeof value.value !== "object" || value.value === null);
+const isText = (value: Decoded | undefined): value is JsonValue & { value: string } =>
   value?.kind === "json" && typeof value.value === "string";

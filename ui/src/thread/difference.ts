@@ -67,9 +67,10 @@ export function partsOf(
         return list("", json.map((item) => ({ kind: "json", value: item })) satisfies Decoded[]);
       }
       if (typeof json !== "object" || json === null) return undefined;
-      const fields = Object.entries(json).map(
-        ([key, inner]): [string, Decoded] => [key, { kind: "json", value: inner }],
-      );
+      const fields = Object.entries(json).map(([key, inner]): [string, Decoded] => [
+        key,
+        { kind: "json", value: inner },
+      ]);
       return { name: "object ", isList: false, parts: new Map(fields) };
     }
     case "list":

@@ -2,7 +2,7 @@
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { go, hrefOf, type Place } from "../place.js";
 import type { Header, History } from "./history.js";
-import { layOut, type Place as Lane } from "./lanes.js";
+import { type Place as Lane, layOut } from "./lanes.js";
 
 const rowHeight = 44;
 const laneWidth = 14;

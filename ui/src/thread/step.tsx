@@ -2,7 +2,7 @@
 import { useState } from "preact/hooks";
 import { FailureNotice } from "../notice.js";
 import { go, type Place } from "../place.js";
-import { Value } from "../values/value.js";
+import { Kind, Value } from "../values/value.js";
 import { shorten, timeOfId, toCount, toRecord } from "../words.js";
 import { Changes } from "./changes.js";
 import { changedChannels } from "./difference.js";
@@ -32,15 +32,17 @@ export function StepPanel(props: {
   if (failure) return <FailureNotice failure={failure} />;
   if (isGone) return <p class="nothing">This checkpoint is not stored, or no longer.</p>;
   if (!state) return <p class="dim loading">Reading the checkpoint…</p>;
-  const isParentRead = parentId === undefined || parent.state !== undefined || parent.isGone === true;
+  const isParentRead =
+    parentId === undefined || parent.state !== undefined || parent.isGone === true;
   const tab = tabs.find((each) => each === place.tab) ?? "state";
   const counts: Partial<Record<Tab, number>> = {
     state: [...state.values.keys()].filter((name) => !isInternal(name)).length,
     tasks: new Set(state.tuple.pendingWrites.map(({ taskId }) => taskId)).size,
     ...(isParentRead
       ? {
-          changes: changedChannels(parent.state, state).filter(({ channel }) => !isInternal(channel))
-            .length,
+          changes: changedChannels(parent.state, state).filter(
+            ({ channel }) => !isInternal(channel),
+          ).length,
         }
       : {}),
   };
@@ -79,7 +81,9 @@ export function StepPanel(props: {
         {tab === "changes" &&
           (isParentRead ? (
             <>
-              {parent.isGone && <p class="dim">The parent is no longer stored: all of it is new.</p>}
+              {parent.isGone && (
+                <p class="dim">The parent is no longer stored: all of it is new.</p>
+              )}
               <Changes state={state} parent={parent.state} />
             </>
           ) : (
@@ -149,14 +153,22 @@ function Channel({ name, state }: { name: string; state: State }) {
   return (
     <section class="channel" aria-label={name}>
       <h3>
-        <span class="name">{name}</span>
-        <span class="version" title="The channel's version">
-          {shorten(String(state.versions[name] ?? ""), 24)}
+        <span class="name">
+          {name} <Kind value={value} />
+        </span>
+        <span class="version" title={`The channel's version: ${state.versions[name]}`}>
+          {toVersion(state.versions[name])}
         </span>
       </h3>
       <Value value={value} />
     </section>
   );
+}
+
+/** How often a channel was written: its version without the fraction that tells branches apart. */
+function toVersion(version: unknown): string {
+  const count = Number.parseInt(String(version ?? ""), 10);
+  return Number.isNaN(count) ? "" : `version ${count}`;
 }
 
 function Metadata({ state }: { state: State }) {

@@ -58,7 +58,11 @@ export function ThreadPage(props: {
       ) : (
         <div class="panes">
           <aside aria-label="History">
-            <Namespaces threadId={threadId} place={place} stamp={seen?.thread?.checkpointId ?? ""} />
+            <Namespaces
+              threadId={threadId}
+              place={place}
+              stamp={seen?.thread?.checkpointId ?? ""}
+            />
             <HistoryList history={history} place={place} selected={selected} />
           </aside>
           <section class="pane" aria-label="Checkpoint">
@@ -176,7 +180,9 @@ function Namespaces(props: { threadId: string; place: Place; stamp: string }) {
       >
         {all.map((name) => (
           <option key={name} value={name}>
-            {name === "" ? "the root graph" : `${"  ".repeat(name.split("|").length - 1)}${shorten(name, 80)}`}
+            {name === ""
+              ? "the root graph"
+              : `${"  ".repeat(name.split("|").length - 1)}${shorten(name, 80)}`}
           </option>
         ))}
       </select>

@@ -31,54 +31,56 @@ export function Filters({ place }: { place: Place }) {
     set({ status: statuses.filter((each) => chosen.has(each)).join(",") });
   };
   return (
-    <form class="filters" role="search" onSubmit={(event) => event.preventDefault()}>
-      <fieldset>
-        <legend>Status</legend>
-        {statuses.map((status) => (
-          <button
-            type="button"
-            key={status}
-            class={`chip ${status}`}
-            aria-pressed={chosen.has(status)}
-            onClick={() => toggle(status)}
-          >
-            {status}
-          </button>
-        ))}
-      </fieldset>
-      <Text label="Id begins with" value={place.prefix} onText={(prefix) => set({ prefix })} />
-      <Text label="Graph" value={place.graph} onText={(graph) => set({ graph })} />
-      <Text
-        label="Metadata contains"
-        placeholder='{"source": "loop"}'
-        value={place.metadata}
-        onText={(metadata) => set({ metadata })}
-        problemOf={(text) => (isObject(text) ? undefined : "a JSON object is wanted")}
-      />
-      <label>
-        Updated within
-        <select
-          value={place.within ?? ""}
-          onChange={(event) => set({ within: event.currentTarget.value })}
-        >
-          {spans.map(([text, label]) => (
-            <option key={text} value={text}>
-              {label}
-            </option>
+    <search>
+      <form class="filters" onSubmit={(event) => event.preventDefault()}>
+        <fieldset>
+          <legend>Status</legend>
+          {statuses.map((status) => (
+            <button
+              type="button"
+              key={status}
+              class={`chip ${status}`}
+              aria-pressed={chosen.has(status)}
+              onClick={() => toggle(status)}
+            >
+              {status}
+            </button>
           ))}
-        </select>
-      </label>
-      <label>
-        Order
-        <select
-          value={place.order ?? ""}
-          onChange={(event) => set({ order: event.currentTarget.value })}
-        >
-          <option value="">latest first</option>
-          <option value="id">by id</option>
-        </select>
-      </label>
-    </form>
+        </fieldset>
+        <Text label="Id begins with" value={place.prefix} onText={(prefix) => set({ prefix })} />
+        <Text label="Graph" value={place.graph} onText={(graph) => set({ graph })} />
+        <Text
+          label="Metadata contains"
+          placeholder='{"source": "loop"}'
+          value={place.metadata}
+          onText={(metadata) => set({ metadata })}
+          problemOf={(text) => (isObject(text) ? undefined : "a JSON object is wanted")}
+        />
+        <label>
+          Updated within
+          <select
+            value={place.within ?? ""}
+            onChange={(event) => set({ within: event.currentTarget.value })}
+          >
+            {spans.map(([text, label]) => (
+              <option key={text} value={text}>
+                {label}
+              </option>
+            ))}
+          </select>
+        </label>
+        <label>
+          Order
+          <select
+            value={place.order ?? ""}
+            onChange={(event) => set({ order: event.currentTarget.value })}
+          >
+            <option value="">latest first</option>
+            <option value="id">by id</option>
+          </select>
+        </label>
+      </form>
+    </search>
   );
 }
 

@@ -90,7 +90,7 @@ export function toPosition({ threadId, updateTime }: Thread): string {
 }
 
 function fromPosition(text: string) {
-  const [, seconds, nanos, threadId] = /^(\d{1,12})\.(\d{9}):([^]+)$/.exec(text) ?? [];
+  const [, seconds, nanos, threadId] = /^(\d{1,12})\.(\d{9}):(.+)$/s.exec(text) ?? [];
   if (seconds === undefined || threadId === undefined) return undefined;
   const updateTime = { seconds: BigInt(seconds), nanos: Number(nanos) } as Timestamp;
   return { threadId, updateTime };

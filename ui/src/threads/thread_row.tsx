@@ -1,6 +1,6 @@
 /** One thread of the list. */
 import { timestampDate } from "@bufbuild/protobuf/wkt";
-import { type Thread } from "checkpointd/client";
+import type { Thread } from "checkpointd/client";
 import { follow, hrefOf } from "../place.js";
 import { StatusMark } from "../status.js";
 import { reasonsOf } from "../values/reasons.js";

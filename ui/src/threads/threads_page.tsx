@@ -1,5 +1,5 @@
 /** The list of threads: those that wait for somebody on top, then all, the latest first. */
-import { type Thread } from "checkpointd/client";
+import type { Thread } from "checkpointd/client";
 import { useEffect, useState } from "preact/hooks";
 import { useFollow } from "../follow.js";
 import { FailureNotice } from "../notice.js";
@@ -26,6 +26,9 @@ export function ThreadsPage({
     if (failure?.kind === "key") onKeyWanted(failure.text);
   }, [failure]);
   const last = seen?.threads.at(-1);
+  // Those on top are not told twice.
+  const onTop = new Set(seen?.waiting.map(({ threadId }) => threadId));
+  const others = seen?.threads.filter(({ threadId }) => !onTop.has(threadId)) ?? [];
   const { after: _, ...first } = place;
   return (
     <div class="threads">
@@ -38,10 +41,10 @@ export function ThreadsPage({
       {seen && seen.waiting.length > 0 && (
         <Section title="Waiting for somebody" threads={seen.waiting} now={now} class="waiting" />
       )}
-      {seen && seen.threads.length > 0 && (
+      {others.length > 0 && (
         <Section
           title={place.order === "id" ? "By id" : "Latest first"}
-          threads={seen.threads}
+          threads={others}
           now={now}
         />
       )}

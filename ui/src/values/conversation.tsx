@@ -1,5 +1,5 @@
 /** Messages as a conversation: who says what, what tools were asked and what they answered. */
-import type { Decoded, DecodedMessage } from "checkpointd/client";
+import type { Decoded, DecodedMessage, Json } from "checkpointd/client";
 import { useState } from "preact/hooks";
 import { toCount } from "../words.js";
 import { Text, Value } from "./value.js";
@@ -44,7 +44,9 @@ const names: Record<string, string> = {
 };
 
 function Message({ message }: { message: DecodedMessage }) {
-  const { role, text, name, toolCalls, toolCallId, fields } = message;
+  const { role, text, name, toolCalls, toolCallId } = message;
+  const fields = message.fields.filter(([, value]) => !isEmpty(value));
+  const answer = role === "tool" ? toJson(text) : undefined;
   const own = Object.hasOwn(names, role) ? role : "other";
   return (
     <article class={`message ${own}`}>
@@ -53,7 +55,7 @@ function Message({ message }: { message: DecodedMessage }) {
         {name !== undefined && <span class="who">{name}</span>}
         {toolCallId !== undefined && <span class="call">answers {toolCallId}</span>}
       </header>
-      {text !== "" && <Text text={text} />}
+      {answer ? <Value value={answer} /> : text !== "" && <Text text={text} />}
       {text === "" && toolCalls.length === 0 && <span class="leaf none">no text</span>}
       {toolCalls.map((call, i) => (
         <div class="tool-call" key={i}>
@@ -67,6 +69,23 @@ function Message({ message }: { message: DecodedMessage }) {
       {fields.length > 0 && <More fields={fields} id={message.id} />}
     </article>
   );
+}
+
+/** What serializers write of every message, whether it has any of it or not. */
+const isEmpty = (value: Decoded) =>
+  value.kind === "none" ||
+  (value.kind === "json" &&
+    (value.value === null ||
+      (typeof value.value === "object" && Object.keys(value.value).length === 0)));
+
+/** What a tool answered, where that is JSON, as most tools answer. */
+function toJson(text: string): Decoded | undefined {
+  if (!/^\s*[[{]/.test(text) || text.length > 100_000) return undefined;
+  try {
+    return { kind: "json", value: JSON.parse(text) as Json };
+  } catch {
+    return undefined;
+  }
 }
 
 /** Everything else that a message has, which is rarely looked at. */

@@ -17,7 +17,11 @@ export function toText(value: Decoded): string {
     case "list":
       return `${value.name ?? ""}[${joined(value.items.map((item) => () => toText(item)))}]`;
     case "object": {
-      const parts = value.fields.map(([key, inner]) => () => `${key}: ${toText(inner)}`);
+      const parts = value.fields.map(
+        ([key, inner]) =>
+          () =>
+            `${key}: ${toText(inner)}`,
+      );
       return `${value.name ? `${value.name} ` : ""}{${joined(parts)}}`;
     }
     case "bytes":

@@ -66,9 +66,9 @@ function Part({ name, value }: { name: string; value: Decoded }) {
 }
 
 /** What sort of thing it is. */
-function Kind({ value }: { value: Decoded }) {
+export function Kind({ value }: { value: Decoded }) {
   const parts = partsOf(value);
-  if (!parts) return <span class="kind">{value.kind}</span>;
+  if (!parts) return value.kind === "json" ? null : <span class="kind">{value.kind}</span>;
   const own = parts.name.split(" ")[1];
   const size = parts.parts.size;
   return (
@@ -124,20 +124,25 @@ const imageTypes: [type: string, magic: number[]][] = [
   ["image/webp", [0x52, 0x49, 0x46, 0x46]],
 ];
 const bytesAtOnce = 256;
+/** A picture of fewer bytes is shown without being asked for. */
+const shownAtOnce = 200_000;
 
 /** Bytes: how many, as hexadecimal digits, and the picture if they are one. */
 function Bytes({ bytes }: { bytes: Uint8Array }) {
   const [isOpen, setOpen] = useState(false);
   const type = imageTypes.find(([, magic]) => magic.every((byte, i) => bytes[i] === byte))?.[0];
   return (
-    <details class="bytes" onToggle={(event) => setOpen(event.currentTarget.open)}>
+    <details
+      class="bytes"
+      open={type !== undefined && bytes.length < shownAtOnce}
+      onToggle={(event) => setOpen(event.currentTarget.open)}
+    >
       <summary>
         <span class="kind">{type ?? "bytes"}</span> {toSize(bytes.length)}
       </summary>
       {isOpen && type && <Picture bytes={bytes} type={type} />}
       {isOpen && (
-        // biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls.
-        <pre tabIndex={0} aria-label="Bytes">
+        <pre>
           {toHex(bytes.subarray(0, bytesAtOnce))}
           {bytes.length > bytesAtOnce && `\n… ${toSize(bytes.length - bytesAtOnce)} more`}
         </pre>
@@ -153,7 +158,7 @@ function Picture({ bytes, type }: { bytes: Uint8Array; type: string }) {
     setUrl(made);
     return () => URL.revokeObjectURL(made);
   }, [bytes]);
-  return <img src={url} alt={`The ${toSize(bytes.length)} as a picture`} />;
+  return <img src={url} alt={`What the ${toSize(bytes.length)} show`} />;
 }
 
 /** Sixteen a line: where they are, their digits, the letters among them. */
