@@ -5,6 +5,7 @@ import { useFollow } from "../follow.js";
 import { FailureNotice } from "../notice.js";
 import { follow, hrefOf, type Place } from "../place.js";
 import { Filters, isFiltered } from "./filters.js";
+import { ImportButton } from "./import_button.js";
 import { readShown, type Shown, toPosition } from "./read_threads.js";
 import { ThreadRow } from "./thread_row.js";
 
@@ -35,6 +36,7 @@ export function ThreadsPage({
       <div class="head">
         <h1>Threads</h1>
         <Live isAway={failure !== undefined} />
+        <ImportButton />
       </div>
       <Filters place={place} />
       {failure && failure.kind !== "key" && <FailureNotice failure={failure} onAgain={again} />}
