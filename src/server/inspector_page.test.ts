@@ -207,7 +207,10 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     await page.getByRole("button", { name: "as JSON" }).click();
     await page.locator("pre.raw").getByText("<script>").waitFor();
     expect(await page.locator("main img, main script").count()).toBe(0);
-    expect(await page.evaluate("[globalThis.wasRun, ({}).polluted]")).toEqual([null, null]);
+    expect(await page.evaluate("[globalThis.wasRun, ({}).polluted]")).toEqual([
+      undefined,
+      undefined,
+    ]);
     expect(complaints).toEqual([]);
   });
 

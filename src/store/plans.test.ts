@@ -255,6 +255,7 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
       byTime,
     ],
     ["listThreads by id, counted", listed({ order: 2, withCounts: true, limit: 3 }), byId],
+    ["listThreads, with reasons", listed({ withReasons: true, limit: 3 }), byTime],
     [
       "listThreads by id, of a prefix, resumed",
       listed({

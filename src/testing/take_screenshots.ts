@@ -23,9 +23,7 @@ try {
   await mkdir(folder, { recursive: true });
   const saver = ConnectSaver.fromUrl(server.url, { graph: "shop" });
   await runThreads(saver, false);
-  await saver.threads
-    .claim({ owner: "worker-2/eu", threadId: ids.failed, statuses: ["failed"] } as never)
-    .catch(() => {});
+  await saver.threads.claim({ owner: "worker-2/eu", threadId: ids.failed });
   await saver.end();
   const wide = { width: 1280, height: 800 };
   const shot = async (
