@@ -160,7 +160,8 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     expect(settings.replace(/\s+/g, " ")).toContain("retries 3 → 5");
     expect(settings).toContain("nested › deep › deeper › 1");
     const summary = changes.locator(".channel").nth(1);
-    expect(await summary.locator("ins").innerText()).toBe("1");
+    expect(await summary.locator("del").innerText()).toBe("4");
+    expect(await summary.locator("ins").innerText()).toBe("14");
     const tags = changes.locator(".channel").nth(2);
     expect(await tags.locator(".removed").innerText()).toContain("draft");
     expect(await tags.locator(".added").innerText()).toContain("approved");

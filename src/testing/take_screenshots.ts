@@ -1,6 +1,6 @@
 /**
- * `npm run screenshots [-- FOLDER]`: the pictures of the page in docs/images, or in another folder, of
- * threads that real graphs leave.
+ * `npm run screenshots`: the pictures of the page in docs/images, of threads that real graphs leave;
+ * `-- FOLDER`: more of them, in another folder.
  */
 import { chmod, mkdir, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -12,7 +12,8 @@ import { startChromium } from "./chromium.js";
 import { ids, runThreads } from "./inspected_threads.js";
 import { startTestServer } from "./test_server.js";
 
-const folder = process.argv[2] ?? "docs/images";
+const [, , elsewhere] = process.argv;
+const folder = elsewhere ?? "docs/images";
 const work = await mkdtemp(path.join(tmpdir(), "checkpointd-screenshots-"));
 // As root, the embedded Postgres runs as another user, who must be able to enter.
 await chmod(work, 0o755);
@@ -46,15 +47,20 @@ try {
     await context.close();
   };
   const of = (thread: string, more = "") => `?thread=${encodeURIComponent(thread)}${more}`;
+  const dark = { colorScheme: "dark" } as const;
+  const narrow = { viewport: { width: 390, height: 780 } };
   await shot("threads", "", ".row");
-  await shot("threads-dark", "", ".row", { colorScheme: "dark" });
   await shot("conversation", of(ids.chat), ".message");
-  await shot("conversation-dark", of(ids.chat), ".message", { colorScheme: "dark" });
   await shot("difference", of(ids.values, "&tab=changes"), ".changes");
-  await shot("question", of(ids.question, "&tab=tasks"), ".tasks");
-  await shot("values", of(ids.values), ".tree");
-  await shot("narrow", "", ".row", { viewport: { width: 390, height: 780 } });
-  await shot("narrow-thread", of(ids.chat), ".message", { viewport: { width: 390, height: 780 } });
+  await shot("conversation-dark", of(ids.chat), ".message", dark);
+  if (elsewhere) {
+    await shot("threads-dark", "", ".row", dark);
+    await shot("question", of(ids.question, "&tab=tasks"), ".tasks");
+    await shot("values", of(ids.values), ".tree");
+    await shot("subgraph", of(ids.nested), ".namespaces");
+    await shot("narrow", "", ".row", narrow);
+    await shot("narrow-thread", of(ids.chat), ".message", narrow);
+  }
 } finally {
   await close();
   await server.drain();

@@ -84,17 +84,29 @@ function ListDifference({ before, after }: { before: Decoded[]; after: Decoded[]
   );
 }
 
-function Sides({ removed, added }: { removed: Decoded[]; added: Decoded[] }) {
+function Items({ items, isNumbered }: { items: Decoded[]; isNumbered: boolean }) {
+  if (isNumbered || items.some(({ kind }) => kind === "message")) {
+    return <Value value={{ kind: "list", items }} />;
+  }
+  return items.map((item, i) => (
+    <div key={i}>
+      <Value value={item} isOpen={false} />
+    </div>
+  ));
+}
+
+function Sides(props: { removed: Decoded[]; added: Decoded[]; isNumbered?: boolean }) {
+  const { removed, added, isNumbered = false } = props;
   return (
     <>
       {removed.length > 0 && (
         <div class="side removed">
-          <Value value={{ kind: "list", items: removed }} />
+          <Items items={removed} isNumbered={isNumbered} />
         </div>
       )}
       {added.length > 0 && (
         <div class="side added">
-          <Value value={{ kind: "list", items: added }} />
+          <Items items={added} isNumbered={isNumbered} />
         </div>
       )}
     </>

@@ -117,13 +117,23 @@ function isSameBytes(a: Uint8Array, b: Uint8Array): boolean {
   return a.length === b.length && a.every((byte, i) => byte === b[i]);
 }
 
-/** Of two texts what both begin and end with, and what is between. */
+/** Of two texts what both begin and end with, in whole words, and what is between. */
 export function cutText(before: string, after: string) {
   let start = 0;
   const shorter = Math.min(before.length, after.length);
   while (start < shorter && before[start] === after[start]) start++;
   let end = 0;
   while (end < shorter - start && before.at(-1 - end) === after.at(-1 - end)) end++;
+  // A number of which one digit changed is another number.
+  const isInWord = (text: string, at: number) =>
+    at > 0 && at < text.length && /^[\p{L}\p{N}_.]{2}$/u.test(text.slice(at - 1, at + 1));
+  while (isInWord(before, start) || isInWord(after, start)) start--;
+  while (
+    end > 0 &&
+    (isInWord(before, before.length - end) || isInWord(after, after.length - end))
+  ) {
+    end--;
+  }
   return {
     start: before.slice(0, start),
     removed: before.slice(start, before.length - end),

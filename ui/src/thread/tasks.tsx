@@ -13,7 +13,7 @@ export function Tasks({ writes }: { writes: readonly PendingWrite[] }) {
         <section class="channel" key={taskId} aria-label={`Task ${taskId}`}>
           <h3>
             <span class="name">
-              {shorten(ofTask[0]?.taskPath || "task", 80)} <code>{shorten(taskId, 60)}</code>
+              {nameOf(ofTask[0]?.taskPath ?? "")} <code>{shorten(taskId, 60)}</code>
             </span>
           </h3>
           {ofTask.map((write) => (
@@ -24,6 +24,9 @@ export function Tasks({ writes }: { writes: readonly PendingWrite[] }) {
     </div>
   );
 }
+
+/** The node of a task's path ("~__pregel_pull, approve"), where the saver that wrote it tells one. */
+const nameOf = (taskPath: string) => shorten(taskPath.split(", ").at(-1) || "task", 80);
 
 function Write({ write: { channel, value } }: { write: PendingWrite }) {
   const decoded = decodeValue(value);
