@@ -149,6 +149,7 @@ const fields: Record<CallName, Record<string, string>> = {
     "after.checkpoint_ns": "in it",
     "after.checkpoint_id": "in it",
     omit_unchanged: "form",
+    max_value_bytes: "number",
   },
   listPage: {},
   listThreads: {

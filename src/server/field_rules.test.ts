@@ -125,6 +125,7 @@ const rules: Record<string, Rule> = {
   "ListRequest.after": parts,
   "ListRequest.view": known,
   "ListRequest.omit_unchanged": free,
+  "ListRequest.max_value_bytes": atLeast(0),
   "CheckpointKey.thread_id": name(65_536),
   "CheckpointKey.checkpoint_ns": text(65_536),
   "CheckpointKey.checkpoint_id": name(65_536),

@@ -320,8 +320,9 @@ export function pageStatement(
         checkpointJson: bind(last?.checkpointJson ?? null),
       }
     : undefined;
+  const most = request.maxValueBytes === undefined ? undefined : bind(request.maxValueBytes);
   const statement = (json: JsonForm) =>
-    tuplesStatement(schema, examined, guard(candidates, json), order, limitBytes, before);
+    tuplesStatement(schema, examined, guard(candidates, json), order, limitBytes, before, most);
   return { statement, parameters };
 }
 
@@ -358,6 +359,8 @@ const guard = (candidates: string, json: JsonForm) =>
  * With `before`, parameters that hold the last tuple of the page before this one (or null),
  * channels in the version of the tuple before are told by name (`unchanged`) instead of read.
  * Not looked up by its key: the client has that tuple as it was sent.
+ *
+ * With `most`, a parameter, the values that have more bytes are told by their sizes alone.
  */
 const tuplesStatement = (
   schema: string,
@@ -366,6 +369,7 @@ const tuplesStatement = (
   order: string,
   limitBytes: string,
   before: { threadId: string; checkpointNs: string; checkpointJson: string } | undefined,
+  most: string | undefined,
 ) => `
 with ${withExamined(examined)}candidate as materialized (
   select row_number() over stream as n, thread_id, checkpoint_ns, checkpoint_id,
@@ -378,7 +382,7 @@ with ${withExamined(examined)}candidate as materialized (
   ) as c
   window stream as (order by ${order})
 ), part as materialized (
-  ${partRows(schema, "candidate", before && `not ${isUnchanged}`)}
+  ${withoutLarge(partRows(schema, "candidate", before && `not ${isUnchanged}`), most)}
 ), sized as materialized (
   select *, bytes <= ${mostResultBytes} as is_told
   from (
@@ -401,17 +405,32 @@ with ${withExamined(examined)}candidate as materialized (
 )
 ${tupleRows(
   `(
-    select part.* from part join page using (n) where checkpoint_json is not null${before ? unchangedRows : ""}
+    select part.* from part join page using (n) where checkpoint_json is not null${before ? unchangedRows(most) : ""}
   )`,
   "(select count(*) from candidate)",
   examined && endOf(examined),
+  most && "omitted",
 )}`;
+
+/** The parts with their sizes in the place of large values; of what was sent none is left out. */
+const withoutLarge = (parts: string, most: string | undefined) =>
+  most === undefined
+    ? parts
+    : `
+  select n, kind, channel, version, task_id, task_path, idx, type,
+    case when omitted is null then blob end as blob, sort_path, sort_key, omitted
+  from (
+    select part.*, case when kind < 3 and octet_length(blob) > ${most}::int
+      then octet_length(blob)::text end as omitted
+    from (${parts}
+    ) as part
+  ) as part`;
 
 const isUnchanged = "coalesce(versions_before ->> v.key = v.value, false)";
 
-const unchangedRows = `
+const unchangedRows = (most: string | undefined) => `
     union all
-    select ${partColumns.union({ n: "n", kind: "4", channel: "v.key", sort_key: `v.key collate "C"` })}
+    select ${partColumns.union({ n: "n", kind: "4", channel: "v.key", sort_key: `v.key collate "C"` })}${most ? ", null" : ""}
     from page
     cross join lateral jsonb_each_text(channel_versions) as v
     where ${isUnchanged}`;

@@ -64,7 +64,19 @@ class CheckpointTuple(Message):
     def pending_sends(self) -> RepeatedCompositeFieldContainer[Value]: ...
     @property
     def unchanged_channels(self) -> RepeatedScalarFieldContainer[str]: ...
-    def __init__(self, *, key: CheckpointKey | None = ..., parent_checkpoint_id: str | None = ..., checkpoint_json: str | None = ..., metadata_json: str | None = ..., blobs: Iterable[ChannelBlob] | None = ..., pending_writes: Iterable[PendingWrite] | None = ..., pending_sends: Iterable[Value] | None = ..., unchanged_channels: Iterable[str] | None = ...) -> None: ...
+    @property
+    def omitted(self) -> RepeatedCompositeFieldContainer[OmittedValue]: ...
+    def __init__(self, *, key: CheckpointKey | None = ..., parent_checkpoint_id: str | None = ..., checkpoint_json: str | None = ..., metadata_json: str | None = ..., blobs: Iterable[ChannelBlob] | None = ..., pending_writes: Iterable[PendingWrite] | None = ..., pending_sends: Iterable[Value] | None = ..., unchanged_channels: Iterable[str] | None = ..., omitted: Iterable[OmittedValue] | None = ...) -> None: ...
+
+class OmittedValue(Message):
+    channel: str
+    version: str
+    task_id: str
+    idx: int
+    task_path: str
+    type: str
+    bytes: int
+    def __init__(self, *, channel: str | None = ..., version: str | None = ..., task_id: str | None = ..., idx: int | None = ..., task_path: str | None = ..., type: str | None = ..., bytes: int | None = ...) -> None: ...
 
 class ErrorDetail(Message):
     reason: str
@@ -132,7 +144,8 @@ class ListRequest(Message):
     @property
     def after(self) -> CheckpointKey: ...
     omit_unchanged: bool
-    def __init__(self, *, thread_id: str | None = ..., checkpoint_ns: str | None = ..., checkpoint_id: str | None = ..., before_checkpoint_id: str | None = ..., metadata_filter_json: str | None = ..., limit: int | None = ..., view: int | None = ..., after: CheckpointKey | None = ..., omit_unchanged: bool | None = ...) -> None: ...
+    max_value_bytes: int
+    def __init__(self, *, thread_id: str | None = ..., checkpoint_ns: str | None = ..., checkpoint_id: str | None = ..., before_checkpoint_id: str | None = ..., metadata_filter_json: str | None = ..., limit: int | None = ..., view: int | None = ..., after: CheckpointKey | None = ..., omit_unchanged: bool | None = ..., max_value_bytes: int | None = ...) -> None: ...
 
 class ListResponse(Message):
     @property
