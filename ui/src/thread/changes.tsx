@@ -2,8 +2,16 @@
 import type { Decoded } from "checkpointd/client";
 import { toText } from "../values/text.js";
 import { Value } from "../values/value.js";
-import { shorten, toCount } from "../words.js";
-import { type Change, changedChannels, changesOf, cutText, isSame, partsOf } from "./difference.js";
+import { shorten, toCount, toSize } from "../words.js";
+import {
+  type Change,
+  type ChangedChannel,
+  changedChannels,
+  changesOf,
+  cutText,
+  isSame,
+  partsOf,
+} from "./difference.js";
 import { isInternal, type State } from "./tuples.js";
 
 export function Changes({ state, parent }: { state: State; parent: State | undefined }) {
@@ -18,19 +26,29 @@ export function Changes({ state, parent }: { state: State; parent: State | undef
           {internal > 0 && `; ${toCount(internal, "channel")} of LangGraph's own did`}.
         </p>
       )}
-      {shown.map(({ channel, before, after }) => (
+      {shown.map(({ channel, before, after, largeBytes }) => (
         <section class="channel" key={channel} aria-label={channel}>
           <h3>
             <span class="name">{channel}</span>
-            <span class={`tag ${before ? (after ? "changed" : "removed") : "added"}`}>
-              {before ? (after ? "changed" : "emptied") : "new"}
-            </span>
+            <Sort before={before} after={after} largeBytes={largeBytes} />
           </h3>
-          <Difference before={before} after={after} />
+          {largeBytes === undefined ? (
+            <Difference before={before} after={after} />
+          ) : (
+            <p class="dim">
+              Too large to be compared ({toSize(largeBytes)}). Both states can be read one by one.
+            </p>
+          )}
         </section>
       ))}
     </div>
   );
+}
+
+function Sort({ before, after, largeBytes }: Omit<ChangedChannel, "channel">) {
+  if (largeBytes !== undefined || (before && after))
+    return <span class="tag changed">changed</span>;
+  return after ? <span class="tag added">new</span> : <span class="tag removed">emptied</span>;
 }
 
 function Difference({

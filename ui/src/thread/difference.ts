@@ -1,5 +1,6 @@
 /** What changed from one value to the next. */
 import type { Decoded } from "checkpointd/client";
+import type { State } from "./tuples.js";
 
 /** One place that differs. */
 export interface Change {
@@ -11,20 +12,35 @@ export interface Change {
 /** More places than anybody reads. */
 const most = 200;
 
-/** The channels that differ by their versions, and what was in them and is. */
-export function changedChannels(
-  before: { versions: Record<string, unknown>; values: Map<string, Decoded> } | undefined,
-  after: { versions: Record<string, unknown>; values: Map<string, Decoded> },
-): { channel: string; before: Decoded | undefined; after: Decoded | undefined }[] {
+/** A channel that differs, and what was in it and is. */
+export interface ChangedChannel {
+  channel: string;
+  before: Decoded | undefined;
+  after: Decoded | undefined;
+  /** How many bytes it has, where they were not read. */
+  largeBytes: number | undefined;
+}
+
+/**
+ * The channels that differ by their versions. One that holds nothing, before and after, is a trigger that
+ * was pulled, and none of them.
+ */
+export function changedChannels(before: State | undefined, after: State): ChangedChannel[] {
   const names = new Set([...Object.keys(before?.versions ?? {}), ...Object.keys(after.versions)]);
+  const large = new Map(
+    [...(before?.tuple.omitted ?? []), ...after.tuple.omitted]
+      .filter(({ taskId }) => taskId === "")
+      .map(({ channel, bytes }) => [channel, bytes]),
+  );
   return [...names]
     .filter((name) => before?.versions[name] !== after.versions[name])
     .map((channel) => ({
       channel,
       before: before?.values.get(channel),
       after: after.values.get(channel),
+      largeBytes: large.get(channel),
     }))
-    .filter((change) => change.before !== undefined || change.after !== undefined)
+    .filter(({ before, after, largeBytes }) => before || after || largeBytes !== undefined)
     .sort((a, b) => (a.channel < b.channel ? -1 : 1));
 }
 

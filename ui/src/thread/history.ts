@@ -12,7 +12,11 @@ export interface Header {
   step: number | undefined;
   source: string;
   time: Date | undefined;
-  metadata: Record<string, unknown>;
+  /** What each node had seen, by which it is known which ran. */
+  seen: Record<string, unknown>;
+  /** Whether its tasks left a question, or an error. */
+  asks: boolean;
+  failed: boolean;
 }
 
 const pageSize = 200;
@@ -89,25 +93,28 @@ async function readHeaders(
   signal?: AbortSignal,
 ): Promise<Header[]> {
   const headers: Header[] = [];
-  const asked = { ...request, view: ListView.METADATA };
+  // Outlines: of values only that they are there.
+  const asked = { ...request, maxValueBytes: 0, omitUnchanged: true };
   for await (const { tuple } of checkpoints.list(asked, signal ? { signal } : {})) {
     if (tuple) headers.push(toHeader(tuple));
   }
   return headers;
 }
 
-/** A tuple without its values. */
-export function toHeader({ key, parentCheckpointId, metadataJson }: CheckpointTuple): Header {
+function toHeader(tuple: CheckpointTuple): Header {
+  const { key, parentCheckpointId, metadataJson, checkpointJson, omitted } = tuple;
   const id = key?.checkpointId ?? "";
-  const metadata = toRecord(metadataJson);
-  const { step, source } = metadata;
+  const { step, source } = toRecord(metadataJson);
+  const { versions_seen } = toRecord(checkpointJson);
   return {
     id,
     parent: parentCheckpointId,
     step: typeof step === "number" ? step : undefined,
     source: typeof source === "string" ? source : "",
     time: timeOfId(id),
-    metadata,
+    seen: (versions_seen ?? {}) as Record<string, unknown>,
+    asks: omitted.some(({ channel, taskId }) => taskId !== "" && channel === "__interrupt__"),
+    failed: omitted.some(({ channel, taskId }) => taskId !== "" && channel === "__error__"),
   };
 }
 

@@ -1,8 +1,10 @@
 /** The tree of a thread's checkpoints. Only the rows in view are in the document, however many there are. */
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { go, hrefOf, type Place } from "../place.js";
+import { shorten } from "../words.js";
 import type { Header, History } from "./history.js";
 import { type Place as Lane, layOut } from "./lanes.js";
+import { nodesOf } from "./tuples.js";
 
 const rowHeight = 44;
 const laneWidth = 14;
@@ -17,6 +19,7 @@ export function HistoryList(props: {
 }) {
   const { history, place, selected } = props;
   const { headers, hasMore } = history;
+  const byId = useMemo(() => new Map(headers.map((each) => [each.id, each])), [headers]);
   const lanes = useMemo(() => layOut(headers), [headers]);
   const lanesWide = Math.min(6, Math.max(1, ...lanes.map(({ width }) => width)));
   const box = useRef<HTMLDivElement>(null);
@@ -81,6 +84,7 @@ export function HistoryList(props: {
           <Row
             key={header.id}
             header={header}
+            what={whatOf(header, byId)}
             lane={lanes[first + i] as Lane}
             lanesWide={lanesWide}
             top={(first + i) * rowHeight}
@@ -94,8 +98,18 @@ export function HistoryList(props: {
   );
 }
 
+/** What made a checkpoint: the nodes that ran, where its parent is known, else where it came from. */
+function whatOf(header: Header, byId: Map<string, Header>): string {
+  const parent = header.parent === undefined ? undefined : byId.get(header.parent);
+  if (header.parent !== undefined && !parent) return header.source;
+  const nodes = nodesOf(header, parent).filter((node) => node !== "__start__");
+  if (header.source === "loop") return nodes.join(", ") || "start";
+  return nodes.length > 0 ? `${header.source} as ${nodes.join(", ")}` : header.source;
+}
+
 function Row(props: {
   header: Header;
+  what: string;
   lane: Lane;
   lanesWide: number;
   top: number;
@@ -121,7 +135,9 @@ function Row(props: {
         <Lanes lane={lane} wide={lanesWide} source={source} />
         <span class="step">{step === undefined ? "–" : step}</span>
         <span class="source">
-          {source || "checkpoint"}
+          {shorten(props.what || "checkpoint", 80)}
+          {header.failed && <span class="sign failed"> ✕ failed</span>}
+          {header.asks && !header.failed && <span class="sign asks"> ? asks</span>}
           {lane.isFork && <span class="forked"> · forked here</span>}
         </span>
         <time dateTime={time?.toISOString()}>{time?.toLocaleTimeString() ?? ""}</time>

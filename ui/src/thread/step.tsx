@@ -6,6 +6,7 @@ import { Kind, Value } from "../values/value.js";
 import { shorten, timeOfId, toCount, toRecord } from "../words.js";
 import { Changes } from "./changes.js";
 import { changedChannels } from "./difference.js";
+import { LargeValue } from "./large_value.js";
 import { Tasks } from "./tasks.js";
 import { isInternal, nodesOf, type State, useCheckpoint } from "./tuples.js";
 
@@ -36,8 +37,15 @@ export function StepPanel(props: {
     parentId === undefined || parent.state !== undefined || parent.isGone === true;
   const tab = tabs.find((each) => each === place.tab) ?? "state";
   const counts: Partial<Record<Tab, number>> = {
-    state: [...state.values.keys()].filter((name) => !isInternal(name)).length,
-    tasks: new Set(state.tuple.pendingWrites.map(({ taskId }) => taskId)).size,
+    state: [
+      ...state.values.keys(),
+      ...state.tuple.omitted.filter(({ taskId }) => taskId === "").map(({ channel }) => channel),
+    ].filter((name) => !isInternal(name)).length,
+    tasks: new Set(
+      [...state.tuple.pendingWrites, ...state.tuple.omitted]
+        .map(({ taskId }) => taskId)
+        .filter((taskId) => taskId !== ""),
+    ).size,
     ...(isParentRead
       ? {
           changes: changedChannels(parent.state, state).filter(
@@ -89,7 +97,7 @@ export function StepPanel(props: {
           ) : (
             <p class="dim loading">Reading the parent…</p>
           ))}
-        {tab === "tasks" && <Tasks writes={state.tuple.pendingWrites} />}
+        {tab === "tasks" && <Tasks tuple={state.tuple} />}
         {tab === "metadata" && <Metadata state={state} />}
       </div>
     </div>
@@ -122,13 +130,23 @@ function StateView({ state }: { state: State }) {
   const names = [...state.values.keys()];
   const own = names.filter((name) => !isInternal(name));
   const internal = names.filter(isInternal);
+  const large = state.tuple.omitted.filter(({ taskId }) => taskId === "");
   // What is said is looked at first.
   own.sort((a, b) => Number(isTalk(state, b)) - Number(isTalk(state, a)));
   return (
     <>
-      {names.length === 0 && <p class="dim">No channel holds a value.</p>}
+      {names.length + large.length === 0 && <p class="dim">No channel holds a value.</p>}
       {own.map((name) => (
         <Channel key={name} name={name} state={state} />
+      ))}
+      {large.map((omitted) => (
+        <section class="channel" key={omitted.channel} aria-label={omitted.channel}>
+          <h3>
+            <span class="name">{omitted.channel}</span>
+            <span class="version">{toVersion(omitted.version)}</span>
+          </h3>
+          <LargeValue tuple={state.tuple} omitted={omitted} />
+        </section>
       ))}
       {internal.length > 0 && (
         <details class="internal">

@@ -1,11 +1,15 @@
 /** What tasks wrote that no checkpoint has taken in yet: questions, errors, results. */
-import { decodeValue, type PendingWrite } from "checkpointd/client";
+import { type CheckpointTuple, decodeValue, type PendingWrite } from "checkpointd/client";
 import { errorText, questionsOf } from "../values/reasons.js";
 import { Text, Value } from "../values/value.js";
 import { shorten } from "../words.js";
+import { LargeValue } from "./large_value.js";
 
-export function Tasks({ writes }: { writes: readonly PendingWrite[] }) {
-  if (writes.length === 0) return <p class="dim">No task has written anything after this step.</p>;
+export function Tasks({ tuple }: { tuple: CheckpointTuple }) {
+  const { pendingWrites: writes } = tuple;
+  const large = tuple.omitted.filter(({ taskId }) => taskId !== "");
+  if (writes.length + large.length === 0)
+    return <p class="dim">No task has written anything after this step.</p>;
   const tasks = Map.groupBy(writes, ({ taskId }) => taskId);
   return (
     <div class="tasks">
@@ -19,6 +23,20 @@ export function Tasks({ writes }: { writes: readonly PendingWrite[] }) {
           {ofTask.map((write) => (
             <Write write={write} key={write.idx} />
           ))}
+        </section>
+      ))}
+      {large.map((omitted) => (
+        <section
+          class="channel"
+          key={`${omitted.taskId} ${omitted.idx}`}
+          aria-label={`Written to ${omitted.channel}`}
+        >
+          <h3>
+            <span class="name">
+              {nameOf(omitted.taskPath)} wrote to {shorten(omitted.channel, 120)}
+            </span>
+          </h3>
+          <LargeValue tuple={tuple} omitted={omitted} />
         </section>
       ))}
     </div>

@@ -1,5 +1,11 @@
 /** Checkpoints with their values, read when they are looked at, the last few kept. */
-import { type CheckpointTuple, type Decoded, decodeValue, type Json } from "checkpointd/client";
+import {
+  type CheckpointTuple,
+  type Decoded,
+  decodeValue,
+  type Json,
+  type OmittedValue,
+} from "checkpointd/client";
 import { useEffect, useState } from "preact/hooks";
 import { checkpoints, type Failure, toFailure } from "../service.js";
 import { toRecord } from "../words.js";
@@ -12,6 +18,9 @@ export interface State {
   versions: Record<string, unknown>;
   seen: Record<string, unknown>;
 }
+
+/** Values of more bytes are read when they are asked for. */
+const mostValueBytes = 1024 * 1024;
 
 const mostKept = 12;
 const kept = new Map<string, Promise<State | undefined>>();
@@ -26,9 +35,7 @@ export function readState(
   const key = JSON.stringify([threadId, checkpointNs, checkpointId, stamp]);
   let reading = kept.get(key);
   if (!reading) {
-    reading = checkpoints
-      .getTuple({ threadId, checkpointNs, checkpointId })
-      .then(({ tuple }) => tuple && toState(tuple));
+    reading = readTuple(threadId, checkpointNs, checkpointId);
     reading.catch(() => kept.delete(key));
   }
   kept.delete(key);
@@ -38,6 +45,26 @@ export function readState(
     kept.delete(old);
   }
   return reading;
+}
+
+async function readTuple(threadId: string, checkpointNs: string, checkpointId: string) {
+  const one = { threadId, checkpointNs, checkpointId, limit: 1, maxValueBytes: mostValueBytes };
+  for await (const { tuple } of checkpoints.list(one)) if (tuple) return toState(tuple);
+  return undefined;
+}
+
+/** Reads a value that was left out. The others of its checkpoint come with it, and are let go. */
+export async function readOmitted(
+  { key }: CheckpointTuple,
+  { channel, taskId, idx }: OmittedValue,
+): Promise<Decoded | undefined> {
+  const { threadId = "", checkpointNs = "", checkpointId = "" } = key ?? {};
+  const { tuple } = await checkpoints.getTuple({ threadId, checkpointNs, checkpointId });
+  const found =
+    taskId === ""
+      ? tuple?.blobs.find((blob) => blob.channel === channel)
+      : tuple?.pendingWrites.find((write) => write.taskId === taskId && write.idx === idx);
+  return found && decodeValue(found.value);
 }
 
 function toState(tuple: CheckpointTuple): State {
@@ -91,7 +118,10 @@ export function useCheckpoint(
 export const isInternal = (channel: string) => /^(branch:|join:|__)/.test(channel);
 
 /** The nodes that ran between the parent and this checkpoint, by what they have seen. */
-export function nodesOf({ seen }: State, parent: State | undefined): string[] {
+export function nodesOf(
+  { seen }: Pick<State, "seen">,
+  parent: Pick<State, "seen"> | undefined,
+): string[] {
   return Object.keys(seen)
     .filter((node) => {
       const before = parent?.seen[node] ?? {};
