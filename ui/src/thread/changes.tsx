@@ -1,17 +1,15 @@
 /** The difference of a step to its parent, channel by channel. */
-import type { Decoded } from "checkpointd/client";
+import {
+  changesOfValue,
+  type Decoded,
+  isSameValue,
+  partsOfValue,
+  type ValueChange,
+} from "checkpointd/client";
 import { toText } from "../values/text.js";
 import { Value } from "../values/value.js";
 import { shorten, toCount, toSize } from "../words.js";
-import {
-  type Change,
-  type ChangedChannel,
-  changedChannels,
-  changesOf,
-  cutText,
-  isSame,
-  partsOf,
-} from "./difference.js";
+import { type ChangedChannel, changedChannels, cutText } from "./difference.js";
 import { isInternal, type State } from "./tuples.js";
 
 export function Changes({ state, parent }: { state: State; parent: State | undefined }) {
@@ -65,13 +63,13 @@ function Difference({
       </div>
     );
   }
-  if (isSame(before, after)) return <p class="dim">Written again, with the same value.</p>;
-  const [old, now] = [partsOf(before), partsOf(after)];
+  if (isSameValue(before, after)) return <p class="dim">Written again, with the same value.</p>;
+  const [old, now] = [partsOfValue(before), partsOfValue(after)];
   if (old?.isList && now?.isList && isSet(before)) {
     const inOld = [...old.parts.values()];
     const inNow = [...now.parts.values()];
     const without = (items: Decoded[], others: Decoded[]) =>
-      items.filter((item) => !others.some((other) => isSame(item, other)));
+      items.filter((item) => !others.some((other) => isSameValue(item, other)));
     return <Sides removed={without(inOld, inNow)} added={without(inNow, inOld)} />;
   }
   if (old?.isList && now?.isList) {
@@ -79,7 +77,7 @@ function Difference({
   }
   return (
     <ul class="places">
-      {changesOf(before, after).map((change, i) => (
+      {changesOfValue(before, after).map((change, i) => (
         <li key={i}>
           <PlaceDifference change={change} />
         </li>
@@ -91,7 +89,8 @@ function Difference({
 /** Lists grow at their end: what both begin with is left out. */
 function ListDifference({ before, after }: { before: Decoded[]; after: Decoded[] }) {
   let same = 0;
-  while (same < before.length && same < after.length && isSame(before[same], after[same])) same++;
+  while (same < before.length && same < after.length && isSameValue(before[same], after[same]))
+    same++;
   const removed = before.slice(same);
   const added = after.slice(same);
   return (
@@ -131,7 +130,7 @@ function Sides(props: { removed: Decoded[]; added: Decoded[]; isNumbered?: boole
   );
 }
 
-function PlaceDifference({ change: { path, before, after } }: { change: Change }) {
+function PlaceDifference({ change: { path, before, after } }: { change: ValueChange }) {
   const name = path.length > 0 && (
     <span class="name">{path.map((key) => shorten(key, 80)).join(" › ")}</span>
   );

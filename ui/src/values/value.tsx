@@ -1,7 +1,6 @@
 /** A value to look into. Whatever it holds is text here; nothing of it becomes HTML. */
-import type { Decoded } from "checkpointd/client";
+import { type Decoded, partsOfValue } from "checkpointd/client";
 import { useEffect, useState } from "preact/hooks";
-import { partsOf } from "../thread/difference.js";
 import { shorten, toCount, toSize } from "../words.js";
 import { Conversation } from "./conversation.js";
 import { toText } from "./text.js";
@@ -16,7 +15,7 @@ export function Value({ value, isOpen = true }: { value: Decoded; isOpen?: boole
   if (value.kind === "list" && value.items.some(({ kind }) => kind === "message")) {
     return <Conversation messages={value.items} />;
   }
-  const parts = partsOf(value);
+  const parts = partsOfValue(value);
   if (parts && parts.parts.size > 0 && isOpen) return <Parts parts={parts.parts} />;
   return <Leaf value={value} />;
 }
@@ -45,7 +44,7 @@ function Parts({ parts }: { parts: Map<string, Decoded> }) {
 
 function Part({ name, value }: { name: string; value: Decoded }) {
   const [isOpen, setOpen] = useState(false);
-  const inside = partsOf(value)?.parts.size ?? 0;
+  const inside = partsOfValue(value)?.parts.size ?? 0;
   if (inside === 0 && value.kind !== "message") {
     return (
       <div class="part">
@@ -67,7 +66,7 @@ function Part({ name, value }: { name: string; value: Decoded }) {
 
 /** What sort of thing it is. */
 export function Kind({ value }: { value: Decoded }) {
-  const parts = partsOf(value);
+  const parts = partsOfValue(value);
   if (!parts) return value.kind === "json" ? null : <span class="kind">{value.kind}</span>;
   const own = parts.name.split(" ")[1];
   const size = parts.parts.size;
