@@ -1,9 +1,12 @@
 /** The page at / in Chromium, on threads that real graphs left. */
-import { readFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import path from "node:path";
 import type { BrowserContext, BrowserContextOptions, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { ConnectSaver } from "../index.js";
+import { createCertificate } from "../testing/certificate.js";
 import { noChromium, startChromium, type TestBrowser } from "../testing/chromium.js";
 import { startEdge } from "../testing/edge.js";
 import { answerQuestion, hostileText, ids, runThreads } from "../testing/inspected_threads.js";
@@ -328,6 +331,46 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
       const overflow = "document.documentElement.scrollWidth - innerWidth";
       expect(await page.evaluate(overflow), query).toBeLessThanOrEqual(0);
     }
+  });
+
+  it("is served over TLS, where a browser speaks HTTP/2", async () => {
+    const folder = await mkdtemp(path.join(tmpdir(), "checkpointd-page-tls-"));
+    const { cert, key } = createCertificate("127.0.0.1");
+    const files = { cert: path.join(folder, "crt"), key: path.join(folder, "key") };
+    await writeFile(files.cert, cert);
+    await writeFile(files.key, key);
+    const server = await startTestServer(edge.database.url, { tls: files });
+    try {
+      const page = await open(of(ids.chat), { ignoreHTTPSErrors: true }, server.url);
+      await page.locator(".message").first().waitFor();
+      const spoken = await page.evaluate(
+        "[...new Set(performance.getEntriesByType('resource').map((entry) => entry.nextHopProtocol))]",
+      );
+      expect(spoken).toEqual(["h2"]);
+      expect(complaints).toEqual([]);
+    } finally {
+      await context?.close();
+      await server.drain();
+      await rm(folder, { recursive: true });
+    }
+  });
+
+  it("says that it reads while the network is slow", async () => {
+    const page = await open("?prefix=nobody");
+    await page.getByText("No thread is like that.").waitFor();
+    let answer = () => {};
+    const held = new Promise<void>((resolve) => {
+      answer = resolve;
+    });
+    await page.route("**/ThreadService/ListThreads", async (route) => {
+      await held;
+      await route.continue();
+    });
+    await page.getByLabel("Id begins with").fill("support/");
+    await page.getByText("Reading threads…").waitFor();
+    answer();
+    await page.locator(".row").first().waitFor();
+    expect(await page.locator(".loading").count()).toBe(0);
   });
 
   it("says that the server is away, and goes on when it is back", async () => {
