@@ -93,9 +93,10 @@ async function question(checkpointer: BaseCheckpointSaver): Promise<void> {
   const graph = new StateGraph(Refund)
     .addNode("collect", () => ({ order: { id: 1042, total: 129.9, currency: "EUR" } }))
     .addNode("approve", ({ order }) => ({
-      decision: interrupt(
-        `Refund ${order.total} ${order.currency} to Ada Lovelace for order ${order.id}?`,
-      ) as string,
+      decision: interrupt({
+        question: `Refund ${order.total} ${order.currency} to Ada Lovelace for order ${order.id}?`,
+        reason: "arrived broken",
+      }) as string,
     }))
     .addNode("pay", () => ({}))
     .addEdge(START, "collect")

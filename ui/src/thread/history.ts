@@ -14,14 +14,14 @@ export interface Header {
   time: Date | undefined;
   /** What each node had seen, by which it is known which ran. */
   seen: Record<string, unknown>;
-  /** Whether its tasks left a question, or an error. */
+  /** Whether its tasks left a question that nobody answered, or an error. */
   asks: boolean;
   failed: boolean;
 }
 
 const pageSize = 200;
-/** Looked at again and again for new ones. */
-const headSize = 50;
+/** Looked at again and again: new ones come first, and writes come to the latest. */
+const headSize = 20;
 
 export interface History {
   headers: Header[];
@@ -29,7 +29,9 @@ export interface History {
   failure: Failure | undefined;
   /** Whether anything has been read yet. */
   isRead: boolean;
+  /** Reads it anew, from its beginning. */
   again(): void;
+  /** Reads further back. */
   readMore(): void;
 }
 
@@ -43,23 +45,21 @@ export function useHistory(threadId: string, ns: string): History {
     model.current = { key, headers: [], hasMore: false, isReading: false };
   }
   const mine = model.current;
-  const { seen, failure, again } = useFollow<{ head: string }>(key, async (before, signal) => {
+  const { seen, failure, again } = useFollow<string>(key, async (before, signal) => {
     const isFirst = mine.headers.length === 0;
     const most = isFirst ? pageSize : headSize;
-    const head = await readHeaders({ threadId, checkpointNs: ns, limit: most + 1 }, signal);
-    const known = new Set(mine.headers.map(({ id }) => id));
-    const fresh = head.slice(0, most).filter(({ id }) => !known.has(id));
-    // So many are new that some between were not read: begins anew. As it does where it was pruned.
-    const isApart = !isFirst && (fresh.length === most || head.length === 0);
-    const isLess = !isFirst && head.length <= most && mine.headers.length > head.length;
-    if (isFirst || isApart || isLess) {
-      mine.headers = head.slice(0, most);
-      mine.hasMore = head.length > most;
-    } else {
-      if (fresh.length === 0 && before) return before;
-      mine.headers = [...fresh, ...mine.headers];
-    }
-    return { head: mine.headers[0]?.id ?? "" };
+    const read = await readHeaders({ threadId, checkpointNs: ns, limit: most + 1 }, signal);
+    const head = read.slice(0, most);
+    const text = JSON.stringify(head);
+    if (text === before) return text;
+    // What comes after it was read before, unless so many are new that some between were not; or it was
+    // pruned.
+    const last = head.at(-1)?.id;
+    const at = mine.headers.findIndex(({ id }) => id === last);
+    const hasRest = at >= 0 && read.length > most;
+    mine.headers = hasRest ? [...head, ...mine.headers.slice(at + 1)] : head;
+    if (!hasRest) mine.hasMore = read.length > most;
+    return text;
   });
   const readMore = async () => {
     const last = mine.headers.at(-1);
@@ -83,7 +83,10 @@ export function useHistory(threadId: string, ns: string): History {
     hasMore: mine.hasMore,
     failure: failure ?? moreFailure,
     isRead: seen !== undefined,
-    again,
+    again: () => {
+      mine.headers = [];
+      again();
+    },
     readMore: () => void readMore(),
   };
 }
@@ -106,6 +109,8 @@ function toHeader(tuple: CheckpointTuple): Header {
   const id = key?.checkpointId ?? "";
   const { step, source } = toRecord(metadataJson);
   const { versions_seen } = toRecord(checkpointJson);
+  const isWritten = (name: string) =>
+    omitted.some(({ channel, taskId }) => taskId !== "" && channel === name);
   return {
     id,
     parent: parentCheckpointId,
@@ -113,8 +118,9 @@ function toHeader(tuple: CheckpointTuple): Header {
     source: typeof source === "string" ? source : "",
     time: timeOfId(id),
     seen: (versions_seen ?? {}) as Record<string, unknown>,
-    asks: omitted.some(({ channel, taskId }) => taskId !== "" && channel === "__interrupt__"),
-    failed: omitted.some(({ channel, taskId }) => taskId !== "" && channel === "__error__"),
+    // One that was answered has the answer beside it.
+    asks: isWritten("__interrupt__") && !isWritten("__resume__"),
+    failed: isWritten("__error__"),
   };
 }
 

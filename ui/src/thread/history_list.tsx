@@ -102,8 +102,11 @@ export function HistoryList(props: {
 function whatOf(header: Header, byId: Map<string, Header>): string {
   const parent = header.parent === undefined ? undefined : byId.get(header.parent);
   if (header.parent !== undefined && !parent) return header.source;
-  const nodes = nodesOf(header, parent).filter((node) => node !== "__start__");
-  if (header.source === "loop") return nodes.join(", ") || "start";
+  const all = nodesOf(header, parent);
+  const nodes = all.filter((node) => node !== "__start__");
+  // What only sent tasks ran (LangGraph's Send) no node has seen.
+  if (header.source === "loop")
+    return nodes.join(", ") || (all.length > 0 ? "start" : "tasks sent");
   return nodes.length > 0 ? `${header.source} as ${nodes.join(", ")}` : header.source;
 }
 
@@ -138,7 +141,7 @@ function Row(props: {
           {shorten(props.what || "checkpoint", 80)}
           {header.failed && <span class="sign failed"> ✕ failed</span>}
           {header.asks && !header.failed && <span class="sign asks"> ? asks</span>}
-          {lane.isFork && <span class="forked"> · forked here</span>}
+          {lane.isFork && <span class="forked"> · fork</span>}
         </span>
         <time dateTime={time?.toISOString()}>{time?.toLocaleTimeString() ?? ""}</time>
       </a>

@@ -34,6 +34,10 @@ export function ThreadPage(props: {
     return before?.text === text ? before : { text, thread };
   });
   const history = useHistory(threadId, ns);
+  const onChange = () => {
+    again();
+    history.again();
+  };
   useEffect(() => {
     document.title = `${shorten(threadId, 60)} · checkpointd`;
   }, [threadId]);
@@ -51,8 +55,8 @@ export function ThreadPage(props: {
           Threads
         </a>
       </nav>
-      {trouble && trouble.kind !== "key" && <FailureNotice failure={trouble} onAgain={again} />}
-      <ThreadHead threadId={threadId} thread={seen?.thread} place={place} onChange={again} />
+      {trouble && trouble.kind !== "key" && <FailureNotice failure={trouble} onAgain={onChange} />}
+      <ThreadHead threadId={threadId} thread={seen?.thread} place={place} onChange={onChange} />
       {isGone ? (
         <p class="nothing">There is no thread of that name.</p>
       ) : (

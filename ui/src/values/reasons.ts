@@ -18,7 +18,7 @@ export function reasonsOf(writes: readonly PendingWrite[]): Reason[] {
     return questionsOf(decodeValue(value)).map((each) => ({
       kind: "question",
       taskId,
-      text: toText(each),
+      text: questionText(each),
     }));
   });
   return reasons.sort((a, b) => a.kind.localeCompare(b.kind));
@@ -39,6 +39,17 @@ export function questionsOf(value: Decoded): Decoded[] {
     });
   }
   return [value];
+}
+
+/** What is asked: of an object what it calls so, the rest of it stands among the tasks. */
+function questionText(value: Decoded): string {
+  if (value.kind === "json" && typeof value.value === "object" && !Array.isArray(value.value)) {
+    for (const key of ["question", "message", "prompt", "text", "description"]) {
+      const said = value.value?.[key];
+      if (typeof said === "string" && said !== "") return said;
+    }
+  }
+  return toText(value);
 }
 
 /** What an error says: JavaScript stores its name and message, Python its representation. */
