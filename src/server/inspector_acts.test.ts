@@ -5,6 +5,7 @@ import path from "node:path";
 import type { BrowserContext, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { ConnectSaver } from "../index.js";
+import { createAuthFile } from "../testing/auth_file.js";
 import { noChromium, startChromium, type TestBrowser } from "../testing/chromium.js";
 import { startEdge } from "../testing/edge.js";
 import { ids, runThreads } from "../testing/inspected_threads.js";
@@ -209,6 +210,34 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     } finally {
       await context?.close();
       await server.drain();
+    }
+  });
+
+  it("lists and reads what a key may read, and says what it may not do", async () => {
+    const grants = [{ operations: ["read"], threads: ["support/*"] }];
+    const auth = createAuthFile({}, { reader: { grants } });
+    const server = await startTestServer(edge.database.url, { authFile: auth.file });
+    try {
+      const page = await open("", server.url);
+      await page.getByLabel("API key or token").fill(auth.keys.reader as string);
+      await page.getByRole("button", { name: "Open" }).click();
+      await page.getByRole("link", { name: "lists them by id" }).waitFor();
+      await page.getByLabel("Id begins with").fill("support/");
+      await page.waitForURL(/prefix=support/);
+      await page.getByRole("link", { name: "lists them by id" }).click();
+      await page.locator(".row").first().click();
+      await page.locator(".message").first().waitFor();
+      await act(page, "Delete");
+      await inDialog(page, "Delete it");
+      await page.getByRole("alert").getByText("may not delete this thread").waitFor();
+      expect(await saver.threads.get(ids.chat)).toBeDefined();
+      await page.goto(`${server.url}/${of(ids.values)}`);
+      await page.getByRole("alert").getByText("may not read this thread").first().waitFor();
+      expect(await page.locator("main").innerText()).not.toContain("Revenue");
+    } finally {
+      await context?.close();
+      await server.drain();
+      auth.remove();
     }
   });
 });

@@ -41,6 +41,8 @@ export interface Failure {
   /** What is to be done about it: a key, patience, or neither. */
   kind: "key" | "away" | "wrong";
   text: string;
+  /** The field of the request that is to blame, if one is. */
+  field?: string;
 }
 
 /** undefined of a call that the page itself gave up. */
@@ -60,7 +62,9 @@ export function toFailure(thrown: unknown): Failure | undefined {
       return errorDetail(error) || !(error.cause instanceof TypeError)
         ? { kind: "wrong", text }
         : { kind: "away", text: "the server does not answer" };
-    default:
-      return { kind: "wrong", text };
+    default: {
+      const field = errorDetail(error)?.field;
+      return field ? { kind: "wrong", text, field } : { kind: "wrong", text };
+    }
   }
 }

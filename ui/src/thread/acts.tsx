@@ -1,12 +1,12 @@
 /** What can be done with a thread, each thing asked for once more before it is done. */
-import type { Thread, ThreadCounts } from "checkpointd/client";
-import type { ComponentChildren } from "preact";
+import type { Thread } from "checkpointd/client";
 import { useState } from "preact/hooks";
-import { Dialog } from "../dialog.js";
+import { Confirm, Dialog, Problem, useRun } from "../dialog.js";
 import { go, type Place } from "../place.js";
-import { checkpoints, isReadOnly, threads, toFailure } from "../service.js";
-import { toCount, toSize } from "../words.js";
-import { snippets } from "./snippets.js";
+import { checkpoints, isReadOnly, threads } from "../service.js";
+import { toCount } from "../words.js";
+import { Code } from "./code.js";
+import { Prune } from "./prune.js";
 import { exportThread } from "./transfer.js";
 
 type Act = "code" | "export" | "copy" | "prune" | "release" | "delete";
@@ -92,58 +92,6 @@ export function Acts(props: Props) {
   );
 }
 
-/** Runs something once, and tells why it failed. */
-export function useRun(run: () => Promise<void>) {
-  const [state, setState] = useState<{ isRunning: boolean; problem?: string }>({
-    isRunning: false,
-  });
-  return {
-    ...state,
-    begin: async () => {
-      setState({ isRunning: true });
-      try {
-        await run();
-        setState({ isRunning: false });
-      } catch (error) {
-        const isOwn = error instanceof Error && error.constructor === Error;
-        const problem = isOwn ? error.message : (toFailure(error)?.text ?? "It was given up.");
-        setState({ isRunning: false, problem });
-      }
-    },
-  };
-}
-
-export const Problem = ({ text }: { text: string | undefined }) =>
-  text === undefined ? null : (
-    <p class="notice" role="alert">
-      {text}
-    </p>
-  );
-
-function Confirm(props: {
-  title: string;
-  button: string;
-  onClose: () => void;
-  run: () => Promise<void>;
-  children: ComponentChildren;
-}) {
-  const { isRunning, problem, begin } = useRun(props.run);
-  return (
-    <Dialog title={props.title} onClose={props.onClose}>
-      {props.children}
-      <Problem text={problem} />
-      <div class="buttons">
-        <button type="button" onClick={props.onClose}>
-          Cancel
-        </button>
-        <button type="button" class="danger" disabled={isRunning} onClick={begin}>
-          {props.button}
-        </button>
-      </div>
-    </Dialog>
-  );
-}
-
 function Copy({ threadId, onClose }: { threadId: string; onClose: () => void }) {
   const [name, setName] = useState(`${threadId}-copy`);
   const { isRunning, problem, begin } = useRun(async () => {
@@ -176,83 +124,6 @@ function Copy({ threadId, onClose }: { threadId: string; onClose: () => void }) 
   );
 }
 
-/** Counts first what would go. */
-function Prune(props: { threadId: string; onClose: () => void; onDone: () => void }) {
-  const { threadId, onClose, onDone } = props;
-  const [keepLast, setKeepLast] = useState(20);
-  const [found, setFound] = useState<{ keepLast: number; counts?: ThreadCounts }>();
-  const prune = async (dryRun: boolean) => {
-    let removed: ThreadCounts | undefined;
-    const request = {
-      threadIds: [threadId],
-      strategy: { case: "keepLast" as const, value: keepLast },
-      dryRun,
-    };
-    for await (const answer of threads.pruneThreads(request)) removed = answer.removed ?? removed;
-    return removed;
-  };
-  const count = useRun(async () => {
-    const counts = await prune(true);
-    setFound(counts ? { keepLast, counts } : { keepLast });
-  });
-  const remove = useRun(async () => {
-    await prune(false);
-    onDone();
-  });
-  const counts = found?.keepLast === keepLast ? found.counts : undefined;
-  const isNothing = found?.keepLast === keepLast && !counts?.checkpoints;
-  return (
-    <Dialog title="Prune this thread" onClose={onClose}>
-      <form
-        onSubmit={(event) => {
-          event.preventDefault();
-          void count.begin();
-        }}
-      >
-        <label>
-          Keep so many of the newest checkpoints of each namespace
-          <input
-            type="number"
-            min="1"
-            max="1000000"
-            value={keepLast}
-            onInput={(event) => setKeepLast(event.currentTarget.valueAsNumber)}
-            required
-          />
-        </label>
-        <p class="dim">What a checkpoint that stays needs is kept, whatever its age.</p>
-        <p role="status">
-          {isNothing && "Nothing would be removed."}
-          {counts && counts.checkpoints > 0n && (
-            <>
-              Would remove <strong>{toCount(counts.checkpoints, "checkpoint")}</strong>,{" "}
-              {toCount(counts.blobs, "value")} and {toCount(counts.writes, "write")}:{" "}
-              {toSize(Number(counts.storedBytes))}.
-            </>
-          )}
-        </p>
-        <Problem text={count.problem ?? remove.problem} />
-        <div class="buttons">
-          <button type="button" onClick={onClose}>
-            Cancel
-          </button>
-          <button type="submit" disabled={count.isRunning}>
-            Count what would go
-          </button>
-          <button
-            type="button"
-            class="danger"
-            disabled={!counts?.checkpoints || remove.isRunning}
-            onClick={remove.begin}
-          >
-            Remove it
-          </button>
-        </div>
-      </form>
-    </Dialog>
-  );
-}
-
 function Export({ threadId, onClose }: { threadId: string; onClose: () => void }) {
   const [read, setRead] = useState(0);
   const { isRunning, problem, begin } = useRun(async () => {
@@ -277,55 +148,6 @@ function Export({ threadId, onClose }: { threadId: string; onClose: () => void }
         </button>
         <button type="button" class="main" disabled={isRunning} onClick={begin}>
           Export
-        </button>
-      </div>
-    </Dialog>
-  );
-}
-
-function Code(props: {
-  name: { threadId: string; ns: string; checkpointId: string };
-  onClose: () => void;
-}) {
-  const [chosen, setChosen] = useState(0);
-  const [isCopied, setCopied] = useState(false);
-  const snippet = snippets[chosen] ?? snippets[0];
-  if (!snippet) return null;
-  const text = snippet.toText(props.name);
-  return (
-    <Dialog title="From exactly here" onClose={props.onClose}>
-      <fieldset class="choices">
-        <legend class="dim">Language</legend>
-        {snippets.map(({ label }, i) => (
-          <button
-            type="button"
-            key={label}
-            class="chip"
-            aria-pressed={i === chosen}
-            onClick={() => {
-              setChosen(i);
-              setCopied(false);
-            }}
-          >
-            {label}
-          </button>
-        ))}
-      </fieldset>
-      <pre class="code">{text}</pre>
-      <div class="buttons">
-        <span role="status">{isCopied && "Copied."}</span>
-        <button type="button" onClick={props.onClose}>
-          Close
-        </button>
-        <button
-          type="button"
-          class="main"
-          onClick={async () => {
-            await navigator.clipboard.writeText(text);
-            setCopied(true);
-          }}
-        >
-          Copy
         </button>
       </div>
     </Dialog>

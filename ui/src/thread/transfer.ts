@@ -53,7 +53,9 @@ export async function importThread(
   const target = as || String(header.threadId);
   const { thread } = await threads.getThread({ threadId: target });
   if (thread) throw new Error(`There is a thread ${target} already: give another name.`);
-  const temporary = `importing-${crypto.randomUUID()}`;
+  // Not randomUUID, which pages have only over TLS and on loopback.
+  const random = crypto.getRandomValues(new Uint32Array(4));
+  const temporary = `importing-${random.join("-")}`;
   try {
     let count = 0;
     for (const [i, line] of tuples.entries()) {

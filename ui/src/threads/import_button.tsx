@@ -1,9 +1,8 @@
 /** Brings a thread back from a file. */
 import { useState } from "preact/hooks";
-import { Dialog } from "../dialog.js";
+import { Dialog, Problem, useRun } from "../dialog.js";
 import { go } from "../place.js";
 import { isReadOnly } from "../service.js";
-import { Problem, useRun } from "../thread/acts.js";
 import { importThread } from "../thread/transfer.js";
 import { toCount } from "../words.js";
 

@@ -40,6 +40,15 @@ export function ThreadsPage({
       </div>
       <Filters place={place} />
       {failure && failure.kind !== "key" && <FailureNotice failure={failure} onAgain={again} />}
+      {failure?.field === "order" && place.order !== "id" && (
+        <p class="dim">
+          Who may not read all threads{" "}
+          <a href={hrefOf({ ...place, order: "id" })} onClick={follow({ ...place, order: "id" })}>
+            lists them by id
+          </a>
+          , with a prefix.
+        </p>
+      )}
       {seen && seen.waiting.length > 0 && (
         <Section title="Waiting for somebody" threads={seen.waiting} now={now} class="waiting" />
       )}
