@@ -12,4 +12,10 @@ export {
   decodeValue,
   type Json,
 } from "./client/decode_value.js";
+export {
+  changesOfValue,
+  isSameValue,
+  partsOfValue,
+  type ValueChange,
+} from "./client/difference.js";
 export { errorDetail } from "./client/retry.js";

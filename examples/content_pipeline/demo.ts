@@ -1,9 +1,11 @@
 /**
  * The demo: one campaign goes through the pipeline in five processes, one of which is killed, and
  * then into its own past. `npm run demo` starts a service for it; with CHECKPOINTD_URL it uses
- * that one. Exit code 0: all of it was so. 1: something was not, with what was expected and found.
+ * that one. Exit code 0: all of it was so. 1: something was not, with what was expected and found. With
+ * `-- --look` the threads stay until Enter is pressed, for a look at them in a browser.
  */
 
+import { once } from "node:events";
 import { chmodSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -25,7 +27,15 @@ try {
   });
   const story = async () => {
     const url = process.env.CHECKPOINTD_URL || (await startService(folder));
-    await tellStory(url, join(folder, "journal.jsonl"));
+    const look = async (thread: string) => {
+      clearTimeout(timer);
+      say("\nLook at the threads in a browser; Enter ends the demo and deletes them:");
+      say(`   ${url}/`);
+      say(`   ${url}/?thread=${encodeURIComponent(thread)}`);
+      await once(process.stdin, "data");
+    };
+    const wantsLook = process.argv.includes("--look");
+    await tellStory(url, join(folder, "journal.jsonl"), wantsLook ? look : undefined);
   };
   await Promise.race([story(), stopped]);
   say(`\nThe end: ${countChecks()} checks, all hold.`);

@@ -47,6 +47,11 @@ export function printText(text: string): void {
   process.stdout.write(`${lines.map((line) => render([line])).join("\n")}\n`);
 }
 
+/** Empties the terminal for the next of several pictures; nothing where the answer is no terminal's. */
+export function clearScreen(): void {
+  if (process.stdout.isTTY) process.stdout.write("\u001b[H\u001b[2J");
+}
+
 /** Says something beside the answer, on standard error: what is piped on has the answer only. */
 export function hint(text: string): void {
   say(paint("dim", text));

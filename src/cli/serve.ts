@@ -4,6 +4,7 @@ import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { setFlagsFromString } from "node:v8";
 import { createLog, type Log } from "../log.js";
+import { isServed } from "../server/inspector.js";
 import { removeDeadSocket } from "../server/local_socket.js";
 import { type Server, startServer } from "../server/server.js";
 import { makeTokenFile } from "../server/token_file.js";
@@ -85,6 +86,9 @@ export async function runServe(args: string[]): Promise<number> {
     const besides = given.port !== undefined && socketPath !== undefined;
     print(`checkpointd listens on ${url}${besides ? ` and unix:${path.resolve(socketPath)}` : ""}`);
     if (server.metricsUrl !== undefined) print(`its metrics: ${server.metricsUrl}`);
+    if (isServed(given.ui, given.host, tokenFile !== undefined || given.authFile !== undefined)) {
+      if (given.port !== undefined) print(`its page: ${url}/`);
+    }
     void server.ready.then(() => printText(`checkpointd is ready\n${nextSteps(url, tokenFile)}`));
     const end = await Promise.race([
       aborted(stop).then(() => "stop"),

@@ -269,6 +269,14 @@ const examples: { [Name in keyof ServeValues]: Example<ServeValues[Name]> } = {
     wrong: [""],
     unset: undefined,
   },
+  ui: {
+    flag: "--ui",
+    env: "CHECKPOINTD_UI",
+    text: "read-only",
+    value: "read-only",
+    wrong: ["true", ""],
+    unset: "auto",
+  },
   allowedHosts: {
     flag: "--allowed-hosts",
     env: "CHECKPOINTD_ALLOWED_HOSTS",

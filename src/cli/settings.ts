@@ -6,6 +6,7 @@
  */
 import { readFileSync, statSync } from "node:fs";
 import type { LogLevel } from "../log.js";
+import { uiModes } from "../server/inspector.js";
 import type { ServerOptions } from "../server/server.js";
 import { define, type Values } from "../settings/flags.js";
 import {
@@ -340,6 +341,13 @@ export const settings = {
     kind: text,
     unset: undefined,
     help: "the file that the audit log is added to; unless given it stands in the log",
+  }),
+  ui: define({
+    flag: "ui",
+    env: "CHECKPOINTD_UI",
+    kind: oneOf(uiModes),
+    fallback: "auto",
+    help: "the page at / : on, read-only, off, or auto: on loopback and where the server asks who calls",
   }),
   allowedHosts: define({
     flag: "allowed-hosts",

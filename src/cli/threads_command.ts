@@ -21,11 +21,13 @@ import {
   runRelease,
   runRemove,
 } from "./threads_change.js";
+import { diffFlags, runDiff } from "./threads_diff.js";
 import { connectionFlags } from "./threads_flags.js";
 import { historyFlags, runHistory } from "./threads_history.js";
 import { listFlags, runList, runShow, showFlags } from "./threads_look.js";
 import { chooseToken } from "./threads_token.js";
 import { exportFlags, importFlags, runExport, runImport } from "./threads_transfer.js";
+import { runWatch, watchFlags } from "./threads_watch.js";
 
 /** What a subcommand is run with. */
 export interface ThreadsCommand<F extends Flags> {
@@ -79,6 +81,20 @@ export const subcommands: Record<string, Subcommand> = {
     words: "THREAD",
     count: [1, 1],
     meaning: "a thread's checkpoints, the latest first: when, which nodes ran, what changed",
+  }),
+  watch: define({
+    run: runWatch,
+    flags: watchFlags,
+    words: "",
+    count: [0, 0],
+    meaning: "a live table of the latest threads; in a pipe those that change, as they do",
+  }),
+  diff: define({
+    run: runDiff,
+    flags: diffFlags,
+    words: "THREAD [OTHER]",
+    count: [1, 2],
+    meaning: "how the state of two threads differs, or of a checkpoint and its parent",
   }),
   cp: define({
     run: runCopy,

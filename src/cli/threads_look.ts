@@ -68,37 +68,40 @@ export async function runList(command: ThreadsCommand<typeof listFlags>): Promis
     for await (const thread of command.threads.list(options)) if (found++ < limit) yield thread;
   };
   const rows = async function* () {
-    for await (const thread of threads()) {
-      yield [
-        thread.threadId,
-        thread.status,
-        String(thread.step ?? ""),
-        thread.source,
-        toAgo(thread.updatedAt),
-        ...(counts
-          ? [String(thread.counts?.checkpoints ?? 0), toSize(thread.counts?.storedBytes ?? 0)]
-          : []),
-        thread.claim ? `${thread.claim.owner} ` : "",
-        thread.pendingNodes.join(" "),
-      ];
-    }
+    for await (const thread of threads()) yield toRow(thread, counts);
   };
-  const columns: Column[] = [
-    { heading: "THREAD" },
-    { heading: "STATUS", colour: (text) => statusColours[text] },
-    { heading: "STEP" },
-    { heading: "SOURCE" },
-    { heading: "AGE" },
-    ...(counts ? ["CHECKPOINTS", "SIZE"] : []).map((heading) => ({ heading })),
-    { heading: "HELD BY" },
-    { heading: "PENDING" },
-  ];
   if (asJson) for await (const thread of threads()) printJson(toJson(thread));
-  else await printTable(columns, rows());
+  else await printTable(columnsOf(counts), rows());
   if (found === 0) hint("No threads.");
   if (found > limit) hintMore(limit);
   return 0;
 }
+
+/** The columns of a table of threads, with what is stored of each if `counts`. */
+export const columnsOf = (counts: boolean): Column[] => [
+  { heading: "THREAD" },
+  { heading: "STATUS", colour: (text) => statusColours[text] },
+  { heading: "STEP" },
+  { heading: "SOURCE" },
+  { heading: "AGE" },
+  ...(counts ? ["CHECKPOINTS", "SIZE"] : []).map((heading) => ({ heading })),
+  { heading: "HELD BY" },
+  { heading: "PENDING" },
+];
+
+/** A thread as a row of it. */
+export const toRow = (thread: Thread, counts: boolean): string[] => [
+  thread.threadId,
+  thread.status,
+  String(thread.step ?? ""),
+  thread.source,
+  toAgo(thread.updatedAt),
+  ...(counts
+    ? [String(thread.counts?.checkpoints ?? 0), toSize(thread.counts?.storedBytes ?? 0)]
+    : []),
+  thread.claim ? `${thread.claim.owner} ` : "",
+  thread.pendingNodes.join(" "),
+];
 
 export const showFlags = {
   checkpointId: define({
@@ -203,7 +206,7 @@ function printNamespaces(namespaces: [name: string, count: number][], shown: str
 }
 
 /** A thread as --json prints it: these keys stay. */
-function toJson(thread: Thread) {
+export function toJson(thread: Thread) {
   const { updatedAt, claim, ...rest } = thread;
   return {
     ...rest,
@@ -213,7 +216,7 @@ function toJson(thread: Thread) {
 }
 
 /** The channels' values: those in the checkpoint's JSON, then those stored apart, by name. */
-function valuesOf(tuple: CheckpointTuple): [string, Decoded][] {
+export function valuesOf(tuple: CheckpointTuple): [string, Decoded][] {
   const inlined = JSON.parse(tuple.checkpointJson).channel_values ?? {};
   const values = new Map<string, Decoded>();
   for (const [channel, value] of Object.entries(inlined)) {

@@ -34,7 +34,19 @@ function encodeGetTuple(id: number, tuple: CheckpointTuple): Uint8Array[] {
 }
 
 function writeTuple(writer: Writer, tuple: CheckpointTuple): void {
-  const { blobs, pendingWrites, pendingSends, unchangedChannels, key } = tuple;
+  const { blobs, pendingWrites, pendingSends, unchangedChannels, omitted, key } = tuple;
+  for (let i = omitted.length - 1; i >= 0; i--) {
+    const { channel, version, taskId, idx, taskPath, type, bytes } = omitted[i]!;
+    const end = writer.size;
+    writer.number(7, bytes);
+    writer.text(6, type);
+    writer.text(5, taskPath);
+    writer.number(4, idx);
+    writer.text(3, taskId);
+    writer.text(2, version);
+    writer.text(1, channel);
+    writer.length(9, end);
+  }
   for (let i = unchangedChannels.length - 1; i >= 0; i--) {
     writer.presentText(8, unchangedChannels[i]!);
   }
@@ -85,6 +97,10 @@ function bound(tuple: CheckpointTuple): number {
     add(value);
   }
   for (const value of tuple.pendingSends) add(value);
+  for (const { channel, version, taskId, taskPath, type } of tuple.omitted) {
+    characters += channel.length + version.length + taskId.length + taskPath.length + type.length;
+    fields += 10;
+  }
   for (const channel of tuple.unchangedChannels) {
     characters += channel.length;
     fields++;

@@ -153,6 +153,7 @@ const fields: Record<CallName, Record<string, string>> = {
     "after.checkpoint_ns": "in it",
     "after.checkpoint_id": "in it",
     omit_unchanged: "form",
+    max_value_bytes: "number",
   },
   listPage: {},
   listThreads: {
@@ -167,11 +168,13 @@ const fields: Record<CallName, Record<string, string>> = {
     order: "order",
     limit: "number",
     with_counts: "form",
+    with_reasons: "form",
+    examine_limit: "number",
     "after.thread_id": "thread",
     "after.update_time.seconds": "in it",
     "after.update_time.nanos": "in it",
   },
-  getThread: { thread_id: "thread", with_counts: "form" },
+  getThread: { thread_id: "thread", with_counts: "form", with_reasons: "form" },
   getChannelHistory: {
     thread_id: "thread",
     checkpoint_ns: "in it",

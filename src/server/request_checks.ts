@@ -178,6 +178,9 @@ export function checkList(request: ListRequest): void {
   if (request.limit !== undefined && request.limit < 0) {
     throw invalidArgument("limit", "OUT_OF_RANGE", "must be zero or more", 0);
   }
+  if (request.maxValueBytes !== undefined && request.maxValueBytes < 0) {
+    throw invalidArgument("max_value_bytes", "OUT_OF_RANGE", "must be zero or more", 0);
+  }
   if (!(request.view in [0, 1, 2])) {
     throw invalidArgument("view", "OUT_OF_RANGE", "must be a ListView this server knows");
   }

@@ -19,6 +19,7 @@ import type { Gate } from "./gate.js";
 import type { NodeHandler } from "./handler.js";
 import { createHealth, ServingStatus } from "./health.js";
 import { startListener } from "./http.js";
+import { isServed, readInspector, type UiMode } from "./inspector.js";
 import { Intake } from "./intake.js";
 import { defaultLimits, type Limits } from "./limits.js";
 import { startServerMetrics } from "./metrics.js";
@@ -81,6 +82,8 @@ export interface ServerOptions extends DbOptions {
   authFile: string | undefined;
   /** The file that the audit log is added to; undefined: it stands in the log. */
   auditLog: string | undefined;
+  /** Whether the page of `ui/` is served at `/`; see inspector.ts. */
+  ui: UiMode;
   /** Names it answers to besides those of loopback; see createWebGuard. */
   allowedHosts: readonly string[];
   /**
@@ -151,6 +154,9 @@ export async function startServer(
   const traces = await startTraces(options, () => db.measures().history.host);
   const metrics = options.metricsPort === undefined ? undefined : startServerMetrics();
   const listed = { bytes: 0 };
+  const inspector = isServed(options.ui, options.host, gate !== undefined)
+    ? await readInspector(options.ui)
+    : undefined;
   const createStore = (db: Db): Store => {
     const operations = createOperations(db, maxMessageSize, log);
     return {
@@ -213,7 +219,7 @@ export async function startServer(
     fallback: (request, response) => {
       if (options.metricsPort === "main" && pathOf(request) === metricsPath) {
         tellMetricsThroughGate(gate, request, response, page, log);
-      } else {
+      } else if (!inspector?.(request, response)) {
         answerProbe(request, response, readiness.isReady());
       }
     },

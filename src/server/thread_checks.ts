@@ -30,6 +30,9 @@ export function checkListThreads(request: ListThreadsRequest): void {
   if (request.limit !== undefined && request.limit < 0) {
     throw invalidArgument("limit", "OUT_OF_RANGE", "must be zero or more", 0);
   }
+  if (request.examineLimit !== undefined && request.examineLimit < 0) {
+    throw invalidArgument("examine_limit", "OUT_OF_RANGE", "must be zero or more", 0);
+  }
   if (!request.after) return;
   checkName("after.thread_id", request.after.threadId);
   checkTime("after.update_time", request.after.updateTime);

@@ -122,6 +122,74 @@ for (const protocol of protocols) {
       expect((await client.getThread({ threadId: thread("nobody") })).thread).toBeUndefined();
     });
 
+    it("tells why a thread does not go on, where it is asked", async () => {
+      const threadId = thread("reasons");
+      await fill(threadId);
+      const write = (idx: number, channel: string, data = channel) => ({
+        idx,
+        channel,
+        value: value(data),
+      });
+      const put = { threadId, checkpointId: "c2" };
+      await edge.clients.connect.putWrites({
+        ...put,
+        taskId: "b",
+        writes: [write(-3, "__interrupt__", "x".repeat(65_537)), write(-4, "__resume__")],
+      });
+      await edge.clients.connect.putWrites({
+        ...put,
+        taskId: "a",
+        taskPath: "path",
+        writes: [write(-1, "__error__", 'why \0 " \\')],
+      });
+      // Of another checkpoint and another namespace.
+      for (const other of [{ checkpointId: "c1" }, { checkpointNs: "child:1" }]) {
+        const elsewhere = { ...put, ...other, taskId: "c", writes: [write(-1, "__error__")] };
+        await edge.clients.connect.putWrites(elsewhere);
+      }
+      const client = clients[protocol];
+      const filter = { threadIdPrefix: threadId };
+      const [listed] = await all(client.listThreads({ filter, withReasons: true }));
+      const { thread: got } = await client.getThread({ threadId, withReasons: true });
+      for (const { reasons } of [listed!.thread!, got!]) {
+        expect(
+          reasons.map(({ taskId, taskPath, idx, channel, value }) => [
+            taskId,
+            taskPath,
+            idx,
+            channel,
+            value?.type,
+            new TextDecoder().decode(value?.data),
+          ]),
+        ).toEqual([
+          ["b", "", -3, "__interrupt__", value("").type, ""],
+          ["a", "path", -1, "__error__", value("").type, 'why \0 " \\'],
+        ]);
+      }
+      const [unasked] = await all(client.listThreads({ filter }));
+      expect(unasked?.thread?.reasons).toEqual([]);
+      expect((await client.getThread({ threadId })).thread?.reasons).toEqual([]);
+    });
+
+    it("looks at so many threads at the most", async () => {
+      for (const name of ["few 1", "few 2", "few 3"]) await fill(thread(name), ["r"]);
+      const client = clients[protocol];
+      const filter = { threadIdPrefix: thread("few"), statuses: [ThreadStatus.PENDING] };
+      const found = async (examineLimit?: number) =>
+        (
+          await all(
+            client.listThreads({
+              filter,
+              order: 2,
+              ...(examineLimit === undefined ? {} : { examineLimit }),
+            }),
+          )
+        ).length;
+      expect(await Promise.all([found(0), found(2), found(3), found()])).toEqual([0, 2, 3, 3]);
+      const none = { ...filter, statuses: [ThreadStatus.FAILED] };
+      expect(await all(client.listThreads({ filter: none, examineLimit: 1 }))).toEqual([]);
+    });
+
     it("claims, renews and releases; a lost lease fences put and putWrites", async () => {
       const threadId = thread("claimed");
       await fill(threadId);

@@ -1,4 +1,4 @@
-import { create, equals } from "@bufbuild/protobuf";
+import { create, equals, type MessageInitShape } from "@bufbuild/protobuf";
 import pg from "pg";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import {
@@ -6,11 +6,17 @@ import {
   type CheckpointTuple,
   CheckpointTupleSchema,
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
-import { ListRequestSchema } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import {
+  ListRequestSchema,
+  PutRequestSchema,
+  PutWritesRequestSchema,
+} from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { createDatabase, openPool, type TestDatabase } from "../testing/postgres.js";
 import { createRandom } from "../testing/random.js";
 import type { Db } from "./db.js";
 import { list, type PageBounds, streamBounds } from "./list_checkpoints.js";
+import { createPut } from "./put.js";
+import { createPutWrites } from "./put_writes.js";
 
 let database: TestDatabase;
 let db: Db;
@@ -106,4 +112,74 @@ it.each([
     }
     expect(left).toBeGreaterThan(20);
   }
+});
+
+it("tells large values by their sizes, those of writes too", async () => {
+  const put = (init: MessageInitShape<typeof PutRequestSchema>) =>
+    createPut(db)(create(PutRequestSchema, init));
+  const key = { threadId: "sizes", checkpointNs: "" };
+  const clear = (bytes: number) => ({ type: "bytes", data: new Uint8Array(bytes) });
+  await put({
+    ...key,
+    checkpointId: "1",
+    checkpointJson: JSON.stringify({ v: 4, channel_versions: { a: 1, b: 1, none: 1 } }),
+    blobs: [
+      { channel: "a", version: "1", value: clear(0) },
+      { channel: "b", version: "1", value: clear(300_000) },
+    ],
+  });
+  await put({
+    ...key,
+    checkpointId: "2",
+    parentCheckpointId: "1",
+    checkpointJson: JSON.stringify({ v: 4, channel_versions: { a: 2, b: 1 } }),
+    blobs: [{ channel: "a", version: "2", value: clear(7) }],
+  });
+  const writes = [
+    { idx: 0, channel: "a", value: clear(8) },
+    { idx: -1, channel: "__error__", value: clear(7) },
+  ];
+  const ofTask = { ...key, checkpointId: "2", taskId: "t", taskPath: "p", writes };
+  await createPutWrites(db)(create(PutWritesRequestSchema, ofTask));
+  const told = async (maxValueBytes: number, more = {}) =>
+    (await read({ ...key, maxValueBytes, ...more }, streamBounds)).map((tuple) => [
+      tuple.blobs.map(({ channel, value }) => [channel, value?.data.length]),
+      tuple.pendingWrites.map(({ channel, value }) => [channel, value?.data.length]),
+      tuple.omitted.map(({ $typeName: _, ...omitted }) => Object.values(omitted)),
+      tuple.unchangedChannels,
+    ]);
+  const b = ["b", "1", "", 0, "", "bytes", 300_000];
+  const write = ["a", "", "t", 0, "p", "bytes", 8];
+  expect(await told(7)).toEqual([
+    [[["a", 7]], [["__error__", 7]], [b, write], []],
+    [[["a", 0]], [], [b], []],
+  ]);
+  expect(await told(300_000)).toEqual([
+    [
+      [
+        ["a", 7],
+        ["b", 300_000],
+      ],
+      [
+        ["__error__", 7],
+        ["a", 8],
+      ],
+      [],
+      [],
+    ],
+    [
+      [
+        ["a", 0],
+        ["b", 300_000],
+      ],
+      [],
+      [],
+      [],
+    ],
+  ]);
+  const error = ["__error__", "", "t", -1, "p", "bytes", 7];
+  expect(await told(0, { omitUnchanged: true })).toEqual([
+    [[], [], [["a", "2", "", 0, "", "bytes", 7], b, error, write], []],
+    [[["a", 0]], [], [], ["b"]],
+  ]);
 });

@@ -366,8 +366,18 @@ export function pageStatement(
         checkpointJson: bind(last?.checkpointJson ?? null),
       }
     : undefined;
+  const most = request.maxValueBytes === undefined ? undefined : bind(request.maxValueBytes);
   const statement = (json: JsonForm) =>
-    tuplesStatement(schema, examined, guard(candidates, json), order, limitBytes, before, thread);
+    tuplesStatement(
+      schema,
+      examined,
+      guard(candidates, json),
+      order,
+      limitBytes,
+      before,
+      thread,
+      most,
+    );
   return { statement, parameters };
 }
 
@@ -404,6 +414,8 @@ const guard = (candidates: string, json: JsonForm) =>
  * With `before`, parameters that hold the last tuple of the page before this one (or null),
  * channels in the version of the tuple before are told by name (`unchanged`) instead of read.
  * Not looked up by its key: the client has that tuple as it was sent.
+ *
+ * With `most`, a parameter, the values that have more bytes are told by their sizes alone.
  */
 const tuplesStatement = (
   schema: string,
@@ -413,6 +425,7 @@ const tuplesStatement = (
   limitBytes: string,
   before: { threadId: string; checkpointNs: string; checkpointJson: string } | undefined,
   thread: string | undefined,
+  most: string | undefined,
 ) => `
 with ${withExamined(examined)}candidate as materialized (
   select row_number() over stream as n, thread_id, checkpoint_ns, checkpoint_id,
@@ -425,7 +438,7 @@ with ${withExamined(examined)}candidate as materialized (
   ) as c
   window stream as (order by ${order})
 ), part as materialized (
-  ${partRows(schema, "candidate", before && `not ${isUnchanged}`, thread)}
+  ${withoutLarge(partRows(schema, "candidate", before && `not ${isUnchanged}`, thread), most)}
 ), sized as materialized (
   select *, bytes <= ${mostResultBytes} as is_told
   from (
@@ -448,17 +461,32 @@ with ${withExamined(examined)}candidate as materialized (
 )
 ${tupleRows(
   `(
-    select part.* from part join page using (n) where checkpoint_json is not null${before ? unchangedRows : ""}
+    select part.* from part join page using (n) where checkpoint_json is not null${before ? unchangedRows(most) : ""}
   )`,
   "(select count(*) from candidate)",
   examined && endOf(examined),
+  most && "omitted",
 )}`;
+
+/** The parts with their sizes in the place of large values; of what was sent none is left out. */
+const withoutLarge = (parts: string, most: string | undefined) =>
+  most === undefined
+    ? parts
+    : `
+  select n, kind, channel, version, task_id, task_path, idx, type,
+    case when omitted is null then blob end as blob, sort_path, sort_key, omitted
+  from (
+    select part.*, case when kind < 3 and octet_length(blob) > ${most}::int
+      then octet_length(blob)::text end as omitted
+    from (${parts}
+    ) as part
+  ) as part`;
 
 const isUnchanged = "coalesce(versions_before ->> v.key = v.value, false)";
 
-const unchangedRows = `
+const unchangedRows = (most: string | undefined) => `
     union all
-    select ${partColumns.union({ n: "n", kind: "4", channel: "v.key", sort_key: `v.key collate "C"` })}
+    select ${partColumns.union({ n: "n", kind: "4", channel: "v.key", sort_key: `v.key collate "C"` })}${most ? ", null" : ""}
     from page
     cross join lateral jsonb_each_text(channel_versions) as v
     where ${isUnchanged}`;

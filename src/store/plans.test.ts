@@ -203,6 +203,10 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
         request: { threadId: "long", checkpointNs: "", omitUnchanged: true },
         indexes: [index.latest],
       },
+      "of a thread and namespace, without large values": {
+        request: { threadId: "long", checkpointNs: "", maxValueBytes: 100 },
+        indexes: [index.latest],
+      },
       "of a thread and namespace with a metadata filter": {
         request: { threadId: "long", checkpointNs: "", metadataFilterJson: '{"step": 7}' },
         indexes: [index.latest],
@@ -255,6 +259,7 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
       byTime,
     ],
     ["listThreads by id, counted", listed({ order: 2, withCounts: true, limit: 3 }), byId],
+    ["listThreads, with reasons", listed({ withReasons: true, limit: 3 }), byTime],
     [
       "listThreads by id, of a prefix, resumed",
       listed({

@@ -54,8 +54,9 @@ export async function readDistributedThreads(
   const statuses = statusesOf(page.filter);
   if (statuses.length > 0) conditions.push(`t.status = any(${one.bind(statuses)}::text[])`);
   const metadata = page.withoutMetadata ? "'{}'" : undefined;
+  const { withCounts, withReasons } = page;
   const ofThread = (json: JsonForm) =>
-    oneStatement(db.schema, json, { withCounts: page.withCounts, metadata, conditions });
+    oneStatement(db.schema, json, { withCounts, withReasons, metadata, conditions });
   const readOne = async (candidate: Candidate): Promise<Row[]> => {
     const parameters = [candidate.threadId, ...one.parameters.slice(1)];
     const found = await runGuarded(db, db.runLong, ofThread, parameters, signal);

@@ -22,6 +22,7 @@ import {
   selectThread,
   statusesOf,
   type ThreadPage,
+  type Told,
   threadColumns,
   toThreads,
   updatedAt,
@@ -59,14 +60,16 @@ export async function* listThreads(
   let after: ThreadPosition | undefined = request.after;
   const most = request.withCounts ? mostCounted : mostExamined;
   let walk = firstWalked;
-  for (let examine = firstExamined; left > 0; examine *= 2) {
-    examine = Math.min(examine, most);
+  let examinable = request.examineLimit ?? Number.POSITIVE_INFINITY;
+  for (let examine = firstExamined; left > 0 && examinable > 0; examine *= 2) {
+    examine = Math.min(examine, most, examinable);
     const page = await readThreads(
       db,
       {
         filter: request.filter,
         order: request.order,
         withCounts: request.withCounts,
+        withReasons: request.withReasons,
         after,
         examine,
         walk,
@@ -76,6 +79,7 @@ export async function* listThreads(
     );
     yield* page.threads;
     left -= page.threads.length;
+    examinable -= examine;
     if (!page.next) return;
     after = page.next;
     walk = page.isCut ? Math.min(walk * 2, mostWalked) : Math.max(walk / 2, firstWalked);
@@ -85,13 +89,13 @@ export async function* listThreads(
 /** Reads one thread; undefined when there is none. Throws UNDELIVERABLE where it is too large to be told. */
 export async function getThread(
   db: Db,
-  request: Pick<GetThreadRequest, "threadId" | "withCounts">,
+  request: Pick<GetThreadRequest, "threadId"> & Told,
   signal?: Signal,
 ): Promise<Thread | undefined> {
-  const { threadId, withCounts } = request;
+  const { threadId, withCounts, withReasons } = request;
   // To count reads the size of every row, which takes long for a long thread.
   const run = withCounts ? db.runLong : db.run;
-  const statement = (json: JsonForm) => oneStatement(db.schema, json, { withCounts });
+  const statement = (json: JsonForm) => oneStatement(db.schema, json, { withCounts, withReasons });
   const [row] = await runGuarded(db, run, statement, [threadId], signal);
   if (row && !row[at.metadata]) throw undeliverable(text(row[at.checkpoint_id]));
   return row && toThreads(db, [row])[0];
@@ -194,7 +198,7 @@ with ${walked}examined as materialized (${examined.threads(json)}
   limit ${limit$}
 )
 select ${threadColumns.names} from (
-  select ${selectThread(schema, page.withCounts, json, metadata)}, row_number() over (order by ${sort}) as n
+  select ${selectThread(schema, page, json, metadata)}, row_number() over (order by ${sort}) as n
   from matching t
   union all
   select ${threadColumns.union({

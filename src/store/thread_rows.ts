@@ -1,6 +1,7 @@
 /** Threads as rows: the SQL of one, of the conditions that it has to meet, and how it is told. */
 import { create } from "@bufbuild/protobuf";
 import { type Timestamp, TimestampSchema } from "@bufbuild/protobuf/wkt";
+import { type PendingWrite, PendingWriteSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import {
   type Thread,
   ThreadClaimSchema,
@@ -18,11 +19,16 @@ import { createColumns, text } from "./rows.js";
 import { threadStatus } from "./thread_status.js";
 import { checkpointRows, type JsonForm, jsonBytes, tellable } from "./undeliverable.js";
 
+/** What of a thread is told only where it is asked for. */
+export interface Told {
+  withCounts?: boolean | undefined;
+  withReasons?: boolean | undefined;
+}
+
 /** What one page of threads asks for. */
-export interface ThreadPage {
+export interface ThreadPage extends Told {
   filter?: ThreadFilter | undefined;
   order: ThreadOrder;
-  withCounts: boolean;
   after?: ThreadPosition | undefined;
   /** Threads looked at at the most. Fewer where a statement has walked far to find them. */
   examine: number;
@@ -142,18 +148,18 @@ export const oneStatement = (
   schema: string,
   json: JsonForm,
   {
-    withCounts = false,
     metadata,
     conditions = [],
-  }: { withCounts?: boolean; metadata?: string | undefined; conditions?: readonly string[] } = {},
+    ...told
+  }: Told & { metadata?: string | undefined; conditions?: readonly string[] } = {},
 ) => `
-select ${selectThread(schema, withCounts, json, metadata, "$1")}
+select ${selectThread(schema, told, json, metadata, "$1")}
 from ${withStatus(schema, `(${latest(schema, "$1", json)}) as c`, "$1")}
 ${conditions.length > 0 ? `where ${conditions.join(" and ")}` : ""}`;
 
 /** The threads of the list $1 as they stand. */
 export const namedStatement = (schema: string, json: JsonForm) => `
-select ${selectThread(schema, false, json)}
+select ${selectThread(schema, {}, json)}
 from ${withStatus(
   schema,
   `unnest($1::text[]) as name (thread_id)
@@ -184,6 +190,7 @@ export const threadColumns = createColumns(
   "pending_nodes",
   "metadata",
   "lease",
+  "reasons",
   ...countNames,
   "is_more",
 );
@@ -195,7 +202,7 @@ const { at } = threadColumns;
  */
 export const selectThread = (
   schema: string,
-  withCounts: boolean,
+  { withCounts, withReasons }: Told,
   json: JsonForm,
   metadata = `(select case when t.checkpoint is not null then ${tellable("printed")} end
       from (select t.metadata::text as printed offset 0) as m)`,
@@ -212,6 +219,7 @@ export const selectThread = (
     metadata,
     lease: `(select json_build_array(l.owner, ${micros("l.expires_at")})::text
       from ${schema}.checkpointd_claims l where ${holds(thread ?? `t.thread_id collate "C"`)})`,
+    reasons: withReasons ? reasons(schema, thread ?? "t.thread_id") : "null",
     ...(withCounts ? counts(schema, json, thread ?? "t.thread_id") : withoutCounts),
     is_more: "null",
   });
@@ -222,6 +230,23 @@ export const isUnderLease = (schema: string, threadId: string) =>
 
 const holds = (threadId: string) =>
   `l.thread_id = ${threadId} and l.expires_at > clock_timestamp()`;
+
+const mostReasons = 20;
+const mostReasonBytes = 65_536;
+
+/** What the tasks left that did not end well, as JSON. Relies on the primary key of checkpoint_writes. */
+const reasons = (schema: string, thread: string) => `(
+      select json_agg(json_build_array(task_id, idx, channel, type, data, task_path))::text
+      from (
+        select w.task_id, w.idx, w.channel, w.type, w.task_path,
+          case when octet_length(w.blob) <= ${mostReasonBytes} then encode(w.blob, 'base64') end as data
+        from ${schema}.checkpoint_writes w
+        where w.thread_id = ${thread} and w.checkpoint_ns = '' and w.checkpoint_id = t.checkpoint_id
+          and w.channel in ('__error__', '__interrupt__')
+        order by w.task_path collate "C", w.task_id collate "C", w.idx
+        limit ${mostReasons}
+      ) as w
+    )`;
 
 const withoutCounts = { checkpoints: "null", blobs: "null", writes: "null", stored_bytes: "null" };
 
@@ -291,7 +316,17 @@ function toThread(row: Row): Thread {
     thread.claim = create(ThreadClaimSchema, { owner, expireTime: toTimestamp(expires) });
   }
   if (row[at.checkpoints]) thread.counts = toCounts(row, at);
+  if (row[at.reasons]) {
+    thread.reasons = (JSON.parse(text(row[at.reasons])) as ReasonJson[]).map(toReason);
+  }
   return thread;
+}
+
+type ReasonJson = [string, number, string, string, string | null, string];
+
+function toReason([taskId, idx, channel, type, data, taskPath]: ReasonJson): PendingWrite {
+  const value = { type, data: Buffer.from(data ?? "", "base64") };
+  return create(PendingWriteSchema, { taskId, idx, channel, value, taskPath });
 }
 
 /** Threads too large to be told are left out and reported. */

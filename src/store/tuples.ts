@@ -4,6 +4,7 @@ import {
   ChannelBlobSchema,
   type CheckpointTuple,
   CheckpointTupleSchema,
+  OmittedValueSchema,
   PendingWriteSchema,
   type Value,
   ValueSchema,
@@ -46,7 +47,8 @@ export const tupleRow = createColumns(
 
 /**
  * The columns of a row of what belongs to the tuple before it; `n` is null. A blob has a version, a
- * write a task, an unchanged channel only its name, and a pending send only its value.
+ * write a task, an unchanged channel only its name, and a pending send only its value. Of a value that
+ * is left out the size is told, and no bytes.
  */
 export const partRow = createColumns(
   "n",
@@ -55,7 +57,7 @@ export const partRow = createColumns(
   "task_id",
   "task_path",
   "type",
-  "nothing",
+  "omitted",
   "bytes",
   "idx",
 );
@@ -67,9 +69,15 @@ export const partRow = createColumns(
  * path, task and idx (in which order LangGraph applied them), its unchanged channels. `parts` has all
  * but the first, as `partRows` does. The SQL expression `candidates` is added to the rows of the
  * tuples themselves. JSON is null where it is too large to be told. With `end`, a relation with a key
- * and `candidates`, its row comes last, without an n.
+ * and `candidates`, its row comes last, without an n. `omitted` is the SQL expression of the size, as text,
+ * of a value that is left out.
  */
-export function tupleRows(parts: string, candidates = "null", end?: string): string {
+export function tupleRows(
+  parts: string,
+  candidates = "null",
+  end?: string,
+  omitted = "null",
+): string {
   const tuple = tupleRow.some({
     n: "n",
     thread_id: "thread_id",
@@ -86,6 +94,7 @@ export function tupleRows(parts: string, candidates = "null", end?: string): str
     task_id: "task_id",
     task_path: "task_path",
     type: "type",
+    omitted,
     bytes: "blob",
     idx: "idx",
   });
@@ -217,6 +226,18 @@ export function toTuples(rows: readonly Row[]): Map<number, CheckpointTuple> {
     if (row[tupleRow.at.n] || !tuple) {
       tuple = toTuple(row);
       tuples.set(Number(text(row[tupleRow.at.n])), tuple);
+    } else if (row[at.omitted]) {
+      tuple.omitted.push(
+        create(OmittedValueSchema, {
+          channel: text(row[at.channel]),
+          version: text(row[at.version]),
+          taskId: text(row[at.task_id]),
+          idx: Number(text(row[at.idx])),
+          taskPath: text(row[at.task_path]),
+          type: text(row[at.type]),
+          bytes: Number(text(row[at.omitted])),
+        }),
+      );
     } else if (row[at.version]) {
       tuple.blobs.push(
         create(ChannelBlobSchema, {

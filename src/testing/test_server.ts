@@ -28,6 +28,7 @@ export function startUnreadyServer(
     retention: [],
     retentionIntervalMs: 3_600_000,
     corsOrigins: [],
+    ui: "auto",
     allowedHosts: [],
     authFile: undefined,
     auditLog: undefined,

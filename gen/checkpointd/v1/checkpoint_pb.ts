@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file checkpointd/v1/checkpoint.proto.
  */
 export const file_checkpointd_v1_checkpoint: GenFile = /*@__PURE__*/
-  fileDesc("Ch9jaGVja3BvaW50ZC92MS9jaGVja3BvaW50LnByb3RvEg5jaGVja3BvaW50ZC52MSIjCgVWYWx1ZRIMCgR0eXBlGAEgASgJEgwKBGRhdGEYAiABKAwiVQoLQ2hhbm5lbEJsb2ISDwoHY2hhbm5lbBgBIAEoCRIPCgd2ZXJzaW9uGAIgASgJEiQKBXZhbHVlGAMgASgLMhUuY2hlY2twb2ludGQudjEuVmFsdWUidgoMUGVuZGluZ1dyaXRlEg8KB3Rhc2tfaWQYASABKAkSCwoDaWR4GAIgASgFEg8KB2NoYW5uZWwYAyABKAkSJAoFdmFsdWUYBCABKAsyFS5jaGVja3BvaW50ZC52MS5WYWx1ZRIRCgl0YXNrX3BhdGgYBSABKAkiUAoNQ2hlY2twb2ludEtleRIRCgl0aHJlYWRfaWQYASABKAkSFQoNY2hlY2twb2ludF9ucxgCIAEoCRIVCg1jaGVja3BvaW50X2lkGAMgASgJItUCCg9DaGVja3BvaW50VHVwbGUSKgoDa2V5GAEgASgLMh0uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludEtleRIhChRwYXJlbnRfY2hlY2twb2ludF9pZBgCIAEoCUgAiAEBEhcKD2NoZWNrcG9pbnRfanNvbhgDIAEoCRIVCg1tZXRhZGF0YV9qc29uGAQgASgJEioKBWJsb2JzGAUgAygLMhsuY2hlY2twb2ludGQudjEuQ2hhbm5lbEJsb2ISNAoOcGVuZGluZ193cml0ZXMYBiADKAsyHC5jaGVja3BvaW50ZC52MS5QZW5kaW5nV3JpdGUSLAoNcGVuZGluZ19zZW5kcxgHIAMoCzIVLmNoZWNrcG9pbnRkLnYxLlZhbHVlEhoKEnVuY2hhbmdlZF9jaGFubmVscxgIIAMoCUIXChVfcGFyZW50X2NoZWNrcG9pbnRfaWQiawoLRXJyb3JEZXRhaWwSDgoGcmVhc29uGAEgASgJEg0KBWZpZWxkGAIgASgJEg0KBWxpbWl0GAMgASgDEi4KC3JldHJ5X2RlbGF5GAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uYgZwcm90bzM", [file_google_protobuf_duration]);
+  fileDesc("Ch9jaGVja3BvaW50ZC92MS9jaGVja3BvaW50LnByb3RvEg5jaGVja3BvaW50ZC52MSIjCgVWYWx1ZRIMCgR0eXBlGAEgASgJEgwKBGRhdGEYAiABKAwiVQoLQ2hhbm5lbEJsb2ISDwoHY2hhbm5lbBgBIAEoCRIPCgd2ZXJzaW9uGAIgASgJEiQKBXZhbHVlGAMgASgLMhUuY2hlY2twb2ludGQudjEuVmFsdWUidgoMUGVuZGluZ1dyaXRlEg8KB3Rhc2tfaWQYASABKAkSCwoDaWR4GAIgASgFEg8KB2NoYW5uZWwYAyABKAkSJAoFdmFsdWUYBCABKAsyFS5jaGVja3BvaW50ZC52MS5WYWx1ZRIRCgl0YXNrX3BhdGgYBSABKAkiUAoNQ2hlY2twb2ludEtleRIRCgl0aHJlYWRfaWQYASABKAkSFQoNY2hlY2twb2ludF9ucxgCIAEoCRIVCg1jaGVja3BvaW50X2lkGAMgASgJIoQDCg9DaGVja3BvaW50VHVwbGUSKgoDa2V5GAEgASgLMh0uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludEtleRIhChRwYXJlbnRfY2hlY2twb2ludF9pZBgCIAEoCUgAiAEBEhcKD2NoZWNrcG9pbnRfanNvbhgDIAEoCRIVCg1tZXRhZGF0YV9qc29uGAQgASgJEioKBWJsb2JzGAUgAygLMhsuY2hlY2twb2ludGQudjEuQ2hhbm5lbEJsb2ISNAoOcGVuZGluZ193cml0ZXMYBiADKAsyHC5jaGVja3BvaW50ZC52MS5QZW5kaW5nV3JpdGUSLAoNcGVuZGluZ19zZW5kcxgHIAMoCzIVLmNoZWNrcG9pbnRkLnYxLlZhbHVlEhoKEnVuY2hhbmdlZF9jaGFubmVscxgIIAMoCRItCgdvbWl0dGVkGAkgAygLMhwuY2hlY2twb2ludGQudjEuT21pdHRlZFZhbHVlQhcKFV9wYXJlbnRfY2hlY2twb2ludF9pZCJ+CgxPbWl0dGVkVmFsdWUSDwoHY2hhbm5lbBgBIAEoCRIPCgd2ZXJzaW9uGAIgASgJEg8KB3Rhc2tfaWQYAyABKAkSCwoDaWR4GAQgASgFEhEKCXRhc2tfcGF0aBgFIAEoCRIMCgR0eXBlGAYgASgJEg0KBWJ5dGVzGAcgASgFImsKC0Vycm9yRGV0YWlsEg4KBnJlYXNvbhgBIAEoCRINCgVmaWVsZBgCIAEoCRINCgVsaW1pdBgDIAEoAxIuCgtyZXRyeV9kZWxheRgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbmIGcHJvdG8z", [file_google_protobuf_duration]);
 
 /**
  * A value as LangGraph's serializer wrote it. The service stores and returns it and
@@ -246,6 +246,15 @@ export type CheckpointTuple = Message<"checkpointd.v1.CheckpointTuple"> & {
    * @generated from field: repeated string unchanged_channels = 8;
    */
   unchangedChannels: string[];
+
+  /**
+   * Only in a List that was asked for no values larger than so many bytes (max_value_bytes): those that
+   * are, which are neither in `blobs` nor in `pending_writes`. Blobs come first, ordered by channel, then
+   * writes as in `pending_writes`.
+   *
+   * @generated from field: repeated checkpointd.v1.OmittedValue omitted = 9;
+   */
+  omitted: OmittedValue[];
 };
 
 /**
@@ -254,6 +263,69 @@ export type CheckpointTuple = Message<"checkpointd.v1.CheckpointTuple"> & {
  */
 export const CheckpointTupleSchema: GenMessage<CheckpointTuple> = /*@__PURE__*/
   messageDesc(file_checkpointd_v1_checkpoint, 4);
+
+/**
+ * A value that was left out because of its size.
+ *
+ * @generated from message checkpointd.v1.OmittedValue
+ */
+export type OmittedValue = Message<"checkpointd.v1.OmittedValue"> & {
+  /**
+   * The channel that has it, or that a task wrote to.
+   *
+   * @generated from field: string channel = 1;
+   */
+  channel: string;
+
+  /**
+   * Of a channel's value its version. Empty of a write.
+   *
+   * @generated from field: string version = 2;
+   */
+  version: string;
+
+  /**
+   * Of a write its task. Empty of a channel's value.
+   *
+   * @generated from field: string task_id = 3;
+   */
+  taskId: string;
+
+  /**
+   * Of a write its position, as in PendingWrite.
+   *
+   * @generated from field: int32 idx = 4;
+   */
+  idx: number;
+
+  /**
+   * Of a write its task's path.
+   *
+   * @generated from field: string task_path = 5;
+   */
+  taskPath: string;
+
+  /**
+   * The value's type.
+   *
+   * @generated from field: string type = 6;
+   */
+  type: string;
+
+  /**
+   * How many bytes it has.
+   *
+   * @generated from field: int32 bytes = 7;
+   */
+  bytes: number;
+};
+
+/**
+ * Describes the message checkpointd.v1.OmittedValue.
+ * Use `create(OmittedValueSchema)` to create a new message.
+ */
+export const OmittedValueSchema: GenMessage<OmittedValue> = /*@__PURE__*/
+  messageDesc(file_checkpointd_v1_checkpoint, 5);
 
 /**
  * Carried as a detail by errors that concern one field of the request, one limit, or a state of
@@ -352,5 +424,5 @@ export type ErrorDetail = Message<"checkpointd.v1.ErrorDetail"> & {
  * Use `create(ErrorDetailSchema)` to create a new message.
  */
 export const ErrorDetailSchema: GenMessage<ErrorDetail> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_checkpoint, 5);
+  messageDesc(file_checkpointd_v1_checkpoint, 6);
 

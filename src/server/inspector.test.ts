@@ -1,0 +1,160 @@
+/** The page's files as they are served: to whom, how, and what they tell a browser to refuse. */
+import { readdirSync } from "node:fs";
+import { request as overHttp1 } from "node:http";
+import { connect } from "node:http2";
+import { fileURLToPath } from "node:url";
+import { gunzipSync } from "node:zlib";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { startEdge } from "../testing/edge.js";
+import { startUnreadyServer } from "../testing/test_server.js";
+import { isServed } from "./inspector.js";
+
+interface Answer {
+  status: number;
+  headers: Record<string, string>;
+  body: Buffer;
+}
+
+function ask(
+  url: string,
+  path: string,
+  headers: Record<string, string> = {},
+  method = "GET",
+): Promise<Answer> {
+  return new Promise((resolve, reject) => {
+    const asking = overHttp1(new URL(path, url), { method, headers }, (response) => {
+      const parts: Buffer[] = [];
+      response.on("data", (part) => parts.push(part));
+      response.on("end", () =>
+        resolve({
+          status: response.statusCode ?? 0,
+          headers: response.headers as Record<string, string>,
+          body: Buffer.concat(parts),
+        }),
+      );
+    });
+    asking.on("error", reject);
+    asking.end();
+  });
+}
+
+function askHttp2(url: string, path: string): Promise<Answer> {
+  return new Promise((resolve, reject) => {
+    const session = connect(url);
+    session.on("error", reject);
+    const stream = session.request({ ":path": path });
+    const parts: Buffer[] = [];
+    let headers: Record<string, string> = {};
+    stream.on("response", (told) => {
+      headers = told as unknown as Record<string, string>;
+    });
+    stream.on("data", (part) => parts.push(part));
+    stream.on("end", () => {
+      session.close();
+      resolve({ status: Number(headers[":status"]), headers, body: Buffer.concat(parts) });
+    });
+  });
+}
+
+const built = (() => {
+  const folder = fileURLToPath(new URL("../../dist/ui/ui", import.meta.url));
+  return readdirSync(folder);
+})();
+
+describe("the page", () => {
+  let edge: Awaited<ReturnType<typeof startEdge>>;
+  beforeAll(async () => {
+    edge = await startEdge();
+  });
+  afterAll(() => edge.stop());
+
+  it("is at / over HTTP/1.1 and HTTP/2, whatever is asked of it", async () => {
+    const plain = await ask(edge.server.url, "/?thread=x");
+    expect(plain.status).toBe(200);
+    expect(plain.headers["content-type"]).toBe("text/html; charset=utf-8");
+    expect(plain.body.toString()).toContain('<meta name="checkpointd" content="read-write" />');
+    const http2 = await askHttp2(edge.server.url, "/");
+    expect(http2.status).toBe(200);
+    expect(http2.body.equals(plain.body)).toBe(true);
+    const head = await ask(edge.server.url, "/", {}, "HEAD");
+    expect(head).toMatchObject({ status: 200, body: Buffer.alloc(0) });
+    expect(head.headers["content-length"]).toBe(String(plain.body.length));
+  });
+
+  it("lets a browser run nothing but its own files, in nobody's frame", async () => {
+    for (const path of ["/", ...built.map((name) => `/ui/${name}`)]) {
+      const { status, headers } = await ask(edge.server.url, path);
+      expect(status, path).toBe(200);
+      expect(headers, path).toMatchObject({
+        "content-security-policy":
+          "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+        "x-content-type-options": "nosniff",
+        "x-frame-options": "DENY",
+        "referrer-policy": "no-referrer",
+        "cross-origin-opener-policy": "same-origin",
+        "cross-origin-resource-policy": "same-origin",
+      });
+    }
+    const { body } = await ask(edge.server.url, "/");
+    const html = body.toString();
+    // Nothing of elsewhere, no script or style in it.
+    expect(html).not.toMatch(/https?:|<style|style=|\son\w+=|<script(?![^>]*\ssrc=)/);
+  });
+
+  it("is kept by browsers as long as it is the same", async () => {
+    const page = await ask(edge.server.url, "/");
+    expect(page.headers["cache-control"]).toBe("no-cache");
+    const again = await ask(edge.server.url, "/", { "if-none-match": page.headers.etag as string });
+    expect(again).toMatchObject({ status: 304, body: Buffer.alloc(0) });
+    const zipped = await ask(edge.server.url, "/", { "accept-encoding": "br, gzip" });
+    expect(zipped.headers).toMatchObject({ "content-encoding": "gzip", vary: "accept-encoding" });
+    expect(zipped.headers.etag).not.toBe(page.headers.etag);
+    expect(gunzipSync(zipped.body).equals(page.body)).toBe(true);
+    const script = built.find((name) => name.endsWith(".js"));
+    const { headers } = await ask(edge.server.url, `/ui/${script}`);
+    expect(headers["cache-control"]).toBe("public, max-age=31536000, immutable");
+  });
+
+  it("is less than 150 KB at first", async () => {
+    const sizes = await Promise.all(
+      ["/", ...built.map((name) => `/ui/${name}`)].map(async (path) => {
+        const { body } = await ask(edge.server.url, path, { "accept-encoding": "gzip" });
+        return body.length;
+      }),
+    );
+    expect(sizes.reduce((sum, size) => sum + size)).toBeLessThan(150_000);
+  });
+
+  it("has nothing else, and takes nothing", async () => {
+    for (const path of ["/ui/", "/ui/../package.json", "/index.html", "/ui/%2e%2e/x", "/x"]) {
+      expect((await ask(edge.server.url, path)).status, path).toBe(404);
+    }
+    const posted = await ask(edge.server.url, "/", {}, "POST");
+    expect(posted).toMatchObject({ status: 405, headers: { allow: "GET, HEAD" } });
+  });
+
+  it("is refused where the host or the origin is", async () => {
+    expect((await ask(edge.server.url, "/", { host: "evil.example" })).status).toBe(403);
+    expect((await ask(edge.server.url, "/", { origin: "https://evil.example" })).status).toBe(403);
+  });
+});
+
+it("is served on loopback and where the server asks who calls, unless told otherwise", () => {
+  expect(isServed("auto", "127.0.0.1", false)).toBe(true);
+  expect(isServed("auto", "::1", false)).toBe(true);
+  expect(isServed("auto", "0.0.0.0", false)).toBe(false);
+  expect(isServed("auto", "10.0.0.7", true)).toBe(true);
+  expect(isServed("on", "0.0.0.0", false)).toBe(true);
+  expect(isServed("read-only", "0.0.0.0", false)).toBe(true);
+  expect(isServed("off", "127.0.0.1", true)).toBe(false);
+});
+
+it("says that it is read-only, or is not there", async () => {
+  const nowhere = "postgres://nobody@127.0.0.1:1/none";
+  const off = await startUnreadyServer(nowhere, { ui: "off" });
+  expect((await ask(off.url, "/")).status).toBe(404);
+  await off.drain();
+  const looking = await startUnreadyServer(nowhere, { ui: "read-only" });
+  expect((await ask(looking.url, "/")).body.toString()).toContain('content="read-only"');
+  await looking.drain();
+});

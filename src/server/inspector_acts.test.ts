@@ -1,0 +1,243 @@
+/** What the page at / changes, in Chromium: each thing asked for once more, and done by the public API. */
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import type { BrowserContext, Page } from "playwright-core";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { ConnectSaver } from "../index.js";
+import { createAuthFile } from "../testing/auth_file.js";
+import { noChromium, startChromium, type TestBrowser } from "../testing/chromium.js";
+import { startEdge } from "../testing/edge.js";
+import { ids, runThreads } from "../testing/inspected_threads.js";
+import { startTestServer } from "../testing/test_server.js";
+import { makeTokenFile } from "./token_file.js";
+
+describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`, () => {
+  let chromium: TestBrowser;
+  let edge: Awaited<ReturnType<typeof startEdge>>;
+  let saver: ConnectSaver;
+  let context: BrowserContext | undefined;
+  let folder: string;
+
+  beforeAll(async () => {
+    folder = await mkdtemp(path.join(tmpdir(), "checkpointd-page-"));
+    edge = await startEdge();
+    saver = ConnectSaver.fromUrl(edge.server.url, { graph: "shop" });
+    await runThreads(saver, false);
+    chromium = await startChromium();
+  });
+  afterEach(async () => {
+    await context?.close();
+    context = undefined;
+  });
+  afterAll(async () => {
+    await chromium?.close();
+    await saver?.end();
+    await edge?.stop();
+    await rm(folder, { recursive: true, force: true });
+  });
+
+  const of = (thread: string, more = "") => `?thread=${encodeURIComponent(thread)}${more}`;
+  async function open(query: string, url = edge.server.url): Promise<Page> {
+    context = await chromium.browser.newContext({ acceptDownloads: true });
+    await context.grantPermissions(["clipboard-read", "clipboard-write"]);
+    const page = await context.newPage();
+    page.setDefaultTimeout(30_000);
+    await page.goto(`${url}/${query}`);
+    return page;
+  }
+  const act = (page: Page, name: string) =>
+    page.locator(".acts").getByRole("button", { name, exact: true }).click();
+  const inDialog = (page: Page, name: string) =>
+    page.getByRole("dialog").getByRole("button", { name, exact: true }).click();
+  const historyOf = async (threadId: string) => {
+    const found = [];
+    for await (const { checkpoint, metadata, pendingWrites } of saver.list({
+      configurable: { thread_id: threadId },
+    })) {
+      found.push({ checkpoint, metadata, pendingWrites });
+    }
+    return found;
+  };
+
+  it("copies a thread, and says why it does not", async () => {
+    const page = await open(of(ids.values));
+    await act(page, "Copy");
+    await page.getByRole("dialog").getByRole("textbox").fill(ids.chat);
+    await inDialog(page, "Copy");
+    await page.getByRole("dialog").getByRole("alert").waitFor();
+    await page.getByRole("dialog").getByRole("textbox").fill("a copy");
+    await inDialog(page, "Copy");
+    await page.getByRole("heading", { level: 1, name: "a copy" }).waitFor();
+    expect(await historyOf("a copy")).toEqual(await historyOf(ids.values));
+  });
+
+  it("exports a thread to a file and imports it under another name", async () => {
+    const page = await open(of(ids.question));
+    await act(page, "Export");
+    const [download] = await Promise.all([page.waitForEvent("download"), inDialog(page, "Export")]);
+    expect(download.suggestedFilename()).toBe("refund_order-1042.jsonl");
+    const file = path.join(folder, "thread.jsonl");
+    await download.saveAs(file);
+    await page.getByRole("link", { name: "Threads" }).click();
+    await page.getByRole("button", { name: "Import" }).click();
+    await page.getByLabel("A file that was exported").setInputFiles(file);
+    await page.getByLabel("Its name here").fill("imported");
+    await inDialog(page, "Import");
+    await page.getByRole("heading", { level: 1, name: "imported" }).waitFor();
+    const before = await historyOf(ids.question);
+    expect(before.length).toBeGreaterThan(2);
+    expect(await historyOf("imported")).toEqual(before);
+    expect(await saver.threads.get("imported")).toMatchObject({ status: "interrupted" });
+    // Nothing is left of the name it had meanwhile.
+    expect(await edge.checkpoints("importing-%")).toBe(0);
+  });
+
+  it("refuses a file that was cut off", async () => {
+    const file = path.join(folder, "cut.jsonl");
+    await writeFile(
+      file,
+      `${JSON.stringify({ checkpointd: "thread", version: 1, threadId: "x" })}\n{}\n`,
+    );
+    const page = await open("");
+    await page.getByRole("button", { name: "Import" }).click();
+    await page.getByLabel("A file that was exported").setInputFiles(file);
+    await inDialog(page, "Import");
+    await page.getByText("The file is incomplete").waitFor();
+    expect(await saver.threads.get("x")).toBeUndefined();
+  });
+
+  it("counts what a prune would remove before it removes it", async () => {
+    await saver.threads.copy(ids.chat, "pruned");
+    const before = (await historyOf("pruned")).length;
+    const page = await open(of("pruned"));
+    await act(page, "Prune");
+    const dialog = page.getByRole("dialog");
+    const remove = dialog.getByRole("button", { name: "Remove it" });
+    expect(await remove.isDisabled()).toBe(true);
+    await dialog.getByRole("spinbutton").fill("2");
+    await inDialog(page, "Count what would go");
+    await dialog.getByText(`${before - 2} checkpoints`).waitFor();
+    expect((await historyOf("pruned")).length).toBe(before);
+    await remove.click();
+    await dialog.waitFor({ state: "detached" });
+    expect((await historyOf("pruned")).length).toBe(2);
+    await expect.poll(() => page.locator(".history li").count()).toBe(2);
+  });
+
+  it("ends a lease, and deletes a thread, when that is confirmed", async () => {
+    await saver.threads.copy(ids.failed, "doomed");
+    const [claimed] = await saver.threads.claim({ owner: "worker-7", threadId: "doomed" });
+    expect(claimed).toBeDefined();
+    const page = await open(of("doomed"));
+    await page.getByText("held by worker-7").waitFor();
+    await act(page, "Release the lease");
+    await page.getByRole("dialog").getByText("worker-7").waitFor();
+    await inDialog(page, "End the lease");
+    await page.getByText("held by worker-7").waitFor({ state: "detached" });
+    expect((await saver.threads.get("doomed"))?.claim).toBeUndefined();
+    await act(page, "Delete");
+    await inDialog(page, "Cancel");
+    expect(await saver.threads.get("doomed")).toBeDefined();
+    await act(page, "Delete");
+    await inDialog(page, "Delete it");
+    await page.getByRole("heading", { level: 1, name: "Threads" }).waitFor();
+    expect(await saver.threads.get("doomed")).toBeUndefined();
+  });
+
+  it("gives code that goes on from the checkpoint that is shown", async () => {
+    const [, second] = await historyOf(ids.values);
+    const id = second?.checkpoint.id as string;
+    const page = await open(of(ids.values, `&checkpoint=${id}`));
+    await act(page, "Code");
+    const code = page.locator("pre.code");
+    expect(await code.innerText()).toContain(
+      `grpcurl -plaintext -d '{"thread_id":"${ids.values}","checkpoint_id":"${id}"}'`,
+    );
+    await page.getByRole("button", { name: "TypeScript" }).click();
+    expect(await code.innerText()).toContain(
+      `configurable: {"thread_id": "${ids.values}", "checkpoint_ns": "", "checkpoint_id": "${id}"}`,
+    );
+    await inDialog(page, "Copy");
+    await page.getByText("Copied.").waitFor();
+    expect(await page.evaluate("navigator.clipboard.readText()")).toBe(await code.innerText());
+    await page.getByRole("button", { name: "Python" }).click();
+    expect(await code.innerText()).toContain("graph.invoke(None, config)");
+    await page.keyboard.press("Escape");
+    await page.getByRole("dialog").waitFor({ state: "detached" });
+  });
+
+  it("offers nothing that changes anything where it is read-only", async () => {
+    const server = await startTestServer(edge.database.url, { ui: "read-only" });
+    try {
+      const page = await open(of(ids.chat), server.url);
+      await page.locator(".acts button").first().waitFor();
+      expect(await page.locator(".acts button").allInnerTexts()).toEqual(["Code", "Export"]);
+      await page.getByText("read-only").waitFor();
+      await page.getByRole("link", { name: "Threads" }).click();
+      await page.locator(".row").first().waitFor();
+      expect(await page.getByRole("button", { name: "Import" }).count()).toBe(0);
+    } finally {
+      await context?.close();
+      await server.drain();
+    }
+  });
+
+  it("asks for a key where the server asks who calls, and keeps it in the tab alone", async () => {
+    const tokenFile = path.join(folder, "key");
+    makeTokenFile(tokenFile);
+    const key = (await readFile(tokenFile, "utf8")).trim();
+    const server = await startTestServer(edge.database.url, { tokenFile });
+    try {
+      const page = await open(of(ids.chat), server.url);
+      const field = page.getByLabel("API key or token");
+      await field.fill("not-the-key");
+      await page.getByRole("button", { name: "Open" }).click();
+      await expect.poll(() => field.inputValue()).toBe("");
+      await field.fill(key);
+      await page.getByRole("button", { name: "Open" }).click();
+      await page.locator(".message").first().waitFor();
+      expect(await page.evaluate("[localStorage.length, document.cookie]")).toEqual([0, ""]);
+      expect(page.url()).not.toContain(key);
+      await page.reload();
+      await page.locator(".message").first().waitFor();
+      const other = await context?.newPage();
+      await other?.goto(server.url);
+      await other?.getByLabel("API key or token").waitFor();
+      await page.getByRole("button", { name: "Forget the key" }).click();
+      await field.waitFor();
+      expect(await page.evaluate("sessionStorage.length")).toBe(0);
+    } finally {
+      await context?.close();
+      await server.drain();
+    }
+  });
+
+  it("lists and reads what a key may read, and says what it may not do", async () => {
+    const grants = [{ operations: ["read"], threads: ["support/*"] }];
+    const auth = createAuthFile({}, { reader: { grants } });
+    const server = await startTestServer(edge.database.url, { authFile: auth.file });
+    try {
+      const page = await open("", server.url);
+      await page.getByLabel("API key or token").fill(auth.keys.reader as string);
+      await page.getByRole("button", { name: "Open" }).click();
+      await page.getByRole("link", { name: "lists them by id" }).waitFor();
+      await page.getByLabel("Id begins with").fill("support/");
+      await page.waitForURL(/prefix=support/);
+      await page.getByRole("link", { name: "lists them by id" }).click();
+      await page.locator(".row").first().click();
+      await page.locator(".message").first().waitFor();
+      await act(page, "Delete");
+      await inDialog(page, "Delete it");
+      await page.getByRole("alert").getByText("may not delete this thread").waitFor();
+      expect(await saver.threads.get(ids.chat)).toBeDefined();
+      await page.goto(`${server.url}/${of(ids.values)}`);
+      await page.getByRole("alert").getByText("may not read this thread").first().waitFor();
+      expect(await page.locator("main").innerText()).not.toContain("Revenue");
+    } finally {
+      await context?.close();
+      await server.drain();
+      auth.remove();
+    }
+  });
+});

@@ -1,0 +1,72 @@
+import { render } from "preact";
+import { useState } from "preact/hooks";
+import { KeyForm } from "./key_form.js";
+import { follow, hrefOf, usePlace } from "./place.js";
+import { hasKey, isReadOnly, keepKey } from "./service.js";
+import { ThreadPage } from "./thread/thread_page.js";
+import { ThreadsPage } from "./threads/threads_page.js";
+
+function App() {
+  const place = usePlace();
+  // A key that is wanted: the page is made anew with it.
+  const [wanted, setWanted] = useState<string>();
+  const [round, setRound] = useState(0);
+  const askForKey = (why: string) => {
+    keepKey(undefined);
+    setWanted(why);
+  };
+  return (
+    <>
+      <a class="skip" href="#main">
+        Skip to the content
+      </a>
+      <header class="bar">
+        <a class="mark" href={hrefOf({})} onClick={follow({})}>
+          <Mark />
+          checkpointd
+        </a>
+        <span class="where">{location.host}</span>
+        {isReadOnly && <span class="tag">read-only</span>}
+        {hasKey() && wanted === undefined && (
+          <button type="button" class="quiet" onClick={() => askForKey("The key was forgotten.")}>
+            Forget the key
+          </button>
+        )}
+      </header>
+      <main id="main" tabIndex={-1}>
+        {wanted !== undefined ? (
+          <KeyForm
+            why={wanted}
+            onKey={(key) => {
+              keepKey(key);
+              setWanted(undefined);
+              setRound(round + 1);
+            }}
+          />
+        ) : place.thread !== undefined ? (
+          <ThreadPage
+            key={`${round} ${place.thread}`}
+            place={{ ...place, thread: place.thread }}
+            onKeyWanted={askForKey}
+          />
+        ) : (
+          <ThreadsPage key={round} place={place} onKeyWanted={askForKey} />
+        )}
+      </main>
+    </>
+  );
+}
+
+const Mark = () => (
+  <svg viewBox="0 0 32 32" width="22" height="22" aria-hidden="true" class="logo">
+    <path d="M9 5v22M9 17c0-5 14-2 14-9" />
+    <circle cx="9" cy="8" r="3.5" />
+    <circle cx="9" cy="24" r="3.5" />
+    <circle cx="23" cy="7" r="3.5" class="fork" />
+  </svg>
+);
+
+const root = document.createElement("div");
+root.id = "app";
+document.body.append(root);
+render(<App />, root);

@@ -1,0 +1,84 @@
+/** What the page shows, which its address holds: a colleague who opens it sees the same. */
+import { useEffect, useState } from "preact/hooks";
+
+/** What may stand in the address. Each is absent rather than empty, but for `ns`, which is the root's. */
+export interface Place {
+  /** Which threads: words of `status`, separated by commas. */
+  status?: string;
+  prefix?: string;
+  metadata?: string;
+  graph?: string;
+  /** Updated within: "30m", "12h", "7d". */
+  within?: string;
+  order?: "id";
+  /** The last thread of the page before: its time in microseconds, a colon, its id. */
+  after?: string;
+  thread?: string;
+  ns?: string;
+  checkpoint?: string;
+  tab?: string;
+}
+
+const names = [
+  "status",
+  "prefix",
+  "metadata",
+  "graph",
+  "within",
+  "order",
+  "after",
+  "thread",
+  "ns",
+  "checkpoint",
+  "tab",
+] as const satisfies readonly (keyof Place)[];
+
+function read(): Place {
+  const query = new URLSearchParams(location.search);
+  const place: Record<string, string> = {};
+  for (const name of names) {
+    const value = query.get(name);
+    if (value) place[name] = value;
+  }
+  return place as Place;
+}
+
+/** The address of a place, for a link. */
+export function hrefOf(place: Place): string {
+  const query = new URLSearchParams();
+  for (const name of names) if (place[name]) query.set(name, place[name]);
+  const text = query.toString();
+  return text === "" ? "./" : `?${text}`;
+}
+
+const moved = new EventTarget();
+
+/** Goes there. `replace` where it is a detail of what is shown, which the back button should not undo. */
+export function go(place: Place, replace = false): void {
+  history[replace ? "replaceState" : "pushState"](null, "", hrefOf(place));
+  moved.dispatchEvent(new Event("moved"));
+}
+
+/** Where the page is. */
+export function usePlace(): Place {
+  const [place, setPlace] = useState(read);
+  useEffect(() => {
+    const look = () => setPlace(read());
+    moved.addEventListener("moved", look);
+    addEventListener("popstate", look);
+    return () => {
+      moved.removeEventListener("moved", look);
+      removeEventListener("popstate", look);
+    };
+  }, []);
+  return place;
+}
+
+/** For a link's click: goes there without loading the page anew, unless another tab is wanted. */
+export function follow(place: Place) {
+  return (event: MouseEvent) => {
+    if (event.metaKey || event.ctrlKey || event.shiftKey || event.button !== 0) return;
+    event.preventDefault();
+    go(place);
+  };
+}

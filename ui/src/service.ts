@@ -1,0 +1,70 @@
+/** The service that gave this page, by the same calls that any client makes. */
+import { Code, ConnectError, createClient, type Interceptor } from "@connectrpc/connect";
+import { createConnectTransport } from "@connectrpc/connect-web";
+import { CheckpointService, errorDetail, ThreadService } from "checkpointd/client";
+
+/** Where the service is: beside the page. */
+export const baseUrl = new URL(".", location.href).href.replace(/\/$/, "");
+
+const keyName = "checkpointd.key";
+
+/** Keeps the key to call with until the tab is closed; nothing else is ever stored of it. */
+export function keepKey(key: string | undefined): void {
+  if (key === undefined) sessionStorage.removeItem(keyName);
+  else sessionStorage.setItem(keyName, key);
+}
+
+/** Whether there is a key. */
+export const hasKey = () => sessionStorage.getItem(keyName) !== null;
+
+const withKey: Interceptor = (next) => (request) => {
+  const key = sessionStorage.getItem(keyName);
+  if (key !== null) request.header.set("authorization", `Bearer ${key}`);
+  return next(request);
+};
+
+const transport = createConnectTransport({
+  baseUrl,
+  useBinaryFormat: true,
+  interceptors: [withKey],
+});
+
+export const checkpoints = createClient(CheckpointService, transport);
+export const threads = createClient(ThreadService, transport);
+
+/** Whether the page was served to look only: it offers nothing that changes a thread then. */
+export const isReadOnly =
+  document.querySelector<HTMLMetaElement>("meta[name=checkpointd]")?.content === "read-only";
+
+/** Why a call failed, for a person. */
+export interface Failure {
+  /** What is to be done about it: a key, patience, or neither. */
+  kind: "key" | "away" | "wrong";
+  text: string;
+  /** The field of the request that is to blame, if one is. */
+  field?: string;
+}
+
+/** undefined of a call that the page itself gave up. */
+export function toFailure(thrown: unknown): Failure | undefined {
+  const error = ConnectError.from(thrown);
+  const text = error.rawMessage;
+  switch (error.code) {
+    case Code.Canceled:
+      return undefined;
+    case Code.Unauthenticated:
+      return { kind: "key", text };
+    case Code.Unavailable:
+      return { kind: "away", text };
+    case Code.Unknown:
+    case Code.Internal:
+      // What browsers say of a server that is not there; each has its own words.
+      return errorDetail(error) || !(error.cause instanceof TypeError)
+        ? { kind: "wrong", text }
+        : { kind: "away", text: "the server does not answer" };
+    default: {
+      const field = errorDetail(error)?.field;
+      return field ? { kind: "wrong", text, field } : { kind: "wrong", text };
+    }
+  }
+}

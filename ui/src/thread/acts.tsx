@@ -1,0 +1,155 @@
+/** What can be done with a thread, each thing asked for once more before it is done. */
+import type { Thread } from "checkpointd/client";
+import { useState } from "preact/hooks";
+import { Confirm, Dialog, Problem, useRun } from "../dialog.js";
+import { go, type Place } from "../place.js";
+import { checkpoints, isReadOnly, threads } from "../service.js";
+import { toCount } from "../words.js";
+import { Code } from "./code.js";
+import { Prune } from "./prune.js";
+import { exportThread } from "./transfer.js";
+
+type Act = "code" | "export" | "copy" | "prune" | "release" | "delete";
+
+interface Props {
+  threadId: string;
+  thread: Thread | undefined;
+  place: Place;
+  onChange: () => void;
+}
+
+export function Acts(props: Props) {
+  const { threadId, thread, place, onChange } = props;
+  const [act, setAct] = useState<Act>();
+  if (!thread) return null;
+  const shown: [act: Act, label: string][] = [
+    ["code", "Code"],
+    ["export", "Export"],
+  ];
+  if (!isReadOnly) {
+    shown.push(["copy", "Copy"], ["prune", "Prune"]);
+    if (thread.claim) shown.push(["release", "Release the lease"]);
+    shown.push(["delete", "Delete"]);
+  }
+  const onClose = () => setAct(undefined);
+  const onDone = () => {
+    onClose();
+    onChange();
+  };
+  return (
+    <div class="acts">
+      {shown.map(([name, label]) => (
+        <button type="button" key={name} onClick={() => setAct(name)}>
+          {label}
+        </button>
+      ))}
+      {act === "code" && (
+        <Code
+          name={{
+            threadId,
+            ns: place.ns ?? "",
+            checkpointId: place.checkpoint ?? (place.ns ? "" : thread.checkpointId),
+          }}
+          onClose={onClose}
+        />
+      )}
+      {act === "export" && <Export threadId={threadId} onClose={onClose} />}
+      {act === "copy" && <Copy threadId={threadId} onClose={onClose} />}
+      {act === "prune" && <Prune threadId={threadId} onClose={onClose} onDone={onDone} />}
+      {act === "release" && (
+        <Confirm
+          title="End the lease?"
+          button="End the lease"
+          onClose={onClose}
+          run={async () => {
+            await threads.releaseClaim({ threadId, force: true });
+            onDone();
+          }}
+        >
+          <p>
+            <strong>{thread.claim?.owner}</strong> holds this thread. It can store nothing more
+            under its lease then, and others may take the thread.
+          </p>
+        </Confirm>
+      )}
+      {act === "delete" && (
+        <Confirm
+          title="Delete this thread?"
+          button="Delete it"
+          onClose={onClose}
+          run={async () => {
+            await checkpoints.deleteThread({ threadId });
+            go({});
+          }}
+        >
+          <p>
+            Everything of <strong>{threadId}</strong> goes, in all its namespaces. Nothing brings it
+            back, unless you export it first.
+          </p>
+        </Confirm>
+      )}
+    </div>
+  );
+}
+
+function Copy({ threadId, onClose }: { threadId: string; onClose: () => void }) {
+  const [name, setName] = useState(`${threadId}-copy`);
+  const { isRunning, problem, begin } = useRun(async () => {
+    await threads.copyThread({ sourceThreadId: threadId, targetThreadId: name });
+    go({ thread: name });
+  });
+  return (
+    <Dialog title="Copy this thread" onClose={onClose}>
+      <form
+        onSubmit={(event) => {
+          event.preventDefault();
+          void begin();
+        }}
+      >
+        <label>
+          The name of the copy
+          <input value={name} onInput={(event) => setName(event.currentTarget.value)} required />
+        </label>
+        <Problem text={problem} />
+        <div class="buttons">
+          <button type="button" onClick={onClose}>
+            Cancel
+          </button>
+          <button type="submit" class="main" disabled={isRunning}>
+            Copy
+          </button>
+        </div>
+      </form>
+    </Dialog>
+  );
+}
+
+function Export({ threadId, onClose }: { threadId: string; onClose: () => void }) {
+  const [read, setRead] = useState(0);
+  const { isRunning, problem, begin } = useRun(async () => {
+    const url = URL.createObjectURL(await exportThread(threadId, setRead));
+    const link = document.createElement("a");
+    link.href = url;
+    link.download = `${threadId.replace(/[^\w.-]+/g, "_").slice(0, 100)}.jsonl`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(url), 60_000);
+    onClose();
+  });
+  return (
+    <Dialog title="Export this thread" onClose={onClose}>
+      <p>
+        All of it, as JSON lines: what <code>checkpointd threads import</code> and this page read.
+      </p>
+      <p role="status">{isRunning && `${toCount(read, "checkpoint")} read…`}</p>
+      <Problem text={problem} />
+      <div class="buttons">
+        <button type="button" onClick={onClose}>
+          Cancel
+        </button>
+        <button type="button" class="main" disabled={isRunning} onClick={begin}>
+          Export
+        </button>
+      </div>
+    </Dialog>
+  );
+}

@@ -1,0 +1,213 @@
+/** One checkpoint: its state, what changed, its tasks, its metadata. */
+import { useState } from "preact/hooks";
+import { FailureNotice } from "../notice.js";
+import { go, type Place } from "../place.js";
+import { Kind, Value } from "../values/value.js";
+import { shorten, timeOfId, toCount, toRecord } from "../words.js";
+import { Changes } from "./changes.js";
+import { changedChannels } from "./difference.js";
+import { LargeValue } from "./large_value.js";
+import { Tasks } from "./tasks.js";
+import { isInternal, nodesOf, type State, useCheckpoint } from "./tuples.js";
+
+const tabs = ["state", "changes", "tasks", "metadata"] as const;
+type Tab = (typeof tabs)[number];
+const labels: Record<Tab, string> = {
+  state: "State",
+  changes: "Changes",
+  tasks: "Tasks",
+  metadata: "Metadata",
+};
+
+export function StepPanel(props: {
+  place: Place & { thread: string };
+  checkpointId: string;
+  /** Another where the writes of the checkpoint may have changed. */
+  stamp: string;
+}) {
+  const { place, checkpointId, stamp } = props;
+  const ns = place.ns ?? "";
+  const { state, failure, isGone } = useCheckpoint(place.thread, ns, checkpointId, stamp);
+  const parentId = state?.tuple.parentCheckpointId;
+  const parent = useCheckpoint(place.thread, ns, parentId, "");
+  if (failure) return <FailureNotice failure={failure} />;
+  if (isGone) return <p class="nothing">This checkpoint is not stored, or no longer.</p>;
+  if (!state) return <p class="dim loading">Reading the checkpoint…</p>;
+  const isParentRead =
+    parentId === undefined || parent.state !== undefined || parent.isGone === true;
+  const tab = tabs.find((each) => each === place.tab) ?? "state";
+  const counts: Partial<Record<Tab, number>> = {
+    state: [
+      ...state.values.keys(),
+      ...state.tuple.omitted.filter(({ taskId }) => taskId === "").map(({ channel }) => channel),
+    ].filter((name) => !isInternal(name)).length,
+    tasks: new Set(
+      [...state.tuple.pendingWrites, ...state.tuple.omitted]
+        .map(({ taskId }) => taskId)
+        .filter((taskId) => taskId !== ""),
+    ).size,
+    ...(isParentRead
+      ? {
+          changes: changedChannels(parent.state, state).filter(
+            ({ channel }) => !isInternal(channel),
+          ).length,
+        }
+      : {}),
+  };
+  return (
+    <div class="step-panel">
+      <StepHead state={state} parent={parent.state} isParentRead={isParentRead} />
+      <div
+        role="tablist"
+        aria-label="Of this checkpoint"
+        onKeyDown={(event) => {
+          const by = event.key === "ArrowRight" ? 1 : event.key === "ArrowLeft" ? -1 : 0;
+          const next = tabs[tabs.indexOf(tab) + by];
+          if (by === 0 || next === undefined) return;
+          go({ ...place, tab: next }, true);
+          document.getElementById(`tab-${next}`)?.focus();
+        }}
+      >
+        {tabs.map((each) => (
+          <button
+            type="button"
+            role="tab"
+            key={each}
+            id={`tab-${each}`}
+            aria-selected={each === tab}
+            aria-controls="tab-panel"
+            tabIndex={each === tab ? 0 : -1}
+            onClick={() => go({ ...place, tab: each }, true)}
+          >
+            {labels[each]}
+            {counts[each] !== undefined && <span class="count">{counts[each]}</span>}
+          </button>
+        ))}
+      </div>
+      <div role="tabpanel" id="tab-panel" aria-labelledby={`tab-${tab}`}>
+        {tab === "state" && <StateView state={state} />}
+        {tab === "changes" &&
+          (isParentRead ? (
+            <>
+              {parent.isGone && (
+                <p class="dim">The parent is no longer stored: all of it is new.</p>
+              )}
+              <Changes state={state} parent={parent.state} />
+            </>
+          ) : (
+            <p class="dim loading">Reading the parent…</p>
+          ))}
+        {tab === "tasks" && <Tasks tuple={state.tuple} />}
+        {tab === "metadata" && <Metadata state={state} />}
+      </div>
+    </div>
+  );
+}
+
+function StepHead(props: { state: State; parent: State | undefined; isParentRead: boolean }) {
+  const { state, parent, isParentRead } = props;
+  const { key, metadataJson } = state.tuple;
+  const id = key?.checkpointId ?? "";
+  const { step, source } = toRecord(metadataJson);
+  const nodes = isParentRead ? nodesOf(state, parent) : [];
+  const time = timeOfId(id);
+  return (
+    <div class="step-head">
+      <h2>
+        Step {typeof step === "number" ? step : "–"}
+        {nodes.length > 0 && <span class="nodes">after {shorten(nodes.join(", "), 120)}</span>}
+      </h2>
+      <p class="dim">
+        {typeof source === "string" && source !== "" && `${shorten(source, 40)} · `}
+        {time && `${time.toLocaleString()} · `}
+        <code title="The checkpoint's id">{id}</code>
+      </p>
+    </div>
+  );
+}
+
+function StateView({ state }: { state: State }) {
+  const names = [...state.values.keys()];
+  const own = names.filter((name) => !isInternal(name));
+  const internal = names.filter(isInternal);
+  const large = state.tuple.omitted.filter(({ taskId }) => taskId === "");
+  // What is said is looked at first.
+  own.sort((a, b) => Number(isTalk(state, b)) - Number(isTalk(state, a)));
+  return (
+    <>
+      {names.length + large.length === 0 && <p class="dim">No channel holds a value.</p>}
+      {own.map((name) => (
+        <Channel key={name} name={name} state={state} />
+      ))}
+      {large.map((omitted) => (
+        <section class="channel" key={omitted.channel} aria-label={omitted.channel}>
+          <h3>
+            <span class="name">{omitted.channel}</span>
+            <span class="version">{toVersion(omitted.version)}</span>
+          </h3>
+          <LargeValue tuple={state.tuple} omitted={omitted} />
+        </section>
+      ))}
+      {internal.length > 0 && (
+        <details class="internal">
+          <summary>{toCount(internal.length, "channel")} of LangGraph's own</summary>
+          {internal.map((name) => (
+            <Channel key={name} name={name} state={state} />
+          ))}
+        </details>
+      )}
+    </>
+  );
+}
+
+function isTalk(state: State, name: string): boolean {
+  const value = state.values.get(name);
+  return value?.kind === "list" && value.items.some(({ kind }) => kind === "message");
+}
+
+function Channel({ name, state }: { name: string; state: State }) {
+  const value = state.values.get(name);
+  if (!value) return null;
+  return (
+    <section class="channel" aria-label={name}>
+      <h3>
+        <span class="name">
+          {name} <Kind value={value} />
+        </span>
+        <span class="version" title={`The channel's version: ${state.versions[name]}`}>
+          {toVersion(state.versions[name])}
+        </span>
+      </h3>
+      <Value value={value} />
+    </section>
+  );
+}
+
+/** How often a channel was written: its version without the fraction that tells branches apart. */
+function toVersion(version: unknown): string {
+  const count = Number.parseInt(String(version ?? ""), 10);
+  return Number.isNaN(count) ? "" : `version ${count}`;
+}
+
+function Metadata({ state }: { state: State }) {
+  const { metadataJson, parentCheckpointId } = state.tuple;
+  const [isRaw, setRaw] = useState(false);
+  return (
+    <section class="channel" aria-label="Metadata">
+      <h3>
+        <span class="name">metadata</span>
+        <button type="button" class="quiet" onClick={() => setRaw(!isRaw)}>
+          {isRaw ? "as a tree" : "as JSON"}
+        </button>
+      </h3>
+      {isRaw ? (
+        <pre class="raw">{JSON.stringify(toRecord(metadataJson), null, 2)}</pre>
+      ) : (
+        <Value value={{ kind: "json", value: toRecord(metadataJson) as never }} />
+      )}
+      <p class="dim">
+        Parent: {parentCheckpointId ? <code>{parentCheckpointId}</code> : "none, it is the first"}
+      </p>
+    </section>
+  );
+}

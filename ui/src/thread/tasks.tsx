@@ -1,0 +1,76 @@
+/** What tasks wrote that no checkpoint has taken in yet: questions, errors, results. */
+import { type CheckpointTuple, decodeValue, type PendingWrite } from "checkpointd/client";
+import { errorText, questionsOf } from "../values/reasons.js";
+import { Text, Value } from "../values/value.js";
+import { shorten } from "../words.js";
+import { LargeValue } from "./large_value.js";
+
+export function Tasks({ tuple }: { tuple: CheckpointTuple }) {
+  const { pendingWrites: writes } = tuple;
+  const large = tuple.omitted.filter(({ taskId }) => taskId !== "");
+  if (writes.length + large.length === 0)
+    return <p class="dim">No task has written anything after this step.</p>;
+  const tasks = Map.groupBy(writes, ({ taskId }) => taskId);
+  return (
+    <div class="tasks">
+      {[...tasks].map(([taskId, ofTask]) => (
+        <section class="channel" key={taskId} aria-label={`Task ${taskId}`}>
+          <h3>
+            <span class="name">
+              {nameOf(ofTask[0]?.taskPath ?? "")} <code>{shorten(taskId, 60)}</code>
+            </span>
+          </h3>
+          {ofTask.map((write) => (
+            <Write write={write} key={write.idx} />
+          ))}
+        </section>
+      ))}
+      {large.map((omitted) => (
+        <section
+          class="channel"
+          key={`${omitted.taskId} ${omitted.idx}`}
+          aria-label={`Written to ${omitted.channel}`}
+        >
+          <h3>
+            <span class="name">
+              {nameOf(omitted.taskPath)} wrote to {shorten(omitted.channel, 120)}
+            </span>
+          </h3>
+          <LargeValue tuple={tuple} omitted={omitted} />
+        </section>
+      ))}
+    </div>
+  );
+}
+
+/** The node of a task's path ("~__pregel_pull, approve"), where the saver that wrote it tells one. */
+const nameOf = (taskPath: string) => shorten(taskPath.split(", ").at(-1) || "task", 80);
+
+function Write({ write: { channel, value } }: { write: PendingWrite }) {
+  const decoded = decodeValue(value);
+  if (channel === "__error__") {
+    return (
+      <div class="reason error">
+        <span class="kind">error</span>
+        <Text text={errorText(decoded)} />
+        <Value value={decoded} isOpen={false} />
+      </div>
+    );
+  }
+  if (channel === "__interrupt__") {
+    return (
+      <div class="reason question">
+        <span class="kind">asks</span>
+        {questionsOf(decoded).map((question, i) => (
+          <Value value={question} key={i} />
+        ))}
+      </div>
+    );
+  }
+  return (
+    <div class="write">
+      <span class="name">{channel === "__resume__" ? "was answered" : shorten(channel, 120)}</span>
+      <Value value={decoded} />
+    </div>
+  );
+}

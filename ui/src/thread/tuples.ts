@@ -1,0 +1,134 @@
+/** Checkpoints with their values, read when they are looked at, the last few kept. */
+import {
+  type CheckpointTuple,
+  type Decoded,
+  decodeValue,
+  type Json,
+  type OmittedValue,
+} from "checkpointd/client";
+import { useEffect, useState } from "preact/hooks";
+import { checkpoints, type Failure, toFailure } from "../service.js";
+import { toRecord } from "../words.js";
+
+/** A checkpoint's state, decoded. */
+export interface State {
+  tuple: CheckpointTuple;
+  /** The channels' values, those in the checkpoint's JSON too, by name. */
+  values: Map<string, Decoded>;
+  versions: Record<string, unknown>;
+  seen: Record<string, unknown>;
+}
+
+/** Values of more bytes are read when they are asked for. */
+const mostValueBytes = 1024 * 1024;
+
+const mostKept = 12;
+const kept = new Map<string, Promise<State | undefined>>();
+
+/** Reads a checkpoint. `stamp` is another where its writes may have changed. */
+export function readState(
+  threadId: string,
+  checkpointNs: string,
+  checkpointId: string,
+  stamp = "",
+): Promise<State | undefined> {
+  const key = JSON.stringify([threadId, checkpointNs, checkpointId, stamp]);
+  let reading = kept.get(key);
+  if (!reading) {
+    reading = readTuple(threadId, checkpointNs, checkpointId);
+    reading.catch(() => kept.delete(key));
+  }
+  kept.delete(key);
+  kept.set(key, reading);
+  for (const old of kept.keys()) {
+    if (kept.size <= mostKept) break;
+    kept.delete(old);
+  }
+  return reading;
+}
+
+async function readTuple(threadId: string, checkpointNs: string, checkpointId: string) {
+  const one = { threadId, checkpointNs, checkpointId, limit: 1, maxValueBytes: mostValueBytes };
+  for await (const { tuple } of checkpoints.list(one)) if (tuple) return toState(tuple);
+  return undefined;
+}
+
+/** Reads a value that was left out. The others of its checkpoint come with it, and are let go. */
+export async function readOmitted(
+  { key }: CheckpointTuple,
+  { channel, taskId, idx }: OmittedValue,
+): Promise<Decoded | undefined> {
+  const { threadId = "", checkpointNs = "", checkpointId = "" } = key ?? {};
+  const { tuple } = await checkpoints.getTuple({ threadId, checkpointNs, checkpointId });
+  const found =
+    taskId === ""
+      ? tuple?.blobs.find((blob) => blob.channel === channel)
+      : tuple?.pendingWrites.find((write) => write.taskId === taskId && write.idx === idx);
+  return found && decodeValue(found.value);
+}
+
+function toState(tuple: CheckpointTuple): State {
+  const { channel_values, channel_versions, versions_seen } = toRecord(tuple.checkpointJson);
+  const found: [string, Decoded][] = [];
+  for (const [channel, value] of Object.entries((channel_values ?? {}) as object)) {
+    found.push([channel, { kind: "json", value: value as Json }]);
+  }
+  for (const { channel, value } of tuple.blobs) found.push([channel, decodeValue(value)]);
+  return {
+    tuple,
+    values: new Map(found.sort(([a], [b]) => (a < b ? -1 : 1))),
+    versions: (channel_versions ?? {}) as Record<string, unknown>,
+    seen: (versions_seen ?? {}) as Record<string, unknown>,
+  };
+}
+
+export interface Reading {
+  state?: State;
+  failure?: Failure;
+  /** It is not stored, or no longer. */
+  isGone?: boolean;
+}
+
+/** The state of a checkpoint; empty while it is read. No id: nothing is read. */
+export function useCheckpoint(
+  threadId: string,
+  ns: string,
+  id: string | undefined,
+  stamp: string,
+): Reading {
+  const [reading, setReading] = useState<Reading & { id?: string }>({});
+  useEffect(() => {
+    if (id === undefined) return;
+    let isWanted = true;
+    readState(threadId, ns, id, stamp).then(
+      (state) => isWanted && setReading(state ? { id, state } : { id, isGone: true }),
+      (error) => {
+        const failure = toFailure(error);
+        if (isWanted && failure) setReading({ id, failure });
+      },
+    );
+    return () => {
+      isWanted = false;
+    };
+  }, [threadId, ns, id, stamp]);
+  return reading.id === id ? reading : {};
+}
+
+/** LangGraph's own channels, which tell what runs next and are no state of anybody's. */
+export const isInternal = (channel: string) => /^(branch:|join:|__)/.test(channel);
+
+/** The nodes that ran between the parent and this checkpoint, by what they have seen. */
+export function nodesOf(
+  { seen }: Pick<State, "seen">,
+  parent: Pick<State, "seen"> | undefined,
+): string[] {
+  return Object.keys(seen)
+    .filter((node) => {
+      const before = parent?.seen[node] ?? {};
+      return (
+        JSON.stringify(seen[node]) !== JSON.stringify(before) &&
+        !["__input__", "__interrupt__"].includes(node)
+      );
+    })
+    .sort();
+}

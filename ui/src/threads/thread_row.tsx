@@ -1,0 +1,50 @@
+/** One thread of the list. */
+import { timestampDate } from "@bufbuild/protobuf/wkt";
+import type { Thread } from "checkpointd/client";
+import { follow, hrefOf } from "../place.js";
+import { StatusMark } from "../status.js";
+import { reasonsOf } from "../values/reasons.js";
+import { shorten, toAge, toRecord, toSpan, toStatus } from "../words.js";
+
+export function ThreadRow({ thread, now }: { thread: Thread; now: number }) {
+  const place = { thread: thread.threadId };
+  const { claim, updateTime, pendingNodes } = thread;
+  const graph = toRecord(thread.metadataJson).checkpointd_graph;
+  const reasons = reasonsOf(thread.reasons);
+  return (
+    <li>
+      <a class="row" href={hrefOf(place)} onClick={follow(place)}>
+        <StatusMark status={toStatus(thread.status)} />
+        <span class="id" title={thread.threadId}>
+          {shorten(thread.threadId, 120)}
+        </span>
+        <span class="facts">
+          {typeof graph === "string" && <span class="graph">{shorten(graph, 40)}</span>}
+          {thread.step !== undefined && <span>step {thread.step}</span>}
+          {pendingNodes.length > 0 && (
+            <span title="Nodes that have not run">→ {shorten(pendingNodes.join(", "), 80)}</span>
+          )}
+          {claim && (
+            <span class="lease">
+              held by {shorten(claim.owner, 40)}
+              {claim.expireTime &&
+                `, ${toSpan(timestampDate(claim.expireTime).getTime() - now)} left`}
+            </span>
+          )}
+        </span>
+        <time
+          dateTime={updateTime && timestampDate(updateTime).toISOString()}
+          title={updateTime && timestampDate(updateTime).toLocaleString()}
+        >
+          {toAge(updateTime, now)}
+        </time>
+        {reasons.map(({ kind, text }, i) => (
+          <span class={`reason ${kind}`} key={i}>
+            {kind === "question" ? "asks: " : "error: "}
+            {shorten(text, 240)}
+          </span>
+        ))}
+      </a>
+    </li>
+  );
+}

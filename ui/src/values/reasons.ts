@@ -1,0 +1,70 @@
+/** Why a thread does not go on: the questions and errors that its tasks left. */
+import { type Decoded, decodeValue, type PendingWrite } from "checkpointd/client";
+import { toText } from "./text.js";
+
+export interface Reason {
+  kind: "question" | "error";
+  taskId: string;
+  text: string;
+}
+
+/** Those among a checkpoint's writes, errors first. */
+export function reasonsOf(writes: readonly PendingWrite[]): Reason[] {
+  const reasons = writes.flatMap(({ channel, taskId, value }): Reason[] => {
+    if (channel === "__error__") {
+      return [{ kind: "error", taskId, text: errorText(decodeValue(value)) }];
+    }
+    if (channel !== "__interrupt__") return [];
+    return questionsOf(decodeValue(value)).map((each) => ({
+      kind: "question",
+      taskId,
+      text: questionText(each),
+    }));
+  });
+  return reasons.sort((a, b) => a.kind.localeCompare(b.kind));
+}
+
+/** What an interrupt asks: LangGraph stores a list of interrupts, each with its value. */
+export function questionsOf(value: Decoded): Decoded[] {
+  if (value.kind === "json" && Array.isArray(value.value)) {
+    return value.value.map((each) => {
+      const isOne = typeof each === "object" && each !== null && !Array.isArray(each);
+      return { kind: "json", value: isOne && "value" in each ? (each.value ?? null) : each };
+    });
+  }
+  if (value.kind === "list") {
+    return value.items.map((item) => {
+      if (item.kind !== "object") return item;
+      return item.fields.find(([key]) => key === "value")?.[1] ?? item;
+    });
+  }
+  return [value];
+}
+
+/** What is asked: of an object what it calls so, the rest of it stands among the tasks. */
+function questionText(value: Decoded): string {
+  if (value.kind === "json" && typeof value.value === "object" && !Array.isArray(value.value)) {
+    for (const key of ["question", "message", "prompt", "text", "description"]) {
+      const said = value.value?.[key];
+      if (typeof said === "string" && said !== "") return said;
+    }
+  }
+  return toText(value);
+}
+
+/** What an error says: JavaScript stores its name and message, Python its representation. */
+export function errorText(value: Decoded): string {
+  const fields =
+    value.kind === "json" && typeof value.value === "object" && !Array.isArray(value.value)
+      ? (value.value ?? {})
+      : value.kind === "object"
+        ? Object.fromEntries(
+            value.fields.flatMap(([key, inner]) =>
+              inner.kind === "json" ? [[key, inner.value]] : [],
+            ),
+          )
+        : {};
+  const { message, name } = fields as Record<string, unknown>;
+  if (typeof message !== "string") return toText(value);
+  return typeof name === "string" && name !== "Error" ? `${name}: ${message}` : message;
+}
