@@ -6,9 +6,40 @@ import { closeSync, existsSync, openSync, readFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
+import { ConnectSaver } from "../../src/index.js";
 import type { WorkerResult } from "./worker.js";
 
 const children = new Set<ChildProcess>();
+
+/**
+ * The address of the service that runs on this machine, as `npm start` does, if one does and takes
+ * calls from whoever is here. Says so if something is there that does not.
+ */
+export async function findService(
+  url = "http://127.0.0.1:8080",
+  patienceMs = 30_000,
+): Promise<string | undefined> {
+  const end = Date.now() + patienceMs;
+  const ask = () => fetch(`${url}/readyz`, { signal: AbortSignal.timeout(5_000) }).catch(() => {});
+  let answer = await ask();
+  // One that has just been started makes its tables first.
+  while (answer?.status === 503 && Date.now() < end) {
+    await sleep(200);
+    answer = await ask();
+  }
+  if (answer === undefined) return undefined;
+  const saver = ConnectSaver.fromUrl(url, { timeoutMs: 5_000 });
+  try {
+    await saver.threads.get("demo/");
+    return url;
+  } catch (error) {
+    console.log(`What listens at ${url} is not used, as it answers: ${(error as Error).message}`);
+    console.log("The demo starts a service of its own.\n");
+    return undefined;
+  } finally {
+    await saver.end();
+  }
+}
 
 /**
  * Starts `checkpointd serve` with an embedded Postgres in `folder` on a free port of 127.0.0.1 and

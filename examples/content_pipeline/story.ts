@@ -42,15 +42,15 @@ function createStage(url: string, journal: string, thread: string) {
 
 /**
  * Tells the whole story on the service at `url`, with the workers' journal in the file `journal`.
- * Throws at the first thing that is not so. Leaves none of its threads behind. `look`, if it is given, is
- * waited for while they are all there, one of them waiting for its human.
+ * Throws at the first thing that is not so. Leaves none of its threads behind; `leave`, if it is given, is
+ * waited for while its thread is there, and may copy it.
  */
 export async function tellStory(
   url: string,
   journal: string,
-  look?: (thread: string) => Promise<void>,
+  leave?: (url: string, thread: string) => Promise<void>,
 ): Promise<void> {
-  const thread = `hearth-mini-${crypto.randomUUID().slice(0, 8)}`;
+  const thread = `demo/hearth-mini-${crypto.randomUUID().slice(0, 8)}`;
   const neighbour = `${thread}-neighbour`;
   const stage = createStage(url, journal, thread);
   try {
@@ -64,12 +64,7 @@ export async function tellStory(
     await forkThePast(stage, finished, reference.fork);
     await streamHistory(stage, reference.history);
     lookAtTypes(finished);
-    if (look) {
-      const waiting = { configurable: { thread_id: neighbour } };
-      await stage.pipeline.invoke({ brief: createBrief() }, waiting);
-      await look(thread);
-      await stage.saver.deleteThread(neighbour);
-    }
+    if (leave) await leave(url, thread);
     await deleteThread(stage, neighbour);
   } finally {
     // A service that is not ours must not keep our threads, whatever happened.

@@ -82,14 +82,14 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     const waiting = page.locator(".waiting .row");
     await waiting.first().waitFor();
     expect(await waiting.locator(".id").allInnerTexts()).toEqual([
-      ids.failed,
       expect.stringMatching(/^hostile/),
       ids.question,
+      ids.failed,
     ]);
     expect(await waiting.locator(".reason").allInnerTexts()).toEqual([
-      "error: TypeError: line 30117: the column total is not a number",
       expect.stringContaining("<script>"),
       "asks: Refund 129.9 EUR to Ada Lovelace for order 1042?",
+      "error: TypeError: line 30117: the column total is not a number",
     ]);
     const all = page.locator(".list:not(.waiting) .row .id");
     expect(await all.allInnerTexts()).toEqual([ids.chat, ids.values, ids.nested]);

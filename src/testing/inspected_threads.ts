@@ -1,15 +1,8 @@
 /** Threads to be looked at in a browser: real graphs, run until they ask, fail, fork or end. */
-import { AIMessage, type BaseMessage, HumanMessage, ToolMessage } from "@langchain/core/messages";
-import {
-  Annotation,
-  Command,
-  END,
-  interrupt,
-  MessagesAnnotation,
-  START,
-  StateGraph,
-} from "@langchain/langgraph";
+import { AIMessage, type BaseMessage, HumanMessage } from "@langchain/core/messages";
+import { Annotation, Command, END, interrupt, START, StateGraph } from "@langchain/langgraph";
 import type { BaseCheckpointSaver } from "@langchain/langgraph-checkpoint";
+import { createSupport } from "../../examples/support/graph.js";
 
 /** A picture of 2 by 2 points. */
 const png = Buffer.from(
@@ -30,47 +23,6 @@ export const ids = {
 } as const;
 
 const configOf = (thread_id: string) => ({ configurable: { thread_id } });
-
-/** An agent that looks orders up before it answers. */
-function createSupport(checkpointer: BaseCheckpointSaver) {
-  const answers: Record<string, string> = {
-    first: "Order 1042 left our warehouse on Tuesday and arrives on Friday, between 9 and 12.",
-    second: "Done: it goes to 12 St James's Square now. Delivery is still on Friday.",
-    other: "I have kept the old address, and asked the carrier for an earlier slot on Thursday.",
-  };
-  let calls = 0;
-  const agent = ({ messages }: typeof MessagesAnnotation.State) => {
-    const last = messages.at(-1) as BaseMessage;
-    if (last instanceof ToolMessage || last.getType() === "tool") {
-      const asked = String(messages.findLast((each) => each.getType() === "human")?.content);
-      const which = /where/i.test(asked) ? "first" : /earlier/i.test(asked) ? "other" : "second";
-      return { messages: [new AIMessage(answers[which] as string)] };
-    }
-    const name = /where/i.test(String(last.content)) ? "look_up_order" : "change_delivery";
-    const call = { name, id: `call_${++calls}`, args: { order: 1042, fields: ["status", "eta"] } };
-    return { messages: [new AIMessage({ content: "", tool_calls: [call] })] };
-  };
-  const tools = ({ messages }: typeof MessagesAnnotation.State) => {
-    const [call] = (messages.at(-1) as AIMessage).tool_calls ?? [];
-    const content = JSON.stringify({ order: 1042, status: "shipped", eta: "2026-11-27T09:00Z" });
-    return {
-      messages: [
-        new ToolMessage({ content, name: call?.name ?? "", tool_call_id: call?.id ?? "" }),
-      ],
-    };
-  };
-  return new StateGraph(MessagesAnnotation)
-    .addNode("agent", agent)
-    .addNode("tools", tools)
-    .addEdge(START, "agent")
-    .addConditionalEdges(
-      "agent",
-      ({ messages }) => ((messages.at(-1) as AIMessage).tool_calls?.length ? "tools" : END),
-      ["tools", END],
-    )
-    .addEdge("tools", "agent")
-    .compile({ checkpointer });
-}
 
 /** A conversation of two turns, of which the second was also asked otherwise. */
 async function chat(checkpointer: BaseCheckpointSaver): Promise<void> {

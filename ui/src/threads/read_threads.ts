@@ -3,7 +3,7 @@ import { type Timestamp, timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { type Thread, ThreadOrder } from "checkpointd/client";
 import type { Place } from "../place.js";
 import { threads } from "../service.js";
-import { fromSpan, fromStatus, toStatus } from "../words.js";
+import { fromSpan, fromStatus } from "../words.js";
 
 /** Threads of a page. */
 export const pageSize = 50;
@@ -14,7 +14,7 @@ const examinedForWaiting = 2_000;
 
 /** What is shown. */
 export interface Shown {
-  /** Failed and interrupted ones among the latest, where no status is asked for. */
+  /** Failed and interrupted ones among the latest, the latest first, where no status is asked for. */
   waiting: Thread[];
   threads: Thread[];
   hasMore: boolean;
@@ -72,9 +72,7 @@ async function readWaiting(place: Place, signal: AbortSignal): Promise<Thread[]>
     examineLimit: examinedForWaiting,
     withReasons: true,
   };
-  const found = await collect(threads.listThreads(request, { signal }));
-  const rank = (thread: Thread) => (toStatus(thread.status) === "failed" ? 0 : 1);
-  return found.sort((a, b) => rank(a) - rank(b));
+  return collect(threads.listThreads(request, { signal }));
 }
 
 async function collect(answers: AsyncIterable<{ thread?: Thread | undefined }>): Promise<Thread[]> {
