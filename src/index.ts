@@ -24,9 +24,11 @@ export {
   type ConnectSaverOptions,
   type ConnectSaverUrlOptions,
 } from "./client/saver.js";
+export type { ThreadError, ThreadInterrupt } from "./client/thread_reasons.js";
 export type {
   CallOptions,
   ClaimOptions,
+  GetThreadOptions,
   Lease,
   ListThreadsOptions,
   Pruned,

@@ -59,6 +59,13 @@ beforeAll(async () => {
       };
       const stored = await saver.put(config, checkpoint, metadata, checkpoint.channel_versions);
       await saver.putWrites(stored, [[evil("channel"), evil("written")]], evil("task"));
+      const asked = [{ value: evil("question"), id: evil("id") }];
+      await saver.putWrites(
+        stored,
+        [["__interrupt__", asked]],
+        evil("asking"),
+        `~__pregel_pull, ${evil("node")}`,
+      );
       parent = id;
     }
   }

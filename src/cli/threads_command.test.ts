@@ -113,8 +113,8 @@ async function stored(threadId: string): Promise<string> {
 describe("checkpointd threads", () => {
   it("ls lists as a table and as JSON lines, with filters", async () => {
     const table = await output("ls");
-    expect(table).toMatch(/^THREAD +STATUS +STEP +SOURCE +AGE +HELD BY +PENDING\n/);
-    expect(table).toMatch(/\nasks +interrupted +1 +loop +\ds +ask\n/);
+    expect(table).toMatch(/^THREAD +STATUS +STEP +SOURCE +AGE +HELD BY +PENDING +WHY\n/);
+    expect(table).toMatch(/\nasks +interrupted +1 +loop +\ds +ask +asks: well\?\n/);
     expect(table).toMatch(/\ndone +completed +4 +loop +\ds\n|\ndone +completed +4 +loop +\ds$/m);
     expect(table).not.toContain("\u001b");
     const all = lines(await output("ls", "--json", "--by-id", "--counts"));
@@ -123,8 +123,11 @@ describe("checkpointd threads", () => {
       ["chat", "completed"],
       ["done", "completed"],
     ]);
+    expect(all[0]).toMatchObject({ errors: [], interrupts: [{ value: "well?", name: "ask" }] });
     expect(all[2]).toMatchObject({
       step: 4,
+      errors: [],
+      interrupts: [],
       counts: { checkpoints: 6 },
       updatedAt: expect.stringMatching(/Z$/),
     });
@@ -182,6 +185,33 @@ describe("checkpointd threads", () => {
       { role: "ai", toolCalls: [{ name: "search", args: { q: 1 } }] },
       { role: "tool", name: "search", toolCallId: "c", text: "found \u001b[31m" },
     ]);
+  });
+
+  it("ls and show tell what went wrong and what is asked, in a line of bounded length", async () => {
+    const long = `a\n  long \u001b[31mstory ${"x".repeat(2_000)}`;
+    const fail = new StateGraph(State)
+      .addNode("work", (): object => {
+        throw new RangeError(long);
+      })
+      .addEdge(START, "work")
+      .compile({ checkpointer: saver });
+    await fail.invoke({ steps: [] }, config("failed")).catch(() => {});
+    try {
+      const [, row = ""] = (await output("ls", "--prefix", "failed")).split("\n");
+      expect(row).toMatch(/ +work +error: RangeError: a long \\u001b\[31mstory x+…$/);
+      expect(row.slice(row.indexOf("error: "))).toHaveLength("error: ".length + 80 + 5);
+      const shown = (await output("show", "failed")).split("\n");
+      const told = shown.find((line) => line.startsWith("error")) ?? "";
+      expect(told).toMatch(/^error {7}work: RangeError: a long \\u001b\[31mstory x+…$/);
+      expect(told.length).toBeLessThan(430);
+      expect(shown.find((line) => line.startsWith("status"))).toBe("status      failed");
+      const [json] = lines(await output("show", "failed", "--json"));
+      expect(json.errors).toMatchObject([{ name: "work", error: { message: long } }]);
+      const asked = (await threads("show", "asks")).stdout;
+      expect(asked).toContain("\nasks        ask: well?\n");
+    } finally {
+      await saver.deleteThread("failed");
+    }
   });
 
   it("show names the other namespaces, each of which it and history show", async () => {

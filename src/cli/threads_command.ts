@@ -2,6 +2,7 @@ import { ConnectError } from "@connectrpc/connect";
 import { Calls } from "../client/calls.js";
 import type { TokenSource } from "../client/credential.js";
 import { type OpenService, openService } from "../client/service.js";
+import { toReasons } from "../client/thread_reasons.js";
 import { Threads } from "../client/threads.js";
 import { UrlTransport } from "../client/transport.js";
 import {
@@ -28,6 +29,7 @@ import { listFlags, runList, runShow, showFlags } from "./threads_look.js";
 import { chooseToken } from "./threads_token.js";
 import { exportFlags, importFlags, runExport, runImport } from "./threads_transfer.js";
 import { runWatch, watchFlags } from "./threads_watch.js";
+import { toReadable } from "./value_text.js";
 
 /** What a subcommand is run with. */
 export interface ThreadsCommand<F extends Flags> {
@@ -176,7 +178,7 @@ export async function runThreads(args: string[]): Promise<number> {
   try {
     return await subcommand.run({
       calls,
-      threads: new Threads(calls),
+      threads: new Threads(calls, ({ reasons }) => toReasons(reasons, toReadable)),
       words,
       flags: values,
     });

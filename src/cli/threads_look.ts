@@ -18,14 +18,19 @@ import {
   print,
   printJson,
   printTable,
+  shorten,
   toAgo,
   toCount,
   toSize,
 } from "./print.js";
+import { reasonTexts, toReasonCell } from "./reason_text.js";
 import type { ThreadsCommand } from "./threads_command.js";
 import { filterFlags, json, limit, ns, toFilter } from "./threads_flags.js";
 import { toLine, toLines, toPlain } from "./value_text.js";
 
+/** Characters of a question or an error that `ls` shows, and `show`. */
+const listedReason = 80;
+const shownReason = 400;
 /** Namespaces that `show` names. */
 const shownNamespaces = 20;
 
@@ -60,6 +65,7 @@ export async function runList(command: ThreadsCommand<typeof listFlags>): Promis
     ...toFilter(command.flags),
     order: byId ? "id" : "newest",
     counts,
+    withReasons: true,
     // One more than is shown tells whether there are more.
     limit: limit + 1,
   };
@@ -87,6 +93,7 @@ export const columnsOf = (counts: boolean): Column[] => [
   ...(counts ? ["CHECKPOINTS", "SIZE"] : []).map((heading) => ({ heading })),
   { heading: "HELD BY" },
   { heading: "PENDING" },
+  { heading: "WHY", colour: (text) => (text.startsWith("error") ? "red" : "yellow") },
 ];
 
 /** A thread as a row of it. */
@@ -101,6 +108,7 @@ export const toRow = (thread: Thread, counts: boolean): string[] => [
     : []),
   thread.claim ? `${thread.claim.owner} ` : "",
   thread.pendingNodes.join(" "),
+  toReasonCell(thread, listedReason),
 ];
 
 export const showFlags = {
@@ -118,7 +126,7 @@ export async function runShow(command: ThreadsCommand<typeof showFlags>): Promis
   const [threadId = ""] = command.words;
   const { checkpointNs, checkpointId } = command.flags;
   const [thread, namespaces, { tuple }] = await Promise.all([
-    command.threads.get(threadId, { counts: true }),
+    command.threads.get(threadId, { counts: true, withReasons: true }),
     readNamespaces(command.calls, threadId),
     command.calls.call((service, context) =>
       service.getTuple({ threadId, checkpointNs, checkpointId }, context),
@@ -155,6 +163,10 @@ export async function runShow(command: ThreadsCommand<typeof showFlags>): Promis
   if (thread) {
     const { status, counts, claim, pendingNodes } = thread;
     facts.push(["status", paint(statusColours[status] ?? "bold", status)]);
+    for (const { kind, name, text } of reasonTexts(thread, shownReason)) {
+      const node = name === undefined ? "" : `${shorten(name, listedReason)}: `;
+      facts.push([kind, paint(kind === "error" ? "red" : "yellow", `${node}${text}`)]);
+    }
     if (pendingNodes.length > 0) facts.push(["pending", pendingNodes.join(" ")]);
     facts.push(["updated", `${thread.updatedAt.toISOString()} (${toAgo(thread.updatedAt)} ago)`]);
     if (claim) facts.push(["held by", `${claim.owner} until ${claim.expiresAt.toISOString()}`]);

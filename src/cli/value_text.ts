@@ -1,5 +1,6 @@
 /** Decoded values as a person reads them in a terminal, and as --json prints them. */
-import type { Decoded, DecodedMessage } from "../client/decode_value.js";
+import type { Value } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import { type Decoded, type DecodedMessage, decodeValue } from "../client/decode_value.js";
 import { isSealed } from "../protocol/sealed.js";
 import { type Line, paint, shorten, toSize } from "./print.js";
 
@@ -66,6 +67,13 @@ export function toPlain(decoded: Decoded): unknown {
       };
     }
   }
+}
+
+/** A stored value as {@link toPlain} has it. Throws why, where nobody here can read it. */
+export function toReadable(value: Value | undefined): unknown {
+  const decoded = decodeValue(value);
+  if (decoded.kind === "unknown") throw new Error(decoded.reason);
+  return toPlain(decoded);
 }
 
 const speaker = ({ role, name }: DecodedMessage) => (name === undefined ? role : `${role} ${name}`);

@@ -13,9 +13,13 @@ import {
   type PendingWrite,
   type SerializerProtocol,
 } from "@langchain/langgraph-checkpoint";
+import type { Value } from "../../gen/checkpointd/v1/checkpoint_pb.js";
+import type { Thread as StoredThread } from "../../gen/checkpointd/v1/thread_service_pb.js";
+import { isSealed } from "../protocol/sealed.js";
 import { Calls, type CallsOptions } from "./calls.js";
 import {
   fromTuple,
+  fromValue,
   toBlobs,
   toCheckpointJson,
   toFilterJson,
@@ -23,11 +27,13 @@ import {
   toWrites,
 } from "./codec.js";
 import { Encryption, type EncryptionOptions } from "./encryption.js";
+import { EncryptionError } from "./encryption_error.js";
 import { readDeltaHistory } from "./history.js";
 import { checkName, LEASE_TOKEN, readConfig, requireKey } from "./names.js";
 import { checkLimit, checkOptions, checkSignal } from "./options.js";
 import { type ListInit, readList } from "./read_list.js";
 import { defaultValueCacheBytes, openService } from "./service.js";
+import { isReason, type ThreadReasons, toReasons } from "./thread_reasons.js";
 import { Threads } from "./threads.js";
 import { type TransportOptions, UrlTransport } from "./transport.js";
 import { nextVersion } from "./versions.js";
@@ -99,7 +105,7 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       const { valueCacheBytes = defaultValueCacheBytes } = options;
       this.#encryption = new Encryption(options.encryption, this.#calls, valueCacheBytes);
     }
-    this.threads = new Threads(this.#calls);
+    this.threads = new Threads(this.#calls, (thread) => this.#readReasons(thread));
   }
 
   /**
@@ -133,6 +139,29 @@ export class ConnectSaver extends BaseCheckpointSaver<number | string> {
       ? await this.#encryption.openTuple(tuple, { threadId, checkpointNs, checkpointId })
       : tuple;
     return fromTuple(this.serde, opened, config.configurable?.thread_id);
+  }
+
+  /** Encrypted ones are read with the seal of their checkpoint, which tells whose they are. */
+  async #readReasons({ threadId, checkpointId, reasons }: StoredThread): Promise<ThreadReasons> {
+    const decode = (value: Value | undefined) => {
+      if (!value || !isSealed(value.type)) return fromValue(this.serde, value);
+      throw new Error("it is encrypted: give the saver its encryption");
+    };
+    if (!this.#encryption || reasons.length === 0) return toReasons(reasons, decode);
+    const asked = { threadId, checkpointNs: "", checkpointId };
+    const { tuple } = await this.#calls.call((service, context) =>
+      service.getTuple(asked, context),
+    );
+    if (!tuple) return toReasons([], decode);
+    try {
+      const { pendingWrites } = await this.#encryption.openTuple(tuple, asked);
+      return toReasons(pendingWrites.filter(isReason), decode);
+    } catch (error) {
+      if (!(error instanceof EncryptionError)) throw error;
+      return toReasons(reasons, () => {
+        throw error;
+      });
+    }
   }
 
   /**

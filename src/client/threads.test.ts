@@ -3,6 +3,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Server } from "../server/server.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { startTestServer } from "../testing/test_server.js";
+import { keyring } from "./encryption_keys.js";
 import { LEASE_TOKEN } from "./names.js";
 import { ConnectSaver } from "./saver.js";
 import type { Pruned, Thread } from "./threads.js";
@@ -63,6 +64,110 @@ const collect = async <T>(source: AsyncIterable<T>) => {
   for await (const each of source) all.push(each);
   return all;
 };
+
+describe("threads with reasons", () => {
+  const task = expect.stringMatching(/^[0-9a-f-]{36}$/);
+  it("tell what their tasks ask and ended with, decoded, and only where it is asked for", async () => {
+    await run("why-done", "end");
+    await run("why-asks", "ask");
+    await run("why-failed", "fail");
+    const found = await collect(
+      saver.threads.list({ prefix: "why-", order: "id", withReasons: true }),
+    );
+    expect(found.map(({ interrupts, errors }) => ({ interrupts, errors }))).toEqual([
+      {
+        errors: [],
+        interrupts: [
+          {
+            id: expect.stringMatching(/^[0-9a-f]{32}$/),
+            value: "well?",
+            taskId: task,
+            name: "second",
+            unread: undefined,
+          },
+        ],
+      },
+      { errors: [], interrupts: [] },
+      {
+        errors: [
+          {
+            error: expect.objectContaining({ message: "as asked", name: "Error" }),
+            taskId: task,
+            name: "second",
+            unread: undefined,
+          },
+        ],
+        interrupts: [],
+      },
+    ]);
+    const asks = await saver.threads.get("why-asks", { withReasons: true });
+    expect(asks).toEqual(found[0]);
+    // The id is what LangGraph takes an answer under.
+    const [task0] = (await graph().getState(config("why-asks"))).tasks;
+    expect(asks?.interrupts?.[0]?.id).toBe(task0?.interrupts[0]?.id);
+    expect(asks?.interrupts?.[0]?.taskId).toBe(task0?.id);
+    expect(await saver.threads.get("why-asks")).toMatchObject({
+      interrupts: undefined,
+      errors: undefined,
+    });
+    for await (const { threadId } of saver.threads.list({ prefix: "why-" })) {
+      await saver.deleteThread(threadId);
+    }
+  });
+
+  it("tell why a value is not there: too large, of another serializer, encrypted", async () => {
+    const encryption = { keys: keyring("k", { k: new Uint8Array(32).fill(7) }) };
+    const sealing = ConnectSaver.fromUrl(server.url, { encryption });
+    try {
+      await run("why-large", "ask");
+      const { config: at } = (await saver.getTuple(config("why-large")))!;
+      const large = [{ value: "x".repeat(70_000), id: "large" }];
+      await saver.putWrites(at, [["__interrupt__", large]], "large");
+      const direct = { loadsTyped: async () => Promise.reject(new Error("of another kind")) };
+      await saver.putWrites(at, [["__error__", "odd"]], "odd");
+      const [told, other] = await Promise.all([
+        saver.threads.get("why-large", { withReasons: true }),
+        ConnectSaver.fromUrl(server.url, {
+          serde: { ...saver.serde, ...direct } as never,
+        }).threads.get("why-large", { withReasons: true }),
+      ]);
+      const unreadOf = (thread: Thread | undefined) =>
+        Object.fromEntries(
+          [...(thread?.interrupts ?? []), ...(thread?.errors ?? [])].map(({ taskId, unread }) => [
+            taskId.length > 9 ? "task" : taskId,
+            unread,
+          ]),
+        );
+      const tooLarge = "it is larger than 65536 bytes";
+      expect(unreadOf(told)).toEqual({ task: undefined, large: tooLarge, odd: undefined });
+      const odd = "of another kind";
+      expect(unreadOf(other)).toEqual({ task: odd, large: tooLarge, odd });
+
+      const secret = new StateGraph(State)
+        .addNode("ask", () => ({ steps: [interrupt({ question: "secret?" }) as string] }))
+        .addEdge(START, "ask")
+        .compile({ checkpointer: sealing });
+      await secret.invoke({ mode: "", steps: [] }, config("why-sealed"));
+      const sealed = await sealing.threads.get("why-sealed", { withReasons: true });
+      expect(sealed?.interrupts).toMatchObject([{ value: { question: "secret?" }, name: "ask" }]);
+      const [listed] = await collect(
+        sealing.threads.list({ prefix: "why-sealed", withReasons: true }),
+      );
+      expect(listed).toEqual(sealed);
+      const without = await saver.threads.get("why-sealed", { withReasons: true });
+      expect(without?.interrupts).toMatchObject([
+        { value: undefined, unread: expect.stringContaining("it is encrypted") },
+      ]);
+      // A saver that encrypts believes nothing else, and says so of each.
+      const plain = await sealing.threads.get("why-large", { withReasons: true });
+      const refused = expect.stringContaining("is not encrypted");
+      expect(unreadOf(plain)).toEqual({ task: refused, large: tooLarge, odd: refused });
+    } finally {
+      await sealing.end();
+      for (const id of ["why-large", "why-sealed"]) await saver.deleteThread(id);
+    }
+  });
+});
 
 describe("threads", () => {
   it("tell how they stand, newest first and by id", async () => {

@@ -30,6 +30,7 @@ import {
   toJson,
 } from "./options.js";
 import { errorDetail } from "./retry.js";
+import type { ThreadError, ThreadInterrupt, ThreadReasons } from "./thread_reasons.js";
 
 /**
  * How a thread stands by what is stored of it: `pending` has work to run (it runs now, or whoever
@@ -59,6 +60,10 @@ export interface Thread {
   claim: { owner: string; expiresAt: Date } | undefined;
   /** What is stored of it, where it was asked for. */
   counts: ThreadCounts | undefined;
+  /** What its tasks ask, where it was asked for. */
+  interrupts: ThreadInterrupt[] | undefined;
+  /** What its tasks ended with, where it was asked for. */
+  errors: ThreadError[] | undefined;
 }
 
 /** What is stored, or was removed or copied. Bytes are those of the values before compression. */
@@ -93,13 +98,22 @@ export interface CallOptions {
   signal?: AbortSignal | undefined;
 }
 
-/** Options of {@link Threads.list}. */
-export interface ListThreadsOptions extends ThreadFilter, CallOptions {
+/** Options of {@link Threads.get}. */
+export interface GetThreadOptions extends CallOptions {
+  /** Count what is stored of it, which reads the size of every row. */
+  counts?: boolean;
+  /**
+   * Tell why it does not go on: `interrupts` and `errors`, the first 20 of both. A saver with
+   * `encryption` reads the checkpoint for it.
+   */
+  withReasons?: boolean;
+}
+
+/** Options of {@link Threads.list}: of `counts` and `withReasons` for each. */
+export interface ListThreadsOptions extends ThreadFilter, GetThreadOptions {
   /** The latest first (the default), or by thread id, byte by byte. */
   order?: "newest" | "id";
   limit?: number;
-  /** Count what is stored of each, which reads the size of every row. */
-  counts?: boolean;
 }
 
 /** Options of {@link Threads.claim}. Durations in milliseconds. */
@@ -168,10 +182,13 @@ export interface LeaseWatch {
  */
 export class Threads {
   readonly #calls: Calls;
+  readonly #readReasons: (thread: StoredThread) => Promise<ThreadReasons>;
   readonly #watched = new Map<string, LeaseWatch>();
 
-  constructor(calls: Calls) {
+  /** @internal `readReasons` decodes what the service tells of why a thread does not go on. */
+  constructor(calls: Calls, readReasons: (thread: StoredThread) => Promise<ThreadReasons>) {
     this.#calls = calls;
+    this.#readReasons = readReasons;
   }
 
   /**
@@ -211,6 +228,7 @@ export class Threads {
       filter: toFilter(options),
       order: orders[order],
       withCounts: checkFlag("counts", options.counts),
+      withReasons: checkFlag("withReasons", options.withReasons),
       ...(limit === undefined ? {} : { limit }),
     };
     if (request.limit === 0) return;
@@ -225,26 +243,29 @@ export class Threads {
       checkSignal("signal", options.signal),
     );
     for await (const { thread } of stream) {
-      if (thread) yield fromThread(thread);
+      if (thread) yield await this.#toThread(thread, request.withReasons);
       if (request.limit === 0) return;
     }
   }
 
   /** One thread; undefined if there is none. */
-  async get(
-    threadId: string,
-    options: CallOptions & { counts?: boolean } = {},
-  ): Promise<Thread | undefined> {
-    checkOptions("threads.get", options, { counts: true, ...callOptions });
+  async get(threadId: string, options: GetThreadOptions = {}): Promise<Thread | undefined> {
+    checkOptions("threads.get", options, getOptions);
     const request = {
       threadId: checkName("threadId", threadId),
       withCounts: checkFlag("counts", options.counts),
+      withReasons: checkFlag("withReasons", options.withReasons),
     };
     const { thread } = await this.#calls.call(
       (service, context) => service.getThread(request, context),
       { signal: checkSignal("signal", options.signal) },
     );
-    return thread && fromThread(thread);
+    return thread && this.#toThread(thread, request.withReasons);
+  }
+
+  async #toThread(thread: StoredThread, withReasons = false): Promise<Thread> {
+    const told = fromThread(thread);
+    return withReasons ? { ...told, ...(await this.#readReasons(thread)) } : told;
   }
 
   /**
@@ -418,12 +439,17 @@ const filterOptions: Record<keyof ThreadFilter, true> = {
   updatedBefore: true,
 };
 
+const getOptions: Record<keyof GetThreadOptions, true> = {
+  ...callOptions,
+  counts: true,
+  withReasons: true,
+};
+
 const listOptions: Record<keyof ListThreadsOptions, true> = {
   ...filterOptions,
-  ...callOptions,
+  ...getOptions,
   order: true,
   limit: true,
-  counts: true,
 };
 
 const claimOptions: Record<keyof ClaimOptions, true> = {
@@ -493,6 +519,8 @@ function fromThread(thread: StoredThread): Thread {
     metadata,
     claim: claim && { owner: claim.owner, expiresAt: toDate(claim.expireTime) },
     counts: counts && fromCounts(counts),
+    interrupts: undefined,
+    errors: undefined,
   };
 }
 

@@ -25,6 +25,7 @@ import {
 import { runExport, runImport } from "../cli/threads_transfer.js";
 import { Calls } from "../client/calls.js";
 import { openService } from "../client/service.js";
+import { toReasons } from "../client/thread_reasons.js";
 import { Threads } from "../client/threads.js";
 import { UrlTransport } from "../client/transport.js";
 import type { ErrorReason } from "../errors.js";
@@ -87,7 +88,10 @@ afterAll(async () => {
 
 /** Exports the thread and imports it under another name. */
 async function transfer(threadId: string, as: string, by = calls): Promise<void> {
-  const command = { calls: by, threads: new Threads(by) };
+  const command = {
+    calls: by,
+    threads: new Threads(by, ({ reasons }) => toReasons(reasons, String)),
+  };
   const out = path.join(folder, "exported");
   await runExport({ ...command, words: [threadId], flags: { out } });
   await runImport({ ...command, words: [out], flags: { as } });
