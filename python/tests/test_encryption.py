@@ -21,6 +21,7 @@ from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.types import TASKS
 from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import interrupt
 from test_interop import BENT, PLAIN, arun, checkpoint_of, config_of, run
 
 from checkpointd import ConnectSaver, Encryption, EncryptionError, Key, keyring, recover_threads
@@ -151,6 +152,29 @@ def test_values_come_back_and_are_not_told(saver, service, thread):
     checkpoint = json.loads(rows(service.dsn, thread)["checkpoints"][-1][4])
     assert set(checkpoint["channel_values"].values()) == {"encrypted"}
     assert "größer" not in repr(rows(service.dsn, thread))
+
+
+@pytest.mark.parametrize("form", ["sync", "async"])
+def test_a_question_is_told_with_the_keys_and_only_then(form, saver, service, thread):
+    def ask(state):
+        return {"messages": [interrupt({"question": "secret?"})]}
+
+    graph = StateGraph(MessagesState).add_node("ask", ask).add_edge(START, "ask")
+    graph.compile(checkpointer=saver).invoke({"messages": ["hi"]}, config_of(thread))
+
+    def get(by, **more):
+        if form == "sync":
+            return by.threads.get(thread, **more)
+        return asyncio.run(by.threads.aget(thread, **more))
+
+    (asked,) = get(saver, with_reasons=True).interrupts
+    assert (asked.value, asked.name, asked.unread) == ({"question": "secret?"}, "ask", None)
+    with ConnectSaver(service.url) as without:
+        (closed,) = get(without, with_reasons=True).interrupts
+        assert closed.value is None and "it is encrypted" in closed.unread
+    with connect(service, keyring("new", {"new": NEW})) as other:
+        (closed,) = get(other, with_reasons=True).interrupts
+        assert closed.value is None and "'old'" in closed.unread
 
 
 def test_nothing_of_the_graph_is_readable(saver, service, thread):

@@ -11,12 +11,14 @@ from typing import Annotated, TypedDict
 
 import psycopg
 import pytest
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, StateGraph
-from langgraph.types import interrupt
+from langgraph.types import Interrupt, interrupt
 
 from checkpointd import (
     LEASE_TOKEN,
     CheckpointdError,
+    ConnectSaver,
     Pruned,
     ThreadCounts,
     Threads,
@@ -122,6 +124,56 @@ def test_tell_how_they_stand(threads, four):
     assert abs(first.updated_at - datetime.now(timezone.utc)) < timedelta(minutes=5)
     assert threads.get(four + "a") == first
     assert threads.get(four + "nobody") is None
+
+
+def test_tell_why_they_do_not_go_on(threads, four, saver):
+    told = list(threads.list(prefix=four, order="id", with_reasons=True))
+    assert [(len(it.interrupts), len(it.errors)) for it in told] == [(0, 0), (1, 0), (0, 1), (0, 0)]
+    asked = told[1].interrupts[0]
+    state = build().compile(checkpointer=saver).get_state(config_of(four + "b"))
+    assert (asked.value, asked.id, asked.task_id, asked.name, asked.unread) == (
+        "well?",
+        state.interrupts[0].id,
+        state.tasks[0].id,
+        "second",
+        None,
+    )
+    error = told[2].errors[0]
+    assert "as asked" in error.error and (error.name, error.unread) == ("second", None)
+    assert threads.get(four + "b", with_reasons=True) == told[1]
+    without = threads.get(four + "b")
+    assert (without.interrupts, without.errors) == (None, None)
+    assert [it.errors for it in threads.list(prefix=four)] == [None] * 4
+
+
+class Other:
+    """A serde that reads nothing."""
+
+    def loads_typed(self, data):
+        raise NotImplementedError
+
+    def dumps_typed(self, value):
+        return JsonPlusSerializer().dumps_typed(value)
+
+
+def test_tell_why_a_reason_is_not_there(saver, service, four):
+    at = saver.get_tuple(config_of(four + "b")).config
+    saver.put_writes(at, [("__interrupt__", [Interrupt("x" * 70_000, id="large")])], "large")
+    # What JavaScript's LangGraph stores of both.
+    javascript = [{"value": {"question": "sure?"}, "id": "js"}]
+    saver.put_writes(at, [("__interrupt__", javascript)], "js")
+    saver.put_writes(at, [("__error__", {"name": "Error", "message": "no"})], "failed")
+
+    def by_task(found):
+        return {it.task_id: it for it in [*found.interrupts, *found.errors]}
+
+    found = by_task(saver.threads.get(four + "b", with_reasons=True))
+    assert (found["large"].value, found["large"].unread) == (None, "it is larger than 65536 bytes")
+    assert (found["js"].value, found["js"].id) == ({"question": "sure?"}, "js")
+    assert found["failed"].error == {"name": "Error", "message": "no"}
+    with ConnectSaver(service.url, serde=Other()) as other:
+        found = by_task(other.threads.get(four + "b", with_reasons=True))
+    assert (found["js"].value, found["js"].unread) == (None, "NotImplementedError")
 
 
 def test_are_filtered_limited_and_counted(threads, four, saver):

@@ -10,6 +10,7 @@ from .recover import arecover_threads, recover_threads
 from .recovery import Recovered, RecoverySummary
 from .retry import Retry
 from .saver import ConnectSaver
+from .thread_reasons import ThreadError, ThreadInterrupt
 from .thread_values import ThreadFilter
 from .threads import Claim, Lease, Pruned, Thread, ThreadCounts, Threads
 
@@ -29,7 +30,9 @@ __all__ = [
     "Retry",
     "Thread",
     "ThreadCounts",
+    "ThreadError",
     "ThreadFilter",
+    "ThreadInterrupt",
     "Threads",
     "arecover_threads",
     "keyring",

@@ -162,7 +162,6 @@ class ConnectSaver(BaseCheckpointSaver[str]):
             max_request_bytes,
             value_cache_bytes,
         )
-        self.threads = Threads(self._client)
         self._watches = Watches()
 
     def __copy__(self) -> Self:
@@ -191,6 +190,11 @@ class ConnectSaver(BaseCheckpointSaver[str]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    @property
+    def threads(self) -> Threads:
+        """The calls about threads as a whole."""
+        return Threads(self)
 
     def close(self) -> None:
         """Ends the saver and its copies: new calls fail, those under way finish. Idempotent."""

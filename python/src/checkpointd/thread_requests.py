@@ -31,13 +31,18 @@ _ORDERS = {
 
 
 def list_request(
-    order: str, limit: int | None, counts: bool, filter: ThreadFilter
+    order: str, limit: int | None, counts: bool, with_reasons: bool, filter: ThreadFilter
 ) -> ListThreadsRequest:
     """What lists threads."""
-    check_known("threads.list", filter, ("order", "limit", "counts"), FILTER_NAMES)
+    names = ("order", "limit", "counts", "with_reasons")
+    check_known("threads.list", filter, names, FILTER_NAMES)
     if order not in _ORDERS:
         raise ValueError(f"order must be one of {', '.join(_ORDERS)}, not {order!r}")
-    request = ListThreadsRequest(order=_ORDERS[order], with_counts=check_flag("counts", counts))
+    request = ListThreadsRequest(
+        order=_ORDERS[order],
+        with_counts=check_flag("counts", counts),
+        with_reasons=check_flag("with_reasons", with_reasons),
+    )
     # Above what the wire has room for is more than any list has.
     if limit is not None and check_integer("limit", limit) < 2**31:
         request.limit = limit
@@ -62,11 +67,12 @@ def after_listed(request: ListThreadsRequest) -> Callable[[ListThreadsResponse],
     return took
 
 
-def get_request(thread_id: str, counts: bool) -> OpenSessionRequest:
+def get_request(thread_id: str, counts: bool, with_reasons: bool) -> OpenSessionRequest:
     """What reads one thread."""
     request = OpenSessionRequest()
     request.get_thread.thread_id = check_name("thread_id", thread_id)
     request.get_thread.with_counts = check_flag("counts", counts)
+    request.get_thread.with_reasons = check_flag("with_reasons", with_reasons)
     return request
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import Unpack
 
-from .client import Client
 from .messages import (
     ClaimThreadsResponse,
     ListThreadsRequest,
@@ -19,6 +18,7 @@ from .messages import (
 )
 from .messages import Thread as StoredThread
 from .messages import ThreadCounts as StoredCounts
+from .thread_reasons import Reasons, ThreadError, ThreadInterrupt, read_reasons
 from .thread_requests import (
     after_listed,
     claim_request,
@@ -39,6 +39,9 @@ from .thread_values import (
     from_status,
     from_time,
 )
+
+if TYPE_CHECKING:
+    from .saver import ConnectSaver
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class Thread:
         metadata: Without that name.
         claim: Who holds it under a lease.
         counts: What is stored of it, where it was asked for.
+        interrupts: What its tasks ask, where it was asked for.
+        errors: What its tasks ended with, where it was asked for.
     """
 
     thread_id: str
@@ -94,6 +99,8 @@ class Thread:
     metadata: dict[str, Any]
     claim: Claim | None = None
     counts: ThreadCounts | None = None
+    interrupts: list[ThreadInterrupt] | None = None
+    errors: list[ThreadError] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,8 +145,9 @@ class Threads:
     ``saver.threads.list(status="pending", prefix="chat-")``.
     """
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, saver: ConnectSaver) -> None:
+        self._saver = saver
+        self._client = saver._client
 
     def list(
         self,
@@ -147,6 +155,7 @@ class Threads:
         order: Literal["newest", "id"] = "newest",
         limit: int | None = None,
         counts: bool = False,
+        with_reasons: bool = False,
         **filter: Unpack[ThreadFilter],
     ) -> Iterator[Thread]:
         """The threads that match, each once, read as they are asked for.
@@ -155,9 +164,11 @@ class Threads:
             order: The latest first, or by thread id, byte by byte.
             limit: Threads at the most.
             counts: Count what is stored of each, which reads the size of every row.
+            with_reasons: Tell why each does not go on: `interrupts` and `errors`, the first 20 of
+                both. A saver with `encryption` reads the checkpoint for it.
             **filter: Which threads.
         """
-        return self._list(list_request(order, limit, counts, filter))
+        return self._list(list_request(order, limit, counts, with_reasons, filter))
 
     def alist(
         self,
@@ -165,17 +176,18 @@ class Threads:
         order: Literal["newest", "id"] = "newest",
         limit: int | None = None,
         counts: bool = False,
+        with_reasons: bool = False,
         **filter: Unpack[ThreadFilter],
     ) -> AsyncIterator[Thread]:
         """As `list`."""
-        return self._alist(list_request(order, limit, counts, filter))
+        return self._alist(list_request(order, limit, counts, with_reasons, filter))
 
     def _list(self, request: ListThreadsRequest) -> Iterator[Thread]:
         if not wants_more(request):
             return
         took = after_listed(request)
         for part in self._client.stream("ListThreads", request, ListThreadsResponse, took):
-            yield _from_thread(part.thread)
+            yield self._told(part.thread, request.with_reasons)
             if not wants_more(request):
                 return
 
@@ -184,20 +196,41 @@ class Threads:
             return
         took = after_listed(request)
         async for part in self._client.astream("ListThreads", request, ListThreadsResponse, took):
-            yield _from_thread(part.thread)
+            yield await self._atold(part.thread, request.with_reasons)
             if not wants_more(request):
                 return
 
-    def get(self, thread_id: str, *, counts: bool = False) -> Thread | None:
-        """One thread, with what is stored of it if `counts`; None if there is none."""
-        answer = self._client.call("get_thread", get_request(thread_id, counts)).get_thread
-        return _from_thread(answer.thread) if answer.HasField("thread") else None
+    def get(
+        self, thread_id: str, *, counts: bool = False, with_reasons: bool = False
+    ) -> Thread | None:
+        """One thread; None if there is none.
 
-    async def aget(self, thread_id: str, *, counts: bool = False) -> Thread | None:
+        Args:
+            thread_id: Its name.
+            counts: Count what is stored of it.
+            with_reasons: Tell why it does not go on, as `list` does.
+        """
+        request = get_request(thread_id, counts, with_reasons)
+        answer = self._client.call("get_thread", request).get_thread
+        return self._told(answer.thread, with_reasons) if answer.HasField("thread") else None
+
+    async def aget(
+        self, thread_id: str, *, counts: bool = False, with_reasons: bool = False
+    ) -> Thread | None:
         """As `get`."""
-        request = get_request(thread_id, counts)
+        request = get_request(thread_id, counts, with_reasons)
         answer = (await self._client.acall("get_thread", request)).get_thread
-        return _from_thread(answer.thread) if answer.HasField("thread") else None
+        return await self._atold(answer.thread, with_reasons) if answer.HasField("thread") else None
+
+    def _told(self, stored: StoredThread, with_reasons: bool) -> Thread:
+        if not with_reasons:
+            return _from_thread(stored)
+        return _from_thread(stored, self._saver._drive(read_reasons(self._saver, stored)))
+
+    async def _atold(self, stored: StoredThread, with_reasons: bool) -> Thread:
+        if not with_reasons:
+            return _from_thread(stored)
+        return _from_thread(stored, await self._saver._adrive(read_reasons(self._saver, stored)))
 
     def claim(
         self,
@@ -382,7 +415,7 @@ class _Pruning:
         )
 
 
-def _from_thread(stored: StoredThread) -> Thread:
+def _from_thread(stored: StoredThread, reasons: Reasons | None = None) -> Thread:
     metadata, graph = from_metadata(stored.metadata_json)
     claim = None
     if stored.HasField("claim"):
@@ -399,6 +432,8 @@ def _from_thread(stored: StoredThread) -> Thread:
         metadata=metadata,
         claim=claim,
         counts=_from_counts(stored.counts) if stored.HasField("counts") else None,
+        interrupts=reasons and reasons[0],
+        errors=reasons and reasons[1],
     )
 
 
