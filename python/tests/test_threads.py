@@ -193,6 +193,8 @@ def test_are_filtered_limited_and_counted(threads, four, saver):
         after = times[1].astimezone(timezone(timedelta(hours=5)))
         assert listed(order=order, updated_after=after) == ["b", "c", "d"][::turn]
     assert listed(limit=0) == []
+    assert listed(examine_limit=0) == []
+    assert listed(examine_limit=2**40, status="completed") == ["a"]
     assert len(listed(limit=2**40, graph="")) == 4
     assert listed(graph="other") == []
     counted = threads.get(four + "a", counts=True).counts

@@ -1,7 +1,9 @@
 import { readdirSync, readFileSync } from "node:fs";
+import { stripVTControlCharacters } from "node:util";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { clean } from "../clean.js";
 import { complain, paint, print, printJson, printTable, shorten, startProgress } from "./print.js";
+import { cutTo, widthOf } from "./text_width.js";
 
 /** Each kind of character that is escaped, and its escape. */
 const escapes: [string, string][] = [
@@ -77,8 +79,34 @@ describe("on a terminal", () => {
     await printTable(columns, rows());
     const [first, heading, row] = written.stdout.split("\n");
     expect(first).toBe(`${escaped}\u001b[31m${escaped}\u001b[0m\\u001b[32mx`);
-    expect(heading).toBe(`\u001b[1mA\u001b[0m${" ".repeat(escaped.length + 1)}\u001b[1mB\u001b[0m`);
+    // Of more than 60 characters, so it moves its own row alone.
+    expect(heading).toBe("\u001b[1mA\u001b[0m  \u001b[1mB\u001b[0m");
     expect(row).toBe(`\u001b[31m${escaped}\u001b[0m  ${escaped}`);
+  });
+
+  it("cells stand below each other by the room they take, as escapes and in any script", async () => {
+    const written = captureTerminal();
+    const names = ["a", "\u001b[2J", "会话", "🎉", "e\u0301", "x".repeat(61)];
+    await printTable(
+      [{ heading: "NAME" }, { heading: "B" }],
+      (async function* () {
+        for (const name of names) yield [name, "b"];
+      })(),
+    );
+    const places = [
+      "NAME       B",
+      "a          b",
+      "\\u001b[2J  b",
+      "会话       b",
+      "🎉         b",
+      "e\u0301          b",
+      `${"x".repeat(61)}  b`,
+    ];
+    expect(stripVTControlCharacters(written.stdout).trimEnd().split("\n")).toEqual(places);
+    expect(cutTo(5, "会话东京")).toBe("会话…");
+    expect(cutTo(4, "会话东京")).toBe("会…");
+    expect(cutTo(0, "会话")).toBe("");
+    expect(widthOf("👩‍👩‍👧‍👦ｱ\u200d")).toBe(3);
   });
 
   it("JSON is the same value, in characters that do no harm", () => {

@@ -6,6 +6,7 @@
 import { createInterface } from "node:readline/promises";
 import { clean } from "../clean.js";
 import { UsageError } from "../settings/flags.js";
+import { widthOf } from "./text_width.js";
 
 export type Colour = "red" | "yellow" | "green" | "cyan" | "dim" | "bold";
 const codes: Record<Colour, number> = { red: 31, yellow: 33, green: 32, cyan: 36, dim: 2, bold: 1 };
@@ -47,9 +48,27 @@ export function printText(text: string): void {
   process.stdout.write(`${lines.map((line) => render([line])).join("\n")}\n`);
 }
 
-/** Empties the terminal for the next of several pictures; nothing where the answer is no terminal's. */
-export function clearScreen(): void {
-  if (process.stdout.isTTY) process.stdout.write("\u001b[H\u001b[2J");
+/** How much a terminal shows at once. */
+export interface TerminalSize {
+  columns: number;
+  rows: number;
+}
+
+/** The terminal's size. */
+export function terminalSize(): TerminalSize {
+  const { columns = 80, rows = 24 } = process.stdout;
+  return { columns, rows };
+}
+
+/** Draws lines from the terminal's upper left corner over what was there, which does not flicker. */
+export function drawLines(lines: readonly Line[]): void {
+  const text = lines.map((line) => `${render(line)}\u001b[K`).join("\r\n");
+  process.stdout.write(`\u001b[H${text}\u001b[J`);
+}
+
+/** Tells the terminal a sequence of ours, and what to do when it was written. */
+export function control(sequence: string, then?: () => void): void {
+  process.stdout.write(sequence, then);
 }
 
 /** Says something beside the answer, on standard error: what is piped on has the answer only. */
@@ -88,9 +107,12 @@ export interface Column {
   colour?: (text: string) => Colour | undefined;
 }
 
+/** Cells that are wider do not widen their column: of one long name all rows would be long. */
+const widestColumn = 60;
+
 /**
  * Prints rows as they come, so a long list is not held: the widths are those of the first rows,
- * and a later cell that is wider moves its row.
+ * and a later cell that is wider, or one of more than 60 characters, moves its row.
  */
 export async function printTable(
   columns: readonly Column[],
@@ -104,16 +126,17 @@ export async function printTable(
     const cells = columns.flatMap(({ colour }, i) => {
       const text = row[i] ?? "";
       const paintedIn = isHeading ? "bold" : colour?.(text);
-      const gap = Math.max(0, (widths?.[i] ?? 0) - clean(text).length) + 2;
+      const gap = Math.max(0, (widths?.[i] ?? 0) - widthOf(clean(text))) + 2;
       return [paintedIn ? paint(paintedIn, text) : text, " ".repeat(gap)];
     });
     print(...cells);
   };
   const begin = () => {
     const headings = columns.map(({ heading }) => heading);
-    widths = columns.map((_, i) =>
-      Math.max(...[headings, ...first].map((row) => clean(row[i] ?? "").length)),
-    );
+    widths = columns.map((_, i) => {
+      const all = [headings, ...first].map((row) => widthOf(clean(row[i] ?? "")));
+      return Math.max(...all.filter((width) => width <= widestColumn));
+    });
     printRow(headings, true);
     for (const row of first) printRow(row);
   };
@@ -147,9 +170,14 @@ export function toSize(bytes: number): string {
   return `${size.toFixed(1)} TiB`;
 }
 
-/** How long ago a time was, in its two largest units at most. */
-export function toAgo(time: Date): string {
-  const seconds = Math.max(0, Math.round((Date.now() - time.getTime()) / 1000));
+/** How long ago a time was, in its largest unit. */
+export const toAgo = (time: Date): string => toSpan(Date.now() - time.getTime());
+
+/** How long it is until a time, as 41s left. */
+export const toLeft = (time: Date): string => `${toSpan(time.getTime() - Date.now())} left`;
+
+function toSpan(ms: number): string {
+  const seconds = Math.max(0, Math.round(ms / 1000));
   if (seconds < 60) return `${seconds}s`;
   if (seconds < 3_600) return `${Math.floor(seconds / 60)}m`;
   if (seconds < 86_400) return `${Math.floor(seconds / 3_600)}h`;

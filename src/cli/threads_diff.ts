@@ -95,13 +95,14 @@ function printChange(
 ): void {
   print(paint("bold", channel));
   const [old, now] = [before && partsOfValue(before), after && partsOfValue(after)];
-  if (old?.isList && now?.isList) {
-    const [from, to] = [[...old.parts.values()], [...now.parts.values()]];
-    let same = 0;
-    while (same < from.length && same < to.length && isSameValue(from[same], to[same])) same++;
+  // A list that was not there before, or is gone, is told item by item too.
+  if ((old ?? now)?.isList && (now ?? old)?.isList) {
+    const [from, to] = [[...(old?.parts.values() ?? [])], [...(now?.parts.values() ?? [])]];
+    const isSet = /^list Set$/i.test((now ?? old)?.name ?? "");
+    const [removed, added, same] = isSet ? differenceOfSets(from, to) : differenceOfLists(from, to);
     if (same > 0) print(paint("dim", `    ${same} as before`));
-    for (const item of from.slice(same)) printSide("red", "-", toLine(item));
-    for (const item of to.slice(same)) printSide("green", "+", toLine(item));
+    for (const item of removed) printSide("red", "-", toLine(item));
+    for (const item of added) printSide("green", "+", toLine(item));
     return;
   }
   for (const { path, before: was, after: is } of changesOfValue(before, after)) {
@@ -109,6 +110,23 @@ function printChange(
     if (was) printSide("red", "-", [place, ...toLine(was)]);
     if (is) printSide("green", "+", [place, ...toLine(is)]);
   }
+}
+
+/** What went, what came, and how many are as they were. */
+type ListDifference = [removed: Decoded[], added: Decoded[], same: number];
+
+/** Lists grow at their end: what both begin with is as it was. */
+function differenceOfLists(from: Decoded[], to: Decoded[]): ListDifference {
+  let same = 0;
+  while (same < from.length && same < to.length && isSameValue(from[same], to[same])) same++;
+  return [from.slice(same), to.slice(same), same];
+}
+
+function differenceOfSets(from: Decoded[], to: Decoded[]): ListDifference {
+  const without = (items: Decoded[], others: Decoded[]) =>
+    items.filter((item) => !others.some((other) => isSameValue(item, other)));
+  const removed = without(from, to);
+  return [removed, without(to, from), from.length - removed.length];
 }
 
 const printSide = (colour: "red" | "green", sign: string, line: Line) =>

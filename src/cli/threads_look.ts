@@ -21,6 +21,7 @@ import {
   shorten,
   toAgo,
   toCount,
+  toLeft,
   toSize,
 } from "./print.js";
 import { reasonTexts, toReasonCell } from "./reason_text.js";
@@ -34,7 +35,7 @@ const shownReason = 400;
 /** Namespaces that `show` names. */
 const shownNamespaces = 20;
 
-const statusColours: Record<string, Colour> = {
+export const statusColours: Record<string, Colour> = {
   failed: "red",
   interrupted: "yellow",
   pending: "cyan",
@@ -106,7 +107,7 @@ export const toRow = (thread: Thread, counts: boolean): string[] => [
   ...(counts
     ? [String(thread.counts?.checkpoints ?? 0), toSize(thread.counts?.storedBytes ?? 0)]
     : []),
-  thread.claim ? `${thread.claim.owner} ` : "",
+  thread.claim ? `${thread.claim.owner}, ${toLeft(thread.claim.expiresAt)}` : "",
   thread.pendingNodes.join(" "),
   toReasonCell(thread, listedReason),
 ];

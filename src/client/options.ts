@@ -33,10 +33,10 @@ export function checkInteger(name: string, value: number, least: number): number
  * The limit of a list, undefined for all of it: without one, and above what the wire has room for,
  * which is more than any list has. Throws a TypeError unless it is a whole number from 0.
  */
-export function checkLimit(limit: number | null | undefined): number | undefined {
+export function checkLimit(limit: number | null | undefined, name = "limit"): number | undefined {
   if (limit === undefined || limit === null) return undefined;
   if (!Number.isInteger(limit) || limit < 0) {
-    throw new TypeError(`limit must be a whole number from 0, not ${numberless(limit)}`);
+    throw new TypeError(`${name} must be a whole number from 0, not ${numberless(limit)}`);
   }
   return limit < 2 ** 31 ? limit : undefined;
 }

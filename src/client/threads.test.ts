@@ -106,6 +106,11 @@ describe("threads with reasons", () => {
     const [task0] = (await graph().getState(config("why-asks"))).tasks;
     expect(asks?.interrupts?.[0]?.id).toBe(task0?.interrupts[0]?.id);
     expect(asks?.interrupts?.[0]?.taskId).toBe(task0?.id);
+    const examined = { status: "completed", examineLimit: 1 } as const;
+    expect(await collect(saver.threads.list(examined))).toEqual([]);
+    expect(await collect(saver.threads.list({ ...examined, examineLimit: 3 }))).toHaveLength(1);
+    const wrong = { examineLimit: -1 };
+    await expect(collect(saver.threads.list(wrong))).rejects.toThrow("examineLimit must be");
     expect(await saver.threads.get("why-asks")).toMatchObject({
       interrupts: undefined,
       errors: undefined,

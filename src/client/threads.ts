@@ -114,6 +114,11 @@ export interface ListThreadsOptions extends ThreadFilter, GetThreadOptions {
   /** The latest first (the default), or by thread id, byte by byte. */
   order?: "newest" | "id";
   limit?: number;
+  /**
+   * Look at so many threads at the most, the first of the order, for who asks again and again which of
+   * the latest match.
+   */
+  examineLimit?: number;
 }
 
 /** Options of {@link Threads.claim}. Durations in milliseconds. */
@@ -224,12 +229,14 @@ export class Threads {
       throw new TypeError(`order must be one of ${Object.keys(orders).join(", ")}, not ${order}`);
     }
     const limit = checkLimit(options.limit);
+    const examineLimit = checkLimit(options.examineLimit, "examineLimit");
     const request: MessageInitShape<typeof ListThreadsRequestSchema> = {
       filter: toFilter(options),
       order: orders[order],
       withCounts: checkFlag("counts", options.counts),
       withReasons: checkFlag("withReasons", options.withReasons),
       ...(limit === undefined ? {} : { limit }),
+      ...(examineLimit === undefined ? {} : { examineLimit }),
     };
     if (request.limit === 0) return;
     const stream = this.#calls.stream(
@@ -450,6 +457,7 @@ const listOptions: Record<keyof ListThreadsOptions, true> = {
   ...getOptions,
   order: true,
   limit: true,
+  examineLimit: true,
 };
 
 const claimOptions: Record<keyof ClaimOptions, true> = {

@@ -31,10 +31,15 @@ _ORDERS = {
 
 
 def list_request(
-    order: str, limit: int | None, counts: bool, with_reasons: bool, filter: ThreadFilter
+    order: str,
+    limit: int | None,
+    counts: bool,
+    with_reasons: bool,
+    examine_limit: int | None,
+    filter: ThreadFilter,
 ) -> ListThreadsRequest:
     """What lists threads."""
-    names = ("order", "limit", "counts", "with_reasons")
+    names = ("order", "limit", "counts", "with_reasons", "examine_limit")
     check_known("threads.list", filter, names, FILTER_NAMES)
     if order not in _ORDERS:
         raise ValueError(f"order must be one of {', '.join(_ORDERS)}, not {order!r}")
@@ -46,6 +51,8 @@ def list_request(
     # Above what the wire has room for is more than any list has.
     if limit is not None and check_integer("limit", limit) < 2**31:
         request.limit = limit
+    if examine_limit is not None and check_integer("examine_limit", examine_limit) < 2**31:
+        request.examine_limit = examine_limit
     to_filter(request.filter, filter)
     return request
 

@@ -156,6 +156,7 @@ class Threads:
         limit: int | None = None,
         counts: bool = False,
         with_reasons: bool = False,
+        examine_limit: int | None = None,
         **filter: Unpack[ThreadFilter],
     ) -> Iterator[Thread]:
         """The threads that match, each once, read as they are asked for.
@@ -166,9 +167,12 @@ class Threads:
             counts: Count what is stored of each, which reads the size of every row.
             with_reasons: Tell why each does not go on: `interrupts` and `errors`, the first 20 of
                 both. A saver with `encryption` reads the checkpoint for it.
+            examine_limit: Look at so many threads at the most, the first of the order, for who asks
+                again and again which of the latest match.
             **filter: Which threads.
         """
-        return self._list(list_request(order, limit, counts, with_reasons, filter))
+        request = list_request(order, limit, counts, with_reasons, examine_limit, filter)
+        return self._list(request)
 
     def alist(
         self,
@@ -177,10 +181,12 @@ class Threads:
         limit: int | None = None,
         counts: bool = False,
         with_reasons: bool = False,
+        examine_limit: int | None = None,
         **filter: Unpack[ThreadFilter],
     ) -> AsyncIterator[Thread]:
         """As `list`."""
-        return self._alist(list_request(order, limit, counts, with_reasons, filter))
+        request = list_request(order, limit, counts, with_reasons, examine_limit, filter)
+        return self._alist(request)
 
     def _list(self, request: ListThreadsRequest) -> Iterator[Thread]:
         if not wants_more(request):
