@@ -2,6 +2,7 @@
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import { interrupt, MessagesAnnotation, START, StateGraph } from "@langchain/langgraph";
 import type { BrowserContext, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { ConnectSaver } from "../index.js";
@@ -152,31 +153,103 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     await act(page, "Code");
     const code = page.locator("pre.code");
     expect(await code.innerText()).toContain(
-      `grpcurl -plaintext -d '{"thread_id":"${ids.values}","checkpoint_id":"${id}"}'`,
+      `grpcurl -plaintext -d '{"thread_id": "${ids.values}", "checkpoint_id": "${id}"}'`,
     );
     await page.getByRole("button", { name: "TypeScript" }).click();
     expect(await code.innerText()).toContain(
       `configurable: {"thread_id": "${ids.values}", "checkpoint_ns": "", "checkpoint_id": "${id}"}`,
     );
+    expect(await code.innerText()).toContain("graph.invoke(null, config)");
     await inDialog(page, "Copy");
     await page.getByText("Copied.").waitFor();
     expect(await page.evaluate("navigator.clipboard.readText()")).toBe(await code.innerText());
+    await inDialog(page, "Fork");
+    expect(await page.getByText("Copied.").count()).toBe(0);
+    expect(await code.innerText()).toContain("graph.updateState(config, ");
     await page.getByRole("button", { name: "Python" }).click();
-    expect(await code.innerText()).toContain("graph.invoke(None, config)");
+    expect(await code.innerText()).toContain("graph.update_state(config, {})");
+    // Nothing waits for an answer there.
+    expect(await page.getByRole("dialog").getByRole("button", { name: "Answer" }).count()).toBe(0);
     await page.keyboard.press("Escape");
     await page.getByRole("dialog").waitFor({ state: "detached" });
   });
 
+  it("gives each question's answer by its id, and of a subgraph only what reads it", async () => {
+    const both = new StateGraph(MessagesAnnotation)
+      .addNode("left", () => ({ messages: [interrupt("left?") as string] }))
+      .addNode("right", () => ({ messages: [interrupt("right?") as string] }))
+      .addEdge(START, "left")
+      .addEdge(START, "right")
+      .compile({ checkpointer: saver });
+    await both.invoke({ messages: [] }, { configurable: { thread_id: "two questions" } });
+    const asked = await saver.threads.get("two questions", { withReasons: true });
+    const [first, second] = asked?.interrupts?.map(({ id }) => id) ?? [];
+    const page = await open(of("two questions"));
+    await act(page, "Code");
+    await inDialog(page, "Python");
+    expect(await page.locator("pre.code").innerText()).toContain(
+      `Command(resume={"${first}": "yes", "${second}": "yes"})`,
+    );
+    await page.goto(`${edge.server.url}/${of(ids.nested)}`);
+    await page.getByLabel("Graph").selectOption({ index: 1 });
+    await act(page, "Code");
+    await inDialog(page, "TypeScript");
+    await page.getByRole("dialog").getByText("choose one of its checkpoints").waitFor();
+    expect(await page.locator("pre.code").innerText()).toContain("graph.getState(config)");
+    expect(await page.locator("pre.code").innerText()).toContain('"checkpoint_ns": "reader');
+  });
+
   it("offers nothing that changes anything where it is read-only", async () => {
     const server = await startTestServer(edge.database.url, { ui: "read-only" });
+    await saver.threads.copy(ids.question, "only looked at");
+    await saver.threads.claim({
+      owner: "worker-9",
+      threadId: "only looked at",
+      status: "interrupted",
+    });
+    const called = new Set<string>();
     try {
-      const page = await open(of(ids.chat), server.url);
-      await page.locator(".acts button").first().waitFor();
-      expect(await page.locator(".acts button").allInnerTexts()).toEqual(["Code", "Export"]);
-      await page.getByText("read-only").waitFor();
-      await page.getByRole("link", { name: "Threads" }).click();
+      const page = await open("", server.url);
+      page.on("request", (request) => {
+        const method = /\/checkpointd\.v1\.\w+\/(\w+)$/.exec(request.url())?.[1];
+        if (method) called.add(method);
+      });
+      const named = () =>
+        page.getByRole("button", {
+          name: /\b(copy|import|prune|delete|remove|release|end|answer|run|fork)\b/i,
+        });
       await page.locator(".row").first().waitFor();
-      expect(await page.getByRole("button", { name: "Import" }).count()).toBe(0);
+      expect(await page.getByText("read-only").count()).toBe(1);
+      expect(await named().count()).toBe(0);
+      expect(await page.locator("input[type=file], dialog").count()).toBe(0);
+      // No address opens what is not offered.
+      for (const more of ["&act=delete", "&delete", "#delete", "&tab=delete#release"]) {
+        await page.goto(`${server.url}/${of("only looked at", more)}`);
+        await page.getByText("held by worker-9").waitFor();
+        await page.locator(".acts button").first().waitFor();
+        expect(await page.locator(".acts button").allInnerTexts()).toEqual(["Code", "Export"]);
+        expect(await named().count()).toBe(0);
+        expect(await page.locator("dialog").count()).toBe(0);
+      }
+      // Nor does a key, wherever the focus is.
+      for (const key of ["Tab", "Delete", "d", "c", "i", "p", "x", "Backspace", "Tab", "Delete"]) {
+        await page.keyboard.press(key);
+      }
+      expect(await page.locator("dialog").count()).toBe(0);
+      await act(page, "Code");
+      for (const language of ["grpcurl", "TypeScript", "Python"]) {
+        await inDialog(page, language);
+        const code = await page.locator("pre.code").innerText();
+        expect(code).not.toMatch(/invoke|update|Command|Put|Delete/);
+        expect(code).toMatch(/GetTuple|get_?state/i);
+      }
+      const offered = await page.getByRole("dialog").getByRole("button").allInnerTexts();
+      expect(offered).toEqual(["grpcurl", "TypeScript", "Python", "Close", "Copy"]);
+      expect([...called].filter((name) => !/^(Get|List)/.test(name))).toEqual([]);
+      expect(await saver.threads.get("only looked at")).toMatchObject({
+        status: "interrupted",
+        claim: { owner: "worker-9" },
+      });
     } finally {
       await context?.close();
       await server.drain();

@@ -1,4 +1,5 @@
 /** The service that gave this page, by the same calls that any client makes. */
+import { MethodOptions_IdempotencyLevel } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError, createClient, type Interceptor } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-web";
 import { CheckpointService, errorDetail, ThreadService } from "checkpointd/client";
@@ -23,18 +24,26 @@ const withKey: Interceptor = (next) => (request) => {
   return next(request);
 };
 
+/** Whether the page was served to look only: it offers nothing that changes a thread then. */
+export const isReadOnly =
+  document.querySelector<HTMLMetaElement>("meta[name=checkpointd]")?.content === "read-only";
+
+/** What is not offered is not called either, should the page have a mistake. */
+const onlyReads: Interceptor = (next) => (request) => {
+  if (isReadOnly && request.method.idempotency !== MethodOptions_IdempotencyLevel.NO_SIDE_EFFECTS) {
+    throw new ConnectError("the page is read-only", Code.PermissionDenied);
+  }
+  return next(request);
+};
+
 const transport = createConnectTransport({
   baseUrl,
   useBinaryFormat: true,
-  interceptors: [withKey],
+  interceptors: [withKey, onlyReads],
 });
 
 export const checkpoints = createClient(CheckpointService, transport);
 export const threads = createClient(ThreadService, transport);
-
-/** Whether the page was served to look only: it offers nothing that changes a thread then. */
-export const isReadOnly =
-  document.querySelector<HTMLMetaElement>("meta[name=checkpointd]")?.content === "read-only";
 
 /** Why a call failed, for a person. */
 export interface Failure {

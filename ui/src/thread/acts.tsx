@@ -4,9 +4,11 @@ import { useState } from "preact/hooks";
 import { Confirm, Dialog, Problem, useRun } from "../dialog.js";
 import { go, type Place } from "../place.js";
 import { checkpoints, isReadOnly, threads } from "../service.js";
-import { toCount } from "../words.js";
+import { interruptIdsOf } from "../values/reasons.js";
+import { toCount, toRecord } from "../words.js";
 import { Code } from "./code.js";
 import { Prune } from "./prune.js";
+import type { Start } from "./snippets.js";
 import { exportThread } from "./transfer.js";
 
 type Act = "code" | "export" | "copy" | "prune" | "release" | "delete";
@@ -43,16 +45,7 @@ export function Acts(props: Props) {
           {label}
         </button>
       ))}
-      {act === "code" && (
-        <Code
-          name={{
-            threadId,
-            ns: place.ns ?? "",
-            checkpointId: place.checkpoint ?? (place.ns ? "" : thread.checkpointId),
-          }}
-          onClose={onClose}
-        />
-      )}
+      {act === "code" && <Code start={startOf(thread, place)} onClose={onClose} />}
       {act === "export" && <Export threadId={threadId} onClose={onClose} />}
       {act === "copy" && <Copy threadId={threadId} onClose={onClose} />}
       {act === "prune" && <Prune threadId={threadId} onClose={onClose} onDone={onDone} />}
@@ -90,6 +83,21 @@ export function Acts(props: Props) {
       )}
     </div>
   );
+}
+
+/** The checkpoint that is shown. */
+function startOf(thread: Thread, { ns = "", checkpoint = "" }: Place): Start {
+  const checkpointId = checkpoint || (ns === "" ? thread.checkpointId : "");
+  const isLatest = ns === "" && checkpointId === thread.checkpointId;
+  const graph = toRecord(thread.metadataJson).checkpointd_graph;
+  return {
+    threadId: thread.threadId,
+    ns,
+    checkpointId,
+    isLatest,
+    graph: typeof graph === "string" ? graph : undefined,
+    interruptIds: isLatest ? interruptIdsOf(thread.reasons) : [],
+  };
 }
 
 function Copy({ threadId, onClose }: { threadId: string; onClose: () => void }) {

@@ -1,37 +1,50 @@
 /** Code that reads a checkpoint, or goes on from it. */
 import { useState } from "preact/hooks";
 import { Dialog } from "../dialog.js";
-import { type CheckpointName, snippets } from "./snippets.js";
+import { isReadOnly } from "../service.js";
+import { type Purpose, purposes, type Start, snippets } from "./snippets.js";
 
-export function Code(props: { name: CheckpointName; onClose: () => void }) {
+export function Code({ start, onClose }: { start: Start; onClose: () => void }) {
   const [chosen, setChosen] = useState(0);
-  const [isCopied, setCopied] = useState(false);
+  const asks = start.interruptIds.length > 0;
+  const [wanted, setWanted] = useState<Purpose>(asks ? "answer" : "resume");
+  const [copied, setCopied] = useState<string>();
   const snippet = snippets[chosen] ?? snippets[0];
   if (!snippet) return null;
-  const text = snippet.toText(props.name);
+  // Of a subgraph only the root's graph can be run on.
+  const offered = (Object.keys(purposes) as Purpose[]).filter(
+    (each) =>
+      each === "look" ||
+      (snippet.hasGraph && !isReadOnly && start.ns === "" && (each !== "answer" || asks)),
+  );
+  const purpose = offered.includes(wanted) ? wanted : "look";
+  const text = snippet.toText(start, purpose);
   return (
-    <Dialog title="From exactly here" onClose={props.onClose}>
-      <fieldset class="choices">
-        <legend class="dim">Language</legend>
-        {snippets.map(({ label }, i) => (
-          <button
-            type="button"
-            key={label}
-            class="chip"
-            aria-pressed={i === chosen}
-            onClick={() => {
-              setChosen(i);
-              setCopied(false);
-            }}
-          >
-            {label}
-          </button>
-        ))}
-      </fieldset>
+    <Dialog title="From exactly here" onClose={onClose}>
+      <Choice
+        legend="Language"
+        labels={snippets.map(({ label }) => label)}
+        chosen={chosen}
+        onChoose={setChosen}
+      />
+      {offered.length > 1 && (
+        <Choice
+          legend="To"
+          labels={offered.map((each) => purposes[each])}
+          chosen={offered.indexOf(purpose)}
+          onChoose={(i) => setWanted(offered[i] ?? "look")}
+        />
+      )}
       <pre class="code">{text}</pre>
+      {start.ns !== "" && !isReadOnly && (
+        <p class="dim">What goes on is a run of the root graph: choose one of its checkpoints.</p>
+      )}
+      {purpose === "resume" && !start.isLatest && (
+        <p class="dim">All tasks that follow this step are run again, on a branch of their own.</p>
+      )}
       <div class="buttons">
-        <span role="status">{isCopied && "Copied."}</span>
-        <button type="button" onClick={props.onClose}>
+        <span role="status">{copied === text && "Copied."}</span>
+        <button type="button" onClick={onClose}>
           Close
         </button>
         {isSecureContext && (
@@ -40,7 +53,7 @@ export function Code(props: { name: CheckpointName; onClose: () => void }) {
             class="main"
             onClick={async () => {
               await navigator.clipboard.writeText(text);
-              setCopied(true);
+              setCopied(text);
             }}
           >
             Copy
@@ -48,5 +61,29 @@ export function Code(props: { name: CheckpointName; onClose: () => void }) {
         )}
       </div>
     </Dialog>
+  );
+}
+
+function Choice(props: {
+  legend: string;
+  labels: string[];
+  chosen: number;
+  onChoose: (i: number) => void;
+}) {
+  return (
+    <fieldset class="choices">
+      <legend class="dim">{props.legend}</legend>
+      {props.labels.map((label, i) => (
+        <button
+          type="button"
+          key={label}
+          class="chip"
+          aria-pressed={i === props.chosen}
+          onClick={() => props.onChoose(i)}
+        >
+          {label}
+        </button>
+      ))}
+    </fieldset>
   );
 }

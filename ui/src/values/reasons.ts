@@ -1,5 +1,5 @@
 /** Why a thread does not go on: the questions and errors that its tasks left. */
-import { type Decoded, decodeValue, type PendingWrite } from "checkpointd/client";
+import { type Decoded, decodeValue, type Json, type PendingWrite } from "checkpointd/client";
 import { toText } from "./text.js";
 
 export interface Reason {
@@ -40,6 +40,25 @@ export function questionsOf(value: Decoded): Decoded[] {
   }
   return [value];
 }
+
+/** The ids that answers to the interrupts among them are given under; empty of one without. */
+export function interruptIdsOf(writes: readonly PendingWrite[]): string[] {
+  return writes
+    .filter(({ channel }) => channel === "__interrupt__")
+    .flatMap(({ value }) => {
+      const decoded = decodeValue(value);
+      if (decoded.kind === "json") return [decoded.value].flat().map(fieldsOfJson);
+      const items = decoded.kind === "list" ? decoded.items : [decoded];
+      return items.map((item) => (item.kind === "object" ? Object.fromEntries(item.fields) : {}));
+    })
+    .map(({ id }) => {
+      const plain = typeof id === "object" && id !== null && "value" in id ? id.value : id;
+      return typeof plain === "string" ? plain : "";
+    });
+}
+
+const fieldsOfJson = (value: Json): Record<string, unknown> =>
+  typeof value === "object" && value !== null && !Array.isArray(value) ? value : {};
 
 /** What is asked: of an object what it calls so, the rest of it stands among the tasks. */
 function questionText(value: Decoded): string {
