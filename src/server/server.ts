@@ -221,6 +221,7 @@ export async function startServer(
 
   const giveUp = async () => {
     readiness.stop();
+    tenants?.stop();
     authenticator?.stop();
     metrics?.stop();
     await db.close(0);
@@ -290,6 +291,7 @@ export async function startServer(
   const drain = async () => {
     log.info({ connections: listener.connections() }, "draining");
     readiness.stop();
+    tenants?.stop();
     health.close();
     sample?.stop();
     rpc.sayGoodbye();
