@@ -267,6 +267,7 @@ export async function startServer(
       listed,
       retention: options.retention.length > 0 ? tally : undefined,
       sample,
+      spans: traces?.tally,
     }) ?? {};
   page = keepPage(() => primary?.page() ?? toText(measured()), limits.metricsPageMs);
   let ofMetrics: MetricsListener | undefined;
