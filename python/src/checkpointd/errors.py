@@ -33,8 +33,8 @@ _CODES = (
     "unauthenticated",
 )
 
-# What the service says only before it begins a call (ErrorDetail has the promise). What it says of its
-# database or its queue may come of a later statement of a call that has stored something, and
+# What the service says only before it begins a call (ErrorDetail has the promise). What it says of
+# its database or its queue may come of a later statement of a call that has stored something, and
 # DRAINING and OVERLOADED of one that ran.
 _SAID_BEFORE = frozenset(("SCHEMA_NEW", "NOT_READY", "LIMIT_REACHED"))
 
