@@ -1,9 +1,11 @@
 /** The demo against a service that runs, as two people's commands: `npm start` and `npm run demo`. */
-import { mkdtemp, rm } from "node:fs/promises";
+import { execFile } from "node:child_process";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { ConnectSaver } from "../../src/index.js";
 import { makeTokenFile } from "../../src/server/token_file.js";
@@ -134,6 +136,18 @@ describe("in a service that runs", () => {
       }
     },
   );
+
+  it("goes on when its question is answered as examples/README.md says", async () => {
+    const readme = await readFile("examples/README.md", "utf8");
+    const [, code = ""] = /--input-type=module -e '\n(.*?)'\n/s.exec(readme) ?? [];
+    const here = code.replace("http://127.0.0.1:8080", service.url);
+    expect(here).toContain(service.url);
+    await promisify(execFile)(process.execPath, ["--input-type=module", "-e", here]);
+    expect(await saver.threads.get("demo/support/ada-lovelace")).toMatchObject({
+      status: "completed",
+      graph: "support",
+    });
+  });
 
   it("goes away by the command that the demo prints, and nothing else does", async () => {
     const command = lines.find((line) => line.includes(" threads prune ")) ?? "";

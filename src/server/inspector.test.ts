@@ -38,6 +38,24 @@ function ask(
   });
 }
 
+/** Asks for a path as it is written, which a URL would not keep. */
+function askRaw(url: string, path: string): Promise<Answer> {
+  const { hostname: host, port } = new URL(url);
+  return new Promise((resolve, reject) => {
+    const asking = overHttp1({ host, port, path }, (response) => {
+      response.resume().on("end", () =>
+        resolve({
+          status: response.statusCode ?? 0,
+          headers: response.headers as Record<string, string>,
+          body: Buffer.alloc(0),
+        }),
+      );
+    });
+    asking.on("error", reject);
+    asking.end();
+  });
+}
+
 function askHttp2(url: string, path: string): Promise<Answer> {
   return new Promise((resolve, reject) => {
     const session = connect(url);
@@ -125,6 +143,84 @@ describe("the page", () => {
     expect(sizes.reduce((sum, size) => sum + size)).toBeLessThan(150_000);
   });
 
+  it("is zipped only for who takes that", async () => {
+    for (const [accepted, encoding] of [
+      ["gzip", "gzip"],
+      ["br;q=1.0, GZIP;q=0.5", "gzip"],
+      ["*", "gzip"],
+      ["gzip;q=0", undefined],
+      ["br, gzip; q=0.000, *", undefined],
+      ["gzipped", undefined],
+      ["identity", undefined],
+      ["", undefined],
+    ] as const) {
+      for (const path of ["/", `/ui/${built[0]}`]) {
+        const { headers } = await ask(edge.server.url, path, { "accept-encoding": accepted });
+        expect(headers["content-encoding"], `${path} ${accepted}`).toBe(encoding);
+      }
+    }
+  });
+
+  it("is not changed for who has it, in either form, whatever else is asked for", async () => {
+    for (const path of ["/", ...built.map((name) => `/ui/${name}`)]) {
+      for (const accepted of [{}, { "accept-encoding": "gzip" }]) {
+        const { headers } = await ask(edge.server.url, path, accepted);
+        const { etag = "" } = headers;
+        for (const known of [etag, `W/${etag}`, `"other", ${etag}`]) {
+          for (const method of ["GET", "HEAD"]) {
+            const asked = { ...accepted, "if-none-match": known };
+            const again = await ask(edge.server.url, path, asked, method);
+            expect(again, `${path} ${known}`).toMatchObject({ status: 304, body: Buffer.alloc(0) });
+            for (const name of ["cache-control", "etag", "vary", "content-security-policy"]) {
+              expect(again.headers[name], name).toBe(headers[name]);
+            }
+          }
+        }
+        const other = { ...accepted, "if-none-match": '"other"' };
+        expect((await ask(edge.server.url, path, other)).status).toBe(200);
+      }
+    }
+  });
+
+  it("has no other files, however they are spelled", async () => {
+    const asset = `ui/${built[0]}`;
+    for (const path of [
+      "/ui/../package.json",
+      "/../package.json",
+      "/ui/..%2f..%2fpackage.json",
+      "/ui/%2e%2e/%2e%2e/package.json",
+      "/ui/..\\..\\package.json",
+      "//package.json",
+      "/ui//",
+      `//${asset}`,
+      `/./${asset}`,
+      `/x/../${asset}`,
+      `/${asset}/`,
+      `/${asset}%00`,
+      `/${asset}.map`,
+      "/ui",
+      "/constructor",
+      "/__proto__",
+    ]) {
+      const answer = await askRaw(edge.server.url, path);
+      expect(answer.status, path).toBe(404);
+      expect(answer.headers["content-type"], path).toMatch(/^text\/plain/);
+      expect(answer.headers["cache-control"], path).toBe("no-store");
+    }
+  });
+
+  it.each(["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"])(
+    "takes nothing by %s",
+    async (method) => {
+      for (const path of ["/", `/ui/${built[0]}`]) {
+        const answer = await ask(edge.server.url, path, {}, method);
+        expect(answer).toMatchObject({ status: 405, headers: { allow: "GET, HEAD" } });
+        expect(answer.headers["content-security-policy"]).toContain("default-src 'none'");
+        expect(answer.headers["cache-control"]).toBe("no-store");
+      }
+    },
+  );
+
   it("has nothing else, and takes nothing", async () => {
     for (const path of ["/ui/", "/ui/../package.json", "/index.html", "/ui/%2e%2e/x", "/x"]) {
       expect((await ask(edge.server.url, path)).status, path).toBe(404);
@@ -133,9 +229,39 @@ describe("the page", () => {
     expect(posted).toMatchObject({ status: 405, headers: { allow: "GET, HEAD" } });
   });
 
-  it("is refused where the host or the origin is", async () => {
-    expect((await ask(edge.server.url, "/", { host: "evil.example" })).status).toBe(403);
-    expect((await ask(edge.server.url, "/", { origin: "https://evil.example" })).status).toBe(403);
+  it("is refused where the host or the origin is, each of its files", async () => {
+    for (const path of ["/", ...built.map((name) => `/ui/${name}`)]) {
+      for (const headers of [
+        { host: "evil.example" },
+        { host: "127.0.0.1.evil.example" },
+        { origin: "https://evil.example" },
+        { origin: "null" },
+        { origin: edge.server.url.replace(/:\d+$/, ":1") },
+      ]) {
+        const answer = await ask(edge.server.url, path, headers);
+        expect(answer.status, `${path} ${JSON.stringify(headers)}`).toBe(403);
+        expect(answer.body.toString()).not.toContain("<");
+      }
+      for (const headers of [{ host: "localhost:8080" }, { origin: edge.server.url }]) {
+        expect((await ask(edge.server.url, path, headers)).status).toBe(200);
+      }
+    }
+  });
+
+  it("is kept apart by origin where pages of others may call", async () => {
+    const corsOrigins = ["https://app.example"];
+    const server = await startUnreadyServer(edge.database.url, { corsOrigins });
+    try {
+      const answer = await ask(server.url, "/", { origin: "https://app.example" });
+      expect(answer.headers).toMatchObject({
+        vary: "Origin, accept-encoding",
+        "cross-origin-resource-policy": "same-origin",
+        "x-frame-options": "DENY",
+      });
+      expect((await ask(server.url, "/")).headers.vary).toBe("Origin, accept-encoding");
+    } finally {
+      await server.drain();
+    }
   });
 });
 
@@ -147,6 +273,21 @@ it("is served on loopback and where the server asks who calls, unless told other
   expect(isServed("on", "0.0.0.0", false)).toBe(true);
   expect(isServed("read-only", "0.0.0.0", false)).toBe(true);
   expect(isServed("off", "127.0.0.1", true)).toBe(false);
+});
+
+it("is not there by itself where whoever finds the port may call", async () => {
+  const nowhere = "postgres://nobody@127.0.0.1:1/none";
+  for (const [ui, status] of [
+    ["auto", 404],
+    ["on", 200],
+  ] as const) {
+    const open = await startUnreadyServer(nowhere, { host: "0.0.0.0", ui });
+    const url = `http://127.0.0.1:${open.port}`;
+    for (const path of ["/", `/ui/${built[0]}`]) {
+      expect((await ask(url, path)).status, `${ui} ${path}`).toBe(status);
+    }
+    await open.drain();
+  }
 });
 
 it("says that it is read-only, or is not there", async () => {

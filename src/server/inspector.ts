@@ -116,6 +116,18 @@ async function toFile(read: Buffer, type: string, mode: UiMode): Promise<PageFil
   };
 }
 
+/** Whether a client names gzip, or all, and not to refuse it (`gzip;q=0`). */
+function takesGzip(accepted: string): boolean {
+  const named = new Map(
+    accepted.split(",").map((each) => {
+      const [name = "", ...parameters] = each.toLowerCase().split(";");
+      const isRefused = parameters.some((it) => /^\s*q\s*=\s*0(\.0*)?\s*$/.test(it));
+      return [name.trim(), !isRefused] as const;
+    }),
+  );
+  return named.get("gzip") ?? named.get("*") ?? false;
+}
+
 function answer(file: PageFile, request: NodeRequest, response: NodeResponse): void {
   if (request.method !== "GET" && request.method !== "HEAD") {
     const type = "text/plain; charset=utf-8";
@@ -123,14 +135,15 @@ function answer(file: PageFile, request: NodeRequest, response: NodeResponse): v
     response.end("method not allowed\n");
     return;
   }
-  const isZipped = /\bgzip\b/.test(String(request.headers["accept-encoding"] ?? ""));
+  const isZipped = takesGzip(String(request.headers["accept-encoding"] ?? ""));
   // Of the two forms each has its own, as a cache between must not mix them.
   const etag = isZipped ? file.etag.replace(/"$/, '-gzip"') : file.etag;
   const told = {
     ...headers,
     "cache-control": file.cacheControl,
     etag,
-    vary: "accept-encoding",
+    // To pages of allowed origins it is told beside CORS headers.
+    vary: [response.getHeader("vary"), "accept-encoding"].filter(Boolean).join(", "),
   };
   const known = String(request.headers["if-none-match"] ?? "").split(/\s*,\s*/);
   if (known.some((each) => each.replace(/^W\//, "") === etag)) {

@@ -286,6 +286,59 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     }
   });
 
+  it("asks again in the middle of it, and keeps the place, when the key is another one", async () => {
+    const keys = [];
+    for (const name of ["first", "second"]) {
+      const tokenFile = path.join(folder, `key-${name}`);
+      makeTokenFile(tokenFile);
+      keys.push({ tokenFile, key: (await readFile(tokenFile, "utf8")).trim() });
+    }
+    const [first, second] = keys as [(typeof keys)[0], (typeof keys)[0]];
+    let server = await startTestServer(edge.database.url, { tokenFile: first.tokenFile });
+    try {
+      const checkpoint = (await historyOf(ids.values))[1]?.checkpoint.id as string;
+      const page = await open(of(ids.values, `&checkpoint=${checkpoint}&tab=changes`), server.url);
+      const asked: string[] = [];
+      page.on("request", (request) => asked.push(request.url()));
+      const field = page.getByLabel("API key or token");
+      await field.fill(first.key);
+      await page.getByRole("button", { name: "Open" }).click();
+      const changes = page.locator(".changes");
+      await changes.waitFor();
+      const shown = await changes.innerText();
+      const address = page.url();
+      const { port } = server;
+      await server.drain();
+      server = await startTestServer(edge.database.url, { tokenFile: second.tokenFile, port });
+      await field.waitFor();
+      // Nothing of the thread is left for who comes by, nor the key that is none any more.
+      expect(await changes.count()).toBe(0);
+      expect(await page.locator("main").innerText()).not.toContain(ids.values);
+      expect(await page.evaluate("sessionStorage.length")).toBe(0);
+      expect(page.url()).toBe(address);
+      await field.fill(second.key);
+      await page.getByRole("button", { name: "Open" }).click();
+      await changes.waitFor();
+      expect(await changes.innerText()).toBe(shown);
+      expect(page.url()).toBe(address);
+      for (const { key } of keys) {
+        expect(asked.filter((url) => url.includes(key))).toEqual([]);
+        expect(await page.content()).not.toContain(key);
+      }
+      // Code names the key's place and never holds it.
+      await act(page, "Code");
+      for (const language of ["grpcurl", "TypeScript", "Python"]) {
+        await inDialog(page, language);
+        const code = await page.locator("pre.code").innerText();
+        expect(code).toContain("CHECKPOINTD_TOKEN");
+        expect(code).not.toContain(second.key);
+      }
+    } finally {
+      await context?.close();
+      await server.drain();
+    }
+  });
+
   it("lists and reads what a key may read, and says what it may not do", async () => {
     const grants = [{ operations: ["read"], threads: ["support/*"] }];
     const auth = createAuthFile({}, { reader: { grants } });
