@@ -10,6 +10,7 @@ import { ConnectSaver } from "../client/saver.js";
 import type { Server } from "../server/server.js";
 import { makeTokenFile } from "../server/token_file.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
+import { type Relay, startRelay } from "../testing/relay.js";
 import { runCommand, spawnCommand } from "../testing/serve_process.js";
 import { noTerminal, startTerminal, type Terminal } from "../testing/terminal.js";
 import { startTestServer } from "../testing/test_server.js";
@@ -17,6 +18,7 @@ import { widthOf } from "./text_width.js";
 
 let database: TestDatabase;
 let server: Server;
+let relay: Relay;
 let saver: ConnectSaver;
 
 const State = Annotation.Root({
@@ -37,7 +39,9 @@ const build = () =>
 beforeAll(async () => {
   database = await createDatabase();
   server = await startTestServer(database.url);
-  saver = ConnectSaver.fromUrl(server.url);
+  // A port that a server has left may be another's before the next listens.
+  relay = await startRelay(() => server.port);
+  saver = ConnectSaver.fromUrl(relay.url);
   const settings = { tries: 1, deep: { kept: 1, changed: "a" } };
   await build().invoke({ messages: [new HumanMessage("Hi")], settings }, configOf("first"));
   await saver.threads.copy("first", "second");
@@ -45,6 +49,7 @@ beforeAll(async () => {
 });
 afterAll(async () => {
   await saver?.end();
+  relay?.close();
   await server?.drain();
   await database?.drop();
 });
@@ -127,7 +132,7 @@ it.each([
 it("watch tells threads when they are new and when they change, and survives its server", async () => {
   const watch = spawnCommand(
     ["threads", "watch", "--json", "--interval", "50ms", "--prefix", "watched"],
-    { CHECKPOINTD_URL: server.url },
+    { CHECKPOINTD_URL: relay.url },
   );
   const lines = () =>
     watch
@@ -139,10 +144,9 @@ it("watch tells threads when they are new and when they change, and survives its
   try {
     await build().invoke({ messages: [new HumanMessage("Hi")] }, configOf("watched"));
     await expect.poll(() => lines().at(-1)?.step).toBe(1);
-    const { port } = server;
     await server.drain();
     await expect.poll(() => watch.output().stderr).toContain("The server does not answer");
-    server = await startTestServer(database.url, { port });
+    server = await startTestServer(database.url);
     await expect.poll(() => watch.output().stderr).toContain("The server is back.");
     const before = lines().length;
     await build().updateState(configOf("watched"), { note: "x" });
@@ -221,20 +225,19 @@ describe.skipIf(noTerminal)(`watch on a terminal${noTerminal ? ` (${noTerminal})
   });
 
   it("draws anew when it is resized, and goes on without its server", async () => {
-    const terminal = watch(80, 24, ["--prefix", "seen/"]);
+    const terminal = watch(80, 24, ["--prefix", "seen/"], { CHECKPOINTD_URL: relay.url });
     await until((lines) => lines.length > 6);
     terminal.resize(40, 5);
     await until((lines) => lines.length === 5 && /more$/.test(lines[4] ?? ""));
     for (const line of terminal.screen()) expect(widthOf(line)).toBeLessThanOrEqual(40);
     terminal.resize(120, 24);
     await until((lines) => lines.some((line) => /THREAD +HELD BY +PENDING/.test(line)));
-    const { port } = server;
     await server.drain();
     await until(([head]) => head?.includes("The server does not answer"));
     // What was seen stays, and nothing is written over it.
     expect(terminal.screen().join("\n")).toContain(names.asks);
     expect(terminal.written()).not.toContain("is back");
-    server = await startTestServer(database.url, { port });
+    server = await startTestServer(database.url);
     await until(([head]) => head && !head.includes("does not answer"));
   });
 
@@ -244,6 +247,19 @@ describe.skipIf(noTerminal)(`watch on a terminal${noTerminal ? ` (${noTerminal})
     expect(terminal.written()).toContain("\u001b[?1049h\u001b[?25l\u001b[?7l");
     terminal.type("\\x03");
     expect(await terminal.ended).toBe(-2);
+    expect(terminal.written().endsWith(givenBack)).toBe(true);
+  });
+
+  it("gives the terminal back for as long as Ctrl-Z keeps it stopped", async () => {
+    const terminal = watch(80, 24, ["--prefix", "nobody"]);
+    await until((lines) => lines.includes("No threads."));
+    terminal.type("\\x1a");
+    await expect.poll(() => terminal.written().endsWith(givenBack)).toBe(true);
+    terminal.signal("SIGCONT");
+    await expect.poll(() => terminal.written().split("\u001b[?1049h").length).toBe(3);
+    await until((lines) => lines.includes("No threads."));
+    terminal.signal("SIGTERM");
+    expect(await terminal.ended).toBe(-15);
     expect(terminal.written().endsWith(givenBack)).toBe(true);
   });
 

@@ -10,6 +10,7 @@ import { createAuthFile } from "../testing/auth_file.js";
 import { noChromium, startChromium, type TestBrowser } from "../testing/chromium.js";
 import { startEdge } from "../testing/edge.js";
 import { ids, runThreads } from "../testing/inspected_threads.js";
+import { startRelay } from "../testing/relay.js";
 import { startTestServer } from "../testing/test_server.js";
 import { makeTokenFile } from "./token_file.js";
 
@@ -295,9 +296,11 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     }
     const [first, second] = keys as [(typeof keys)[0], (typeof keys)[0]];
     let server = await startTestServer(edge.database.url, { tokenFile: first.tokenFile });
+    // A port that a server has left may be another's before the next listens.
+    const relay = await startRelay(() => server.port);
     try {
       const checkpoint = (await historyOf(ids.values))[1]?.checkpoint.id as string;
-      const page = await open(of(ids.values, `&checkpoint=${checkpoint}&tab=changes`), server.url);
+      const page = await open(of(ids.values, `&checkpoint=${checkpoint}&tab=changes`), relay.url);
       const asked: string[] = [];
       page.on("request", (request) => asked.push(request.url()));
       const field = page.getByLabel("API key or token");
@@ -307,9 +310,8 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
       await changes.waitFor();
       const shown = await changes.innerText();
       const address = page.url();
-      const { port } = server;
       await server.drain();
-      server = await startTestServer(edge.database.url, { tokenFile: second.tokenFile, port });
+      server = await startTestServer(edge.database.url, { tokenFile: second.tokenFile });
       await field.waitFor();
       // Nothing of the thread is left for who comes by, nor the key that is none any more.
       expect(await changes.count()).toBe(0);
@@ -335,6 +337,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
       }
     } finally {
       await context?.close();
+      relay.close();
       await server.drain();
     }
   });

@@ -21,6 +21,8 @@ export interface Terminal {
   resize(columns: number, rows: number): void;
   /** Types text; "\\x03" is Ctrl-C. */
   type(text: string): void;
+  /** Sends the command a signal. */
+  signal(name: NodeJS.Signals): void;
   /** The exit code; of a signal its negative number. */
   readonly ended: Promise<number>;
   /** Ends the command if it still runs. */
@@ -57,6 +59,7 @@ export function startTerminal(
     },
     resize: (columns, rows) => tell(`size ${columns} ${rows}`),
     type: (text) => tell(`type ${text}`),
+    signal: (name) => tell(`signal ${name}`),
     ended,
     async close() {
       child.stdin?.end();
