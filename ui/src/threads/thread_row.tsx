@@ -4,7 +4,7 @@ import type { Thread } from "checkpointd/client";
 import { follow, hrefOf } from "../place.js";
 import { StatusMark } from "../status.js";
 import { reasonsOf } from "../values/reasons.js";
-import { shorten, toAge, toRecord, toSpan, toStatus } from "../words.js";
+import { shorten, toAge, toLocalTime, toRecord, toSpan, toStatus } from "../words.js";
 import { Size } from "./size.js";
 
 export function ThreadRow(props: { thread: Thread; now: number; hasSize: boolean }) {
@@ -37,7 +37,7 @@ export function ThreadRow(props: { thread: Thread; now: number; hasSize: boolean
         </span>
         <time
           dateTime={updateTime && timestampDate(updateTime).toISOString()}
-          title={updateTime && timestampDate(updateTime).toLocaleString()}
+          title={updateTime && toLocalTime(timestampDate(updateTime))}
         >
           {toAge(updateTime, now)}
         </time>
