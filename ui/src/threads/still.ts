@@ -29,9 +29,13 @@ export function useStill(key: string, latest: Drawn, box: RefObject<HTMLElement 
   useEffect(() => {
     const element = box.current;
     if (!element) return;
-    // Where the list came under a pointer that rests, nobody has pointed at anything yet.
-    const onMove = ({ movementX, movementY }: PointerEvent) => {
-      if (movementX === 0 && movementY === 0) return;
+    let last: [x: number, y: number] | undefined;
+    // Where the list came under a pointer that rests, nobody has pointed at anything yet: some browsers
+    // tell of a move then.
+    const onMove = ({ clientX, clientY }: PointerEvent) => {
+      const isResting = last?.[0] === clientX && last[1] === clientY;
+      last = [clientX, clientY];
+      if (isResting) return;
       isPointed.current = true;
       movedAt.current = Number.NEGATIVE_INFINITY;
     };
