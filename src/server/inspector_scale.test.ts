@@ -250,7 +250,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     await insert("'new-' || n", 0, 0);
     await behind.waitFor();
     expect(await page.evaluate("document.activeElement.innerText")).toContain(nameOf(3));
-    await behind.focus();
+    await page.getByLabel("Graph").focus();
     await others(page).getByText("new-0").waitFor();
     // Scrolled.
     await page.evaluate("scrollTo(0, 900)");

@@ -122,12 +122,12 @@ export function ThreadsPage({
             </a>
           )}
         </nav>
+        {isBehind && (
+          <button type="button" class="behind" onClick={catchUp}>
+            Show what changed
+          </button>
+        )}
       </div>
-      {isBehind && (
-        <button type="button" class="behind" onClick={catchUp}>
-          Show what changed
-        </button>
-      )}
     </div>
   );
 }
