@@ -76,7 +76,7 @@ export function ThreadsPage({
           <FailureNotice failure={failure} onAgain={again} />
         </div>
       )}
-      {failure?.field === "order" && place.order !== "id" && (
+      {failure?.field?.match(/^(order|filter.thread_id_prefix)$/) && place.order !== "id" && (
         <p class="dim">
           Who may not read all threads{" "}
           <a href={hrefOf({ ...place, order: "id" })} onClick={follow({ ...place, order: "id" })}>
