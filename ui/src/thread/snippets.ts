@@ -10,9 +10,11 @@ export interface CheckpointName {
 /** In single quotes, as a shell takes it for one word whatever is in it. */
 const shellWord = (text: string) => `'${text.replaceAll("'", `'\\''`)}'`;
 
+const isBelowPath = new URL(baseUrl).pathname !== "/";
+
 export const snippets: { label: string; toText: (name: CheckpointName) => string }[] = [
   {
-    label: "grpcurl",
+    label: isBelowPath ? "curl" : "grpcurl",
     toText({ threadId, ns, checkpointId }) {
       const { protocol, hostname, port } = new URL(baseUrl);
       const isTls = protocol === "https:";
@@ -25,6 +27,12 @@ export const snippets: { label: string; toText: (name: CheckpointName) => string
         ...(isTls ? [] : ["-plaintext"]),
         ...(hasKey() ? [`-H "authorization: Bearer $(cat key)"`] : []),
       ];
+      // gRPC knows no path before the service's name; Connect's calls are plain requests.
+      if (isBelowPath) {
+        const key = hasKey() ? ` -H "authorization: Bearer $(cat key)"` : "";
+        return `curl -H 'content-type: application/json'${key} -d ${shellWord(request)} \\
+  ${baseUrl}/checkpointd.v1.CheckpointService/GetTuple`;
+      }
       return `grpcurl ${flags.map((flag) => `${flag} `).join("")}-d ${shellWord(request)} \\
   ${hostname}:${port || (isTls ? "443" : "80")} checkpointd.v1.CheckpointService/GetTuple`;
     },
