@@ -324,8 +324,8 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     ["light", 390],
   ] as const)("breaks no rule of accessibility, %s, %i wide", async (colorScheme, width) => {
     const viewport = { width, height: 800 };
-    const page = await open("", { colorScheme, viewport });
-    await page.locator(".row").first().waitFor();
+    const page = await open("?sizes=1", { colorScheme, viewport });
+    await page.locator(".row .size", { hasText: "B" }).first().waitFor();
     expect(await violations(page)).toEqual([]);
     for (const [query, ready] of [
       [of(ids.chat), ".message"],
