@@ -1,6 +1,7 @@
 /** Behind real proxies, as docs/proxies has them and as people have them: `npm run test:proxies`. */
 import { randomBytes } from "node:crypto";
 import { lookup } from "node:dns";
+import { readFileSync } from "node:fs";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import type { LookupFunction } from "node:net";
 import { tmpdir } from "node:os";
@@ -13,6 +14,7 @@ import { afterAll, beforeAll, describe, expect, it, onTestFinished } from "vites
 import { Health } from "../../gen/health/v1/health_pb.js";
 import { captureLog } from "../testing/captured_log.js";
 import { createCertificate } from "../testing/certificate.js";
+import { noChromium, startChromium } from "../testing/chromium.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { findProgram, type Program, readConfig, startProxy } from "../testing/proxy.js";
 import { startTestServer } from "../testing/test_server.js";
@@ -408,6 +410,23 @@ describe("as people have them", () => {
     await expect(put(cleartext, newConfig())).rejects.toThrow(
       /begin(s)? (the URL )?with https:\/\//,
     );
+  });
+
+  it.skipIf(noChromium)("nginx has the page below a path, as docs/inspector.md says", async () => {
+    const { server } = await serve();
+    const docs = readFileSync(new URL("../../docs/inspector.md", import.meta.url), "utf8");
+    const [location = ""] = /location \/checkpointd\/ \{.+?\}/s.exec(docs) ?? [];
+    const { url } = await startSetup(plain(location), [server.port]);
+    const saver = open(url.replace(/$/, "/checkpointd"));
+    const { configurable } = newConfig();
+    await put(saver, { configurable });
+    const chromium = await startChromium();
+    onTestFinished(() => chromium.close());
+    const page = await chromium.browser.newPage();
+    await page.goto(`${url}/checkpointd/?prefix=${configurable.thread_id}`);
+    await page.locator(".row").first().click();
+    await page.getByRole("heading", { level: 1, name: configurable.thread_id }).waitFor();
+    await page.locator(".history li").first().waitFor();
   });
 
   it("haproxy in mode http with nothing else carries all but gRPC's own errors", async () => {

@@ -1,8 +1,13 @@
 /** The page at / in Chromium, on threads that real graphs left. */
+import { execFile } from "node:child_process";
+import { once } from "node:events";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { createServer, request as startRequest } from "node:http";
 import { createRequire } from "node:module";
+import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import { promisify } from "node:util";
 import type { BrowserContext, BrowserContextOptions, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { ConnectSaver } from "../index.js";
@@ -319,8 +324,8 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     ["light", 390],
   ] as const)("breaks no rule of accessibility, %s, %i wide", async (colorScheme, width) => {
     const viewport = { width, height: 800 };
-    const page = await open("", { colorScheme, viewport });
-    await page.locator(".row").first().waitFor();
+    const page = await open("?sizes=1", { colorScheme, viewport });
+    await page.locator(".row .size", { hasText: "B" }).first().waitFor();
     expect(await violations(page)).toEqual([]);
     for (const [query, ready] of [
       [of(ids.chat), ".message"],
@@ -357,6 +362,50 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
       await context?.close();
       await server.drain();
       await rm(folder, { recursive: true });
+    }
+  });
+
+  it("works below a path, behind a proxy that takes the path off", async () => {
+    const prefix = "/tools/checkpointd";
+    const proxy = createServer((request, response) => {
+      const { method, url = "", headers } = request;
+      if (!url.startsWith(`${prefix}/`)) return void response.writeHead(404).end();
+      const { port } = edge.server;
+      const asked = { port, method, headers, path: url.slice(prefix.length) };
+      const passed = startRequest(asked, (answer) => {
+        response.writeHead(answer.statusCode ?? 0, answer.headers);
+        answer.pipe(response);
+      });
+      request.pipe(passed);
+    });
+    proxy.listen(0, "127.0.0.1");
+    await once(proxy, "listening");
+    const url = `http://127.0.0.1:${(proxy.address() as AddressInfo).port}${prefix}`;
+    try {
+      const page = await open("?prefix=support/", {}, url);
+      await page.locator(".row").first().click();
+      await page.locator(".message").first().waitFor();
+      expect(page.url()).toContain(`${url}/?thread=support`);
+      await page.reload();
+      await page.locator(".message").first().waitFor();
+      await page.getByRole("button", { name: "Code" }).click();
+      const code = page.getByRole("dialog");
+      // What gRPC cannot do below a path curl can.
+      const command = await code.locator("pre").innerText();
+      expect(command).toContain(`${url}/checkpointd.v1.CheckpointService/GetTuple`);
+      const run = promisify(execFile)("sh", ["-c", command.replace("curl", "curl -s")]);
+      expect(JSON.parse((await run).stdout).tuple.key.threadId).toBe(ids.chat);
+      await code.getByRole("button", { name: "TypeScript" }).click();
+      await code.getByText(`ConnectSaver.fromUrl("${url}")`).waitFor();
+      await page.keyboard.press("Escape");
+      await page.getByRole("link", { name: "Threads" }).click();
+      await page.locator(".waiting .row").first().waitFor();
+      expect(page.url()).toBe(`${url}/`);
+      expect(complaints).toEqual([]);
+    } finally {
+      await context?.close();
+      proxy.closeAllConnections();
+      proxy.close();
     }
   });
 

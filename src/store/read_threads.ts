@@ -46,6 +46,9 @@ const mostCounted = 50;
 const firstWalked = 400;
 const mostWalked = 8_000;
 
+/** The channel whose write makes a thread stand so. */
+const stoppedBy: Record<string, string> = { failed: "__error__", interrupted: "__interrupt__" };
+
 /**
  * Yields the threads that match, in the order asked for. Each statement looks at so many threads
  * at the most, whatever the filter lets through, so none runs long and the stream holds neither
@@ -166,6 +169,16 @@ function pageStatement(
   const metadata = page.withoutMetadata ? "'{}'" : undefined;
   const conditions = conditionsOf(schema, page, bind);
   const statuses = statusesOf(filter);
+  // How a thread stands takes most of the time. These two are told by one write, and few have it; a
+  // scalar subquery, since `exists` may become a join with all writes of the table.
+  if (statuses.length > 0 && statuses.every((each) => each in stoppedBy)) {
+    conditions.push(`(
+      select true from ${schema}.checkpoint_writes w
+      where w.thread_id = t.thread_id and w.checkpoint_ns = '' and w.checkpoint_id = t.checkpoint_id
+        and w.channel = any(${bind(statuses.map((each) => stoppedBy[each] ?? ""))}::text[])
+      limit 1
+    )`);
+  }
   const [sort, reverse] = byId
     ? [`t.thread_id collate "C"`, `t.thread_id collate "C" desc`]
     : [`t.updated_at desc, t.thread_id collate "C" desc`, `t.updated_at, t.thread_id collate "C"`];

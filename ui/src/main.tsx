@@ -1,5 +1,6 @@
 import { render } from "preact";
 import { useState } from "preact/hooks";
+import { forgetKept } from "./follow.js";
 import { KeyForm } from "./key_form.js";
 import { follow, hrefOf, usePlace } from "./place.js";
 import { hasKey, isReadOnly, keepKey } from "./service.js";
@@ -13,6 +14,7 @@ function App() {
   const [round, setRound] = useState(0);
   const askForKey = (why: string) => {
     keepKey(undefined);
+    forgetKept();
     setWanted(why);
   };
   return (

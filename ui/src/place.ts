@@ -11,6 +11,8 @@ export interface Place {
   /** Updated within: "30m", "12h", "7d". */
   within?: string;
   order?: "id";
+  /** "1": how much is stored of each. */
+  sizes?: string;
   /** The last thread of the page before: its time in microseconds, a colon, its id. */
   after?: string;
   thread?: string;
@@ -26,6 +28,7 @@ const names = [
   "graph",
   "within",
   "order",
+  "sizes",
   "after",
   "thread",
   "ns",
@@ -53,9 +56,54 @@ export function hrefOf(place: Place): string {
 
 const moved = new EventTarget();
 
+// Browsers go back to where one had scrolled before there is anything to see, or not at all.
+history.scrollRestoration = "manual";
+
+/** Where one had scrolled in what the address names, until it is there again. */
+let wantedTop = topOf(history.state);
+let keeping: ReturnType<typeof setTimeout> | undefined;
+
+function topOf(state: unknown): number {
+  const top = typeof state === "object" && state !== null && "top" in state ? state.top : 0;
+  return typeof top === "number" ? top : 0;
+}
+
+function keepTop(): void {
+  clearTimeout(keeping);
+  if (wantedTop === 0) history.replaceState({ top: scrollY }, "");
+}
+addEventListener(
+  "scroll",
+  () => {
+    clearTimeout(keeping);
+    keeping = setTimeout(keepTop, 100);
+  },
+  { passive: true },
+);
+addEventListener("popstate", ({ state }) => {
+  clearTimeout(keeping);
+  wantedTop = topOf(state);
+  scrollTo(0, 0);
+});
+
+/** Whether one comes back to a place that had been scrolled, which is to be whole when it is drawn. */
+export const isScrolledBack = () => wantedTop > 0;
+
+/** Scrolls to where one had been, now that it is drawn. */
+export function scrollBack(): void {
+  if (wantedTop > 0) scrollTo(0, wantedTop);
+  wantedTop = 0;
+}
+
 /** Goes there. `replace` where it is a detail of what is shown, which the back button should not undo. */
 export function go(place: Place, replace = false): void {
-  history[replace ? "replaceState" : "pushState"](null, "", hrefOf(place));
+  if (replace) history.replaceState(history.state, "", hrefOf(place));
+  else {
+    wantedTop = 0;
+    keepTop();
+    history.pushState(null, "", hrefOf(place));
+    scrollTo(0, 0);
+  }
   moved.dispatchEvent(new Event("moved"));
 }
 

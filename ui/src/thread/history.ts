@@ -20,6 +20,8 @@ export interface Header {
 }
 
 const pageSize = 200;
+/** For who wants the oldest. */
+const largePageSize = 1_000;
 /** Looked at again and again: new ones come first, and writes come to the latest. */
 const headSize = 20;
 
@@ -31,8 +33,8 @@ export interface History {
   isRead: boolean;
   /** Reads it anew, from its beginning. */
   again(): void;
-  /** Reads further back. */
-  readMore(): void;
+  /** Reads further back; much further where the oldest is wanted. */
+  readMore(isFar?: boolean): void;
 }
 
 /** Reads the history, follows what is added to it, and reads further back when that is asked for. */
@@ -61,15 +63,16 @@ export function useHistory(threadId: string, ns: string): History {
     if (!hasRest) mine.hasMore = read.length > most;
     return text;
   });
-  const readMore = async () => {
+  const readMore = async (isFar = false) => {
+    const most = isFar ? largePageSize : pageSize;
     const last = mine.headers.at(-1);
     if (!mine.hasMore || mine.isReading || !last) return;
     mine.isReading = true;
     try {
       const request = { threadId, checkpointNs: ns, beforeCheckpointId: last.id };
-      const more = await readHeaders({ ...request, limit: pageSize + 1 });
-      mine.headers = [...mine.headers, ...more.slice(0, pageSize)];
-      mine.hasMore = more.length > pageSize;
+      const more = await readHeaders({ ...request, limit: most + 1 });
+      mine.headers = [...mine.headers, ...more.slice(0, most)];
+      mine.hasMore = more.length > most;
       setMoreFailure(undefined);
     } catch (error) {
       setMoreFailure(toFailure(error));
@@ -87,7 +90,7 @@ export function useHistory(threadId: string, ns: string): History {
       mine.headers = [];
       again();
     },
-    readMore: () => void readMore(),
+    readMore: (isFar) => void readMore(isFar),
   };
 }
 

@@ -56,6 +56,22 @@ export function HistoryList(props: {
       element.querySelector<HTMLElement>("[aria-current=step]")?.focus({ preventScroll: true }),
     );
   }, [index]);
+  // The oldest is known when all have been read.
+  const [isToOldest, setToOldest] = useState(false);
+  useEffect(() => {
+    if (!isToOldest) return;
+    if (hasMore) history.readMore(true);
+    else {
+      setToOldest(false);
+      goTo(headers.length - 1);
+    }
+  }, [isToOldest, hasMore, headers.length]);
+  const goTo = (wanted: number) => {
+    const header = headers[Math.min(headers.length - 1, Math.max(0, wanted))];
+    if (!header || header.id === selected) return;
+    isKeyed.current = true;
+    go({ ...place, checkpoint: header.id }, true);
+  };
   const onKeyDown = (event: KeyboardEvent) => {
     const steps: Record<string, number> = {
       ArrowDown: index + 1,
@@ -68,10 +84,8 @@ export function HistoryList(props: {
     const wanted = steps[event.key];
     if (wanted === undefined) return;
     event.preventDefault();
-    const header = headers[Math.min(headers.length - 1, Math.max(0, wanted))];
-    if (!header || header.id === selected) return;
-    isKeyed.current = true;
-    go({ ...place, checkpoint: header.id }, true);
+    setToOldest(event.key === "End" && hasMore);
+    if (event.key !== "End" || !hasMore) goTo(wanted);
   };
   return (
     <div class="history" ref={box} onScroll={measure}>

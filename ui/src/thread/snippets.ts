@@ -54,6 +54,8 @@ const answerTo = ({ interruptIds }: Start) =>
     ? objectOf(interruptIds.map((id) => [id, "yes"]))
     : quote("yes");
 
+const isBelowPath = new URL(baseUrl).pathname !== "/";
+
 /** The languages, and whether a graph can be run in them. */
 export const snippets: {
   label: string;
@@ -61,7 +63,7 @@ export const snippets: {
   toText: (start: Start, purpose: Purpose) => string;
 }[] = [
   {
-    label: "grpcurl",
+    label: isBelowPath ? "curl" : "grpcurl",
     hasGraph: false,
     toText(start) {
       const { protocol, hostname, port } = new URL(baseUrl);
@@ -71,7 +73,14 @@ export const snippets: {
         ...(isTls ? [] : ["-plaintext"]),
         ...(hasKey() ? [`-H "authorization: Bearer $CHECKPOINTD_TOKEN"`] : []),
       ];
-      return `grpcurl ${flags.map((flag) => `${flag} `).join("")}-d ${shellWord(objectOf(fields))} \\
+      const request = shellWord(objectOf(fields));
+      // gRPC knows no path before the service's name; Connect's calls are plain requests.
+      if (isBelowPath) {
+        const key = hasKey() ? ` -H "authorization: Bearer $CHECKPOINTD_TOKEN"` : "";
+        return `curl -H 'content-type: application/json'${key} -d ${request} \\
+  ${shellWord(`${baseUrl}/checkpointd.v1.CheckpointService/GetTuple`)}`;
+      }
+      return `grpcurl ${flags.map((flag) => `${flag} `).join("")}-d ${request} \\
   ${hostname}:${port || (isTls ? "443" : "80")} checkpointd.v1.CheckpointService/GetTuple`;
     },
   },

@@ -65,7 +65,7 @@ export function ThreadPage(props: {
             <Namespaces
               threadId={threadId}
               place={place}
-              stamp={seen?.thread?.checkpointId ?? ""}
+              stamp={seen && (seen.thread?.checkpointId ?? "")}
             />
             <HistoryList history={history} place={place} selected={selected} />
           </aside>
@@ -157,10 +157,11 @@ function Counts({ threadId }: { threadId: string }) {
 }
 
 /** The namespaces that the thread's subgraphs keep their checkpoints in. */
-function Namespaces(props: { threadId: string; place: Place; stamp: string }) {
+function Namespaces(props: { threadId: string; place: Place; stamp: string | undefined }) {
   const { threadId, place, stamp } = props;
   const [names, setNames] = useState<string[]>([]);
   useEffect(() => {
+    if (stamp === undefined) return;
     const under = new AbortController();
     readNamespaces(threadId, under.signal).then(
       (found) => setNames([...found.keys()].sort()),

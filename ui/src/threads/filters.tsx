@@ -23,7 +23,7 @@ export function Filters({ place }: { place: Place }) {
     const next = { ...place, after: undefined, ...change };
     go(
       Object.fromEntries(Object.entries(next).filter(([, value]) => value)) as Place,
-      "prefix" in change || "metadata" in change || "graph" in change,
+      ["prefix", "metadata", "graph", "sizes"].some((name) => name in change),
     );
   };
   const toggle = (status: string) => {
@@ -79,6 +79,15 @@ export function Filters({ place }: { place: Place }) {
             <option value="id">by id</option>
           </select>
         </label>
+        <button
+          type="button"
+          class="chip"
+          aria-pressed={place.sizes !== undefined}
+          title="Counts what is stored of the threads in view"
+          onClick={() => set({ sizes: place.sizes ? "" : "1", after: place.after })}
+        >
+          Sizes
+        </button>
       </form>
     </search>
   );

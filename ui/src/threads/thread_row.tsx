@@ -4,9 +4,11 @@ import type { Thread } from "checkpointd/client";
 import { follow, hrefOf } from "../place.js";
 import { StatusMark } from "../status.js";
 import { reasonsOf } from "../values/reasons.js";
-import { shorten, toAge, toRecord, toSpan, toStatus } from "../words.js";
+import { shorten, toAge, toLocalTime, toRecord, toSpan, toStatus } from "../words.js";
+import { Size } from "./size.js";
 
-export function ThreadRow({ thread, now }: { thread: Thread; now: number }) {
+export function ThreadRow(props: { thread: Thread; now: number; hasSize: boolean }) {
+  const { thread, now } = props;
   const place = { thread: thread.threadId };
   const { claim, updateTime, pendingNodes } = thread;
   const graph = toRecord(thread.metadataJson).checkpointd_graph;
@@ -19,6 +21,7 @@ export function ThreadRow({ thread, now }: { thread: Thread; now: number }) {
           {shorten(thread.threadId, 120)}
         </span>
         <span class="facts">
+          {props.hasSize && <Size thread={thread} />}
           {typeof graph === "string" && <span class="graph">{shorten(graph, 40)}</span>}
           {thread.step !== undefined && <span>step {thread.step}</span>}
           {pendingNodes.length > 0 && (
@@ -34,7 +37,7 @@ export function ThreadRow({ thread, now }: { thread: Thread; now: number }) {
         </span>
         <time
           dateTime={updateTime && timestampDate(updateTime).toISOString()}
-          title={updateTime && timestampDate(updateTime).toLocaleString()}
+          title={updateTime && toLocalTime(timestampDate(updateTime))}
         >
           {toAge(updateTime, now)}
         </time>
