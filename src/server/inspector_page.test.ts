@@ -396,7 +396,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
       const run = promisify(execFile)("sh", ["-c", command.replace("curl", "curl -s")]);
       expect(JSON.parse((await run).stdout).tuple.key.threadId).toBe(ids.chat);
       await code.getByRole("button", { name: "TypeScript" }).click();
-      await code.getByText(`ConnectSaver.fromUrl("${url}")`).waitFor();
+      await code.getByText(`ConnectSaver.fromUrl("${url}", { graph: "shop" })`).waitFor();
       await page.keyboard.press("Escape");
       await page.getByRole("link", { name: "Threads" }).click();
       await page.locator(".waiting .row").first().waitFor();
