@@ -141,7 +141,7 @@ it("tells large values by their sizes, those of writes too", async () => {
   ];
   const ofTask = { ...key, checkpointId: "2", taskId: "t", taskPath: "p", writes };
   await createPutWrites(db)(create(PutWritesRequestSchema, ofTask));
-  const told = async (maxValueBytes: number, more = {}) =>
+  const told = async (maxValueBytes: number | undefined, more = {}) =>
     (await read({ ...key, maxValueBytes, ...more }, streamBounds)).map((tuple) => [
       tuple.blobs.map(({ channel, value }) => [channel, value?.data.length]),
       tuple.pendingWrites.map(({ channel, value }) => [channel, value?.data.length]),
@@ -182,4 +182,21 @@ it("tells large values by their sizes, those of writes too", async () => {
     [[], [], [["a", "2", "", 0, "", "bytes", 7], b, error, write], []],
     [[["a", 0]], [], [], ["b"]],
   ]);
+  // Some alone: a channel's own value is none that a task wrote to it.
+  const checkpoint = { checkpointId: "2" };
+  const a = ["a", "2", "", 0, "", "bytes", 7];
+  const only = async (...onlyValues: object[]) =>
+    (await told(undefined, { ...checkpoint, onlyValues }))[0];
+  expect(await only({ channel: "b" })).toEqual([[["b", 300_000]], [], [a, error, write], []]);
+  expect(await only({ channel: "a", idx: 9 })).toEqual([[["a", 7]], [], [b, error, write], []]);
+  expect(await only({ channel: "a", taskId: "t" })).toEqual([[], [["a", 8]], [a, b, error], []]);
+  expect(await only({ channel: "a", taskId: "t", idx: 1 })).toEqual([
+    [],
+    [],
+    [a, b, error, write],
+    [],
+  ]);
+  expect(
+    await told(7, { ...checkpoint, onlyValues: [{ channel: "b" }, { channel: "a" }] }),
+  ).toEqual([[[["a", 7]], [], [b, error, write], []]]);
 });

@@ -4,7 +4,11 @@ import {
   CheckpointKeySchema,
   type CheckpointTuple,
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
-import { type ListRequest, ListView } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import {
+  type ListRequest,
+  ListView,
+  type ValueName,
+} from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { CheckpointdError } from "../errors.js";
 import { type Db, isDistributed, type Parameter, type Row, type Signal } from "./db.js";
 import { explainJson } from "./json.js";
@@ -366,7 +370,11 @@ export function pageStatement(
         checkpointJson: bind(last?.checkpointJson ?? null),
       }
     : undefined;
-  const most = request.maxValueBytes === undefined ? undefined : bind(request.maxValueBytes);
+  const isLarge =
+    request.maxValueBytes !== undefined &&
+    `octet_length(blob) > ${bind(request.maxValueBytes)}::int`;
+  const others = request.onlyValues.length > 0 && isOther(request.onlyValues, bind);
+  const omitted = [isLarge, others].filter((condition) => condition !== false).join(" or ");
   const statement = (json: JsonForm) =>
     tuplesStatement(
       schema,
@@ -376,7 +384,7 @@ export function pageStatement(
       limitBytes,
       before,
       thread,
-      most,
+      omitted || undefined,
     );
   return { statement, parameters };
 }
@@ -415,7 +423,7 @@ const guard = (candidates: string, json: JsonForm) =>
  * channels in the version of the tuple before are told by name (`unchanged`) instead of read.
  * Not looked up by its key: the client has that tuple as it was sent.
  *
- * With `most`, a parameter, the values that have more bytes are told by their sizes alone.
+ * With `omitted`, a condition on `partColumns`, the values for which it holds are told by their sizes alone.
  */
 const tuplesStatement = (
   schema: string,
@@ -425,7 +433,7 @@ const tuplesStatement = (
   limitBytes: string,
   before: { threadId: string; checkpointNs: string; checkpointJson: string } | undefined,
   thread: string | undefined,
-  most: string | undefined,
+  omitted: string | undefined,
 ) => `
 with ${withExamined(examined)}candidate as materialized (
   select row_number() over stream as n, thread_id, checkpoint_ns, checkpoint_id,
@@ -438,7 +446,7 @@ with ${withExamined(examined)}candidate as materialized (
   ) as c
   window stream as (order by ${order})
 ), part as materialized (
-  ${withoutLarge(partRows(schema, "candidate", before && `not ${isUnchanged}`, thread), most)}
+  ${without(omitted, partRows(schema, "candidate", before && `not ${isUnchanged}`, thread))}
 ), sized as materialized (
   select *, bytes <= ${mostResultBytes} as is_told
   from (
@@ -461,22 +469,30 @@ with ${withExamined(examined)}candidate as materialized (
 )
 ${tupleRows(
   `(
-    select part.* from part join page using (n) where checkpoint_json is not null${before ? unchangedRows(most) : ""}
+    select part.* from part join page using (n) where checkpoint_json is not null${before ? unchangedRows(omitted) : ""}
   )`,
   "(select count(*) from candidate)",
   examined && endOf(examined),
-  most && "omitted",
+  omitted && "omitted",
 )}`;
 
-/** The parts with their sizes in the place of large values; of what was sent none is left out. */
-const withoutLarge = (parts: string, most: string | undefined) =>
-  most === undefined
+/** Whether a part is none of the values that are asked for. */
+const isOther = (values: readonly ValueName[], bind: (value: Parameter) => string) => `
+      (channel, coalesce(task_id, ''), coalesce(idx, 0)) not in (
+        select * from unnest(${bind(values.map(({ channel }) => channel))}::text[],
+          ${bind(values.map(({ taskId }) => taskId))}::text[],
+          ${bind(values.map(({ taskId, idx }) => (taskId === "" ? 0 : idx)))}::int[])
+      )`;
+
+/** The parts with their sizes in the place of values; of what was sent none is left out. */
+const without = (omitted: string | undefined, parts: string) =>
+  omitted === undefined
     ? parts
     : `
   select n, kind, channel, version, task_id, task_path, idx, type,
     case when omitted is null then blob end as blob, sort_path, sort_key, omitted
   from (
-    select part.*, case when kind < 3 and octet_length(blob) > ${most}::int
+    select part.*, case when kind < 3 and (${omitted})
       then octet_length(blob)::text end as omitted
     from (${parts}
     ) as part
@@ -484,9 +500,9 @@ const withoutLarge = (parts: string, most: string | undefined) =>
 
 const isUnchanged = "coalesce(versions_before ->> v.key = v.value, false)";
 
-const unchangedRows = (most: string | undefined) => `
+const unchangedRows = (omitted: string | undefined) => `
     union all
-    select ${partColumns.union({ n: "n", kind: "4", channel: "v.key", sort_key: `v.key collate "C"` })}${most ? ", null" : ""}
+    select ${partColumns.union({ n: "n", kind: "4", channel: "v.key", sort_key: `v.key collate "C"` })}${omitted ? ", null" : ""}
     from page
     cross join lateral jsonb_each_text(channel_versions) as v
     where ${isUnchanged}`;
