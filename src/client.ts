@@ -19,3 +19,10 @@ export {
   type ValueChange,
 } from "./client/difference.js";
 export { errorDetail } from "./client/retry.js";
+export {
+  type StoredParts,
+  type StoredValue,
+  splitValue,
+  type TextPiece,
+  textOfValue,
+} from "./client/stored_parts.js";

@@ -1,11 +1,5 @@
 /** Checkpoints with their values, read when they are looked at, the last few kept. */
-import {
-  type CheckpointTuple,
-  type Decoded,
-  decodeValue,
-  type Json,
-  type OmittedValue,
-} from "checkpointd/client";
+import { type CheckpointTuple, type Decoded, decodeValue, type Json } from "checkpointd/client";
 import { useEffect, useState } from "preact/hooks";
 import { checkpoints, type Failure, toFailure } from "../service.js";
 import { toRecord } from "../words.js";
@@ -51,20 +45,6 @@ async function readTuple(threadId: string, checkpointNs: string, checkpointId: s
   const one = { threadId, checkpointNs, checkpointId, limit: 1, maxValueBytes: mostValueBytes };
   for await (const { tuple } of checkpoints.list(one)) if (tuple) return toState(tuple);
   return undefined;
-}
-
-/** Reads a value that was left out. The others of its checkpoint come with it, and are let go. */
-export async function readOmitted(
-  { key }: CheckpointTuple,
-  { channel, taskId, idx }: OmittedValue,
-): Promise<Decoded | undefined> {
-  const { threadId = "", checkpointNs = "", checkpointId = "" } = key ?? {};
-  const { tuple } = await checkpoints.getTuple({ threadId, checkpointNs, checkpointId });
-  const found =
-    taskId === ""
-      ? tuple?.blobs.find((blob) => blob.channel === channel)
-      : tuple?.pendingWrites.find((write) => write.taskId === taskId && write.idx === idx);
-  return found && decodeValue(found.value);
 }
 
 function toState(tuple: CheckpointTuple): State {

@@ -43,7 +43,8 @@ const names: Record<string, string> = {
   developer: "Developer",
 };
 
-function Message({ message }: { message: DecodedMessage }) {
+/** What somebody said. */
+export function Message({ message }: { message: DecodedMessage }) {
   const { role, text, name, toolCalls, toolCallId } = message;
   const fields = message.fields.filter(([, value]) => !isEmpty(value));
   const answer = role === "tool" ? toJson(text) : undefined;

@@ -42,7 +42,8 @@ function Parts({ parts }: { parts: Map<string, Decoded> }) {
   );
 }
 
-function Part({ name, value }: { name: string; value: Decoded }) {
+/** A part of something, with its name, which opens if there is something in it. */
+export function Part({ name, value }: { name: string; value: Decoded }) {
   const [isOpen, setOpen] = useState(false);
   const inside = partsOfValue(value)?.parts.size ?? 0;
   if (inside === 0 && value.kind !== "message") {
