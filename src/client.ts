@@ -26,3 +26,4 @@ export {
   type TextPiece,
   textOfValue,
 } from "./client/stored_parts.js";
+export { valuesOfTuple } from "./client/tuple_values.js";

@@ -126,7 +126,6 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
       "setTimeout(() => { for (const end = performance.now() + 300; performance.now() < end; ); })",
     );
     await expect.poll(() => page.evaluate("Math.max(0, ...tasks)")).toBeGreaterThanOrEqual(300);
-    console.log({ longest, heap });
     return [longest, heap] as const;
   }
   const region = (page: Page, name: string) => page.getByRole("region", { name, exact: true });
@@ -166,7 +165,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     expect(download.suggestedFilename()).toBe("text.json");
     const saved = await readFile(await download.path());
     expect(JSON.parse(saved.toString())).toBe(`${"x".repeat(size)} and on`);
-    const [longest, heap] = await measured(page);
+    const [longest] = await measured(page);
     expect(longest).toBeLessThan(1_000);
     expect(complaints).toEqual([]);
   });
@@ -223,7 +222,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     expect(await records.locator(".added").count()).toBe(0);
     const bytes = await compare("bytes");
     expect(await bytes.innerText()).toContain("the first 1,000 bytes are the same");
-    const [longest, heap] = await measured(page);
+    const [longest] = await measured(page);
     expect(longest).toBeLessThan(1_000);
     expect(complaints).toEqual([]);
   });

@@ -1,5 +1,5 @@
 /** Why a thread does not go on: the questions and errors that its tasks left. */
-import { type Decoded, decodeValue, type PendingWrite } from "checkpointd/client";
+import { type Decoded, decodeValue, type PendingWrite, partsOfValue } from "checkpointd/client";
 import { toText } from "./text.js";
 
 export interface Reason {
@@ -43,10 +43,11 @@ export function questionsOf(value: Decoded): Decoded[] {
 
 /** What is asked: of an object what it calls so, the rest of it stands among the tasks. */
 function questionText(value: Decoded): string {
-  if (value.kind === "json" && typeof value.value === "object" && !Array.isArray(value.value)) {
-    for (const key of ["question", "message", "prompt", "text", "description"]) {
-      const said = value.value?.[key];
-      if (typeof said === "string" && said !== "") return said;
+  const parts = partsOfValue(value);
+  for (const key of ["question", "message", "prompt", "text", "description"]) {
+    const said = parts?.isList === false ? parts.parts.get(key) : undefined;
+    if (said?.kind === "json" && typeof said.value === "string" && said.value !== "") {
+      return said.value;
     }
   }
   return toText(value);
