@@ -80,10 +80,11 @@ export function decodeValue(value: { type: string; data: Uint8Array } | undefine
 }
 
 /** What is nested deeper would overflow the stack of whoever shows it. */
-const maxDepth = 500;
+export const maxDepth = 500;
+export const tooDeep = `nested more than ${maxDepth} levels deep`;
 
 function toDecoded(value: unknown, depth: number): Decoded {
-  if (depth > maxDepth) throw new Error(`nested more than ${maxDepth} levels deep`);
+  if (depth > maxDepth) throw new Error(tooDeep);
   const below = (inner: unknown) => toDecoded(inner, depth + 1);
   switch (typeof value) {
     case "bigint":
