@@ -26,4 +26,5 @@ export {
   type TextPiece,
   textOfValue,
 } from "./client/stored_parts.js";
+export { type ThreadStore, threadFromLines, threadToLines } from "./client/thread_file.js";
 export { valuesOfTuple } from "./client/tuple_values.js";
