@@ -40,7 +40,7 @@ export function ThreadsPage({
       </div>
       <Filters place={place} />
       {failure && failure.kind !== "key" && <FailureNotice failure={failure} onAgain={again} />}
-      {failure?.field === "order" && place.order !== "id" && (
+      {failure?.field?.match(/^(order|filter.thread_id_prefix)$/) && place.order !== "id" && (
         <p class="dim">
           Who may not read all threads{" "}
           <a href={hrefOf({ ...place, order: "id" })} onClick={follow({ ...place, order: "id" })}>
