@@ -100,14 +100,14 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
   });
 
   let complaints: string[] = [];
-  async function open(query: string): Promise<Page> {
+  async function open(query: string, thread = "large", ready = "State 6"): Promise<Page> {
     context = await chromium.browser.newContext({ acceptDownloads: true });
     const page = await context.newPage();
     page.setDefaultTimeout(60_000);
     complaints = [];
     page.on("pageerror", (error) => complaints.push(error.message));
-    await page.goto(`${edge.server.url}/?thread=large${query}`);
-    await page.getByRole("tab", { name: "State 6" }).waitFor();
+    await page.goto(`${edge.server.url}/?thread=${thread}${query}`);
+    await page.getByRole("tab", { name: ready }).waitFor();
     await page.evaluate(
       `globalThis.tasks = [];
       new PerformanceObserver((list) => {
@@ -224,6 +224,38 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     expect(await bytes.innerText()).toContain("the first 1,000 bytes are the same");
     const [longest] = await measured(page);
     expect(longest).toBeLessThan(1_000);
+    expect(complaints).toEqual([]);
+  });
+
+  it("reads a large text that is in the checkpoint's JSON, where Python has it, alone too", async () => {
+    for (const [id, text] of [
+      ["1", "é\\n".repeat(5_000_000)],
+      ["2", `${"é\\n".repeat(5_000_000)}and on`],
+    ] as const) {
+      await edge.clients.connect.put({
+        threadId: "python",
+        checkpointId: id,
+        parentCheckpointId: id === "2" ? "1" : "",
+        checkpointJson: `{"v": 4, "channel_versions": {"text": "${id}", "few": "1"},
+          "channel_values": {"text": "${text}", "few": "small"}}`,
+      });
+    }
+    const page = await open("&tab=state", "python", "State 2");
+    let received = 0;
+    page.on("response", async (response) => {
+      received += (await response.body().catch(() => Buffer.alloc(0))).length;
+    });
+    await page.reload();
+    await region(page, "few").getByText("small").waitFor();
+    expect(received).toBeLessThan(2_000_000);
+    await region(page, "text").getByRole("button", { name: "Read 19.1 MB" }).click();
+    await region(page, "text").getByRole("button", { name: "19.1 MB more" }).waitFor();
+    await page.getByRole("tab", { name: /Changes/ }).click();
+    await region(page, "text")
+      .getByRole("button", { name: /^Read and compare/ })
+      .click();
+    await region(page, "text").getByText("Goes on after 19.1 MB as before").waitFor();
+    expect(await region(page, "text").locator(".added").innerText()).toBe("and on");
     expect(complaints).toEqual([]);
   });
 

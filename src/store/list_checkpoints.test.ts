@@ -182,6 +182,32 @@ it("tells large values by their sizes, those of writes too", async () => {
     [[], [], [["a", "2", "", 0, "", "bytes", 7], b, error, write], []],
     [[["a", 0]], [], [], ["b"]],
   ]);
+  // In the JSON, where Python has them: what is larger is left out of it, but of scalars only texts.
+  await put({
+    ...key,
+    threadId: "inlined",
+    checkpointId: "1",
+    checkpointJson: JSON.stringify({
+      v: 4,
+      channel_versions: { text: "1.5", flag: 1, list: 1, none: 1 },
+      channel_values: { text: "éé", flag: true, list: [1, 2], none: null },
+    }),
+  });
+  const inlined = async (more: object) =>
+    (await read({ ...key, threadId: "inlined", ...more }, streamBounds)).map((tuple) => [
+      JSON.parse(tuple.checkpointJson).channel_values,
+      tuple.omitted.map(({ channel, version, type, bytes }) => [channel, version, type, bytes]),
+    ]);
+  const [text, list] = [
+    ["text", "1.5", "json", 6],
+    ["list", "1", "json", 6],
+  ];
+  expect(await inlined({})).toEqual([[{ text: "éé", flag: true, list: [1, 2], none: null }, []]]);
+  expect(await inlined({ maxValueBytes: 6 })).toEqual(await inlined({}));
+  expect(await inlined({ maxValueBytes: 5 })).toEqual([[{ flag: true, none: null }, [list, text]]]);
+  expect(await inlined({ onlyValues: [{ channel: "text" }] })).toEqual([
+    [{ text: "éé", flag: true, none: null }, [list]],
+  ]);
   // Some alone: a channel's own value is none that a task wrote to it.
   const checkpoint = { checkpointId: "2" };
   const a = ["a", "2", "", 0, "", "bytes", 7];

@@ -4,14 +4,17 @@ import {
   CheckpointKeySchema,
   type CheckpointTuple,
 } from "../../gen/checkpointd/v1/checkpoint_pb.js";
-import {
-  type ListRequest,
-  ListView,
-  type ValueName,
-} from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
+import { type ListRequest, ListView } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { CheckpointdError } from "../errors.js";
 import { type Db, isDistributed, type Parameter, type Row, type Signal } from "./db.js";
 import { explainJson } from "./json.js";
+import {
+  inlinedOf,
+  type Omission,
+  omissionOf,
+  withOmitted,
+  withoutInlined,
+} from "./omitted_values.js";
 import { createReadNamed } from "./read.js";
 import { mostResultBytes } from "./results.js";
 import { text } from "./rows.js";
@@ -370,11 +373,7 @@ export function pageStatement(
         checkpointJson: bind(last?.checkpointJson ?? null),
       }
     : undefined;
-  const isLarge =
-    request.maxValueBytes !== undefined &&
-    `octet_length(blob) > ${bind(request.maxValueBytes)}::int`;
-  const others = request.onlyValues.length > 0 && isOther(request.onlyValues, bind);
-  const omitted = [isLarge, others].filter((condition) => condition !== false).join(" or ");
+  const omission = omissionOf(request, bind);
   const statement = (json: JsonForm) =>
     tuplesStatement(
       schema,
@@ -384,7 +383,7 @@ export function pageStatement(
       limitBytes,
       before,
       thread,
-      omitted || undefined,
+      omission,
     );
   return { statement, parameters };
 }
@@ -423,7 +422,7 @@ const guard = (candidates: string, json: JsonForm) =>
  * channels in the version of the tuple before are told by name (`unchanged`) instead of read.
  * Not looked up by its key: the client has that tuple as it was sent.
  *
- * With `omitted`, a condition on `partColumns`, the values for which it holds are told by their sizes alone.
+ * With an omission the values that it names are told by their sizes alone.
  */
 const tuplesStatement = (
   schema: string,
@@ -433,20 +432,25 @@ const tuplesStatement = (
   limitBytes: string,
   before: { threadId: string; checkpointNs: string; checkpointJson: string } | undefined,
   thread: string | undefined,
-  omitted: string | undefined,
-) => `
+  omission: Omission | undefined,
+) => {
+  const parts = partRows(schema, "candidate", before && `not ${isUnchanged}`, thread);
+  return `
 with ${withExamined(examined)}candidate as materialized (
   select row_number() over stream as n, thread_id, checkpoint_ns, checkpoint_id,
-    parent_checkpoint_id, checkpoint::text as checkpoint_json, metadata::text as metadata_json,
-    channel_versions, ${beforeFormat4("checkpoint")} as before_format_4${
+    parent_checkpoint_id, ${omission ? withoutInlined : "checkpoint"}::text as checkpoint_json,
+    metadata::text as metadata_json,${omission ? " inlined," : ""} channel_versions, ${beforeFormat4("checkpoint")} as before_format_4${
       before ? `, ${versionsBefore(before)} as versions_before` : ""
     }
   from (
-    select c.*, ${channelVersions("checkpoint")} as channel_versions from (${candidates}) as c
+    select c.*, ${channelVersions("checkpoint")} as channel_versions${
+      omission ? `, ${inlinedOf(omission)} as inlined` : ""
+    }
+    from (${candidates}) as c
   ) as c
   window stream as (order by ${order})
 ), part as materialized (
-  ${without(omitted, partRows(schema, "candidate", before && `not ${isUnchanged}`, thread))}
+  ${omission ? withOmitted(parts, omission) : parts}
 ), sized as materialized (
   select *, bytes <= ${mostResultBytes} as is_told
   from (
@@ -469,40 +473,19 @@ with ${withExamined(examined)}candidate as materialized (
 )
 ${tupleRows(
   `(
-    select part.* from part join page using (n) where checkpoint_json is not null${before ? unchangedRows(omitted) : ""}
+    select part.* from part join page using (n) where checkpoint_json is not null${before ? unchangedRows(omission) : ""}
   )`,
   "(select count(*) from candidate)",
   examined && endOf(examined),
-  omitted && "omitted",
+  omission && "omitted",
 )}`;
-
-/** Whether a part is none of the values that are asked for. */
-const isOther = (values: readonly ValueName[], bind: (value: Parameter) => string) => `
-      (channel, coalesce(task_id, ''), coalesce(idx, 0)) not in (
-        select * from unnest(${bind(values.map(({ channel }) => channel))}::text[],
-          ${bind(values.map(({ taskId }) => taskId))}::text[],
-          ${bind(values.map(({ taskId, idx }) => (taskId === "" ? 0 : idx)))}::int[])
-      )`;
-
-/** The parts with their sizes in the place of values; of what was sent none is left out. */
-const without = (omitted: string | undefined, parts: string) =>
-  omitted === undefined
-    ? parts
-    : `
-  select n, kind, channel, version, task_id, task_path, idx, type,
-    case when omitted is null then blob end as blob, sort_path, sort_key, omitted
-  from (
-    select part.*, case when kind < 3 and (${omitted})
-      then octet_length(blob)::text end as omitted
-    from (${parts}
-    ) as part
-  ) as part`;
+};
 
 const isUnchanged = "coalesce(versions_before ->> v.key = v.value, false)";
 
-const unchangedRows = (omitted: string | undefined) => `
+const unchangedRows = (omission: Omission | undefined) => `
     union all
-    select ${partColumns.union({ n: "n", kind: "4", channel: "v.key", sort_key: `v.key collate "C"` })}${omitted ? ", null" : ""}
+    select ${partColumns.union({ n: "n", kind: "4", channel: "v.key", sort_key: `v.key collate "C"` })}${omission ? ", null" : ""}
     from page
     cross join lateral jsonb_each_text(channel_versions) as v
     where ${isUnchanged}`;

@@ -357,7 +357,9 @@ export type ListRequest = Message<"checkpointd.v1.ListRequest"> & {
   /**
    * Leave out values of channels and writes that have more bytes than this, and tell their sizes in their
    * place (CheckpointTuple.omitted). Zero or more; with zero only empty ones are told, which makes an
-   * outline of what is stored. They are not read in the database either. Absent: all values.
+   * outline of what is stored. They are not read in the database either. Texts, lists and objects among the
+   * channel_values of the checkpoint's JSON are left out of it likewise, as values of the type "json".
+   * Absent: all values.
    *
    * @generated from field: optional int32 max_value_bytes = 10;
    */
