@@ -446,7 +446,7 @@ with ${withExamined(examined)}candidate as materialized (
     select c.*, ${channelVersions("checkpoint")} as channel_versions${
       omission ? `, ${inlinedOf(omission)} as inlined` : ""
     }
-    from (${candidates}) as c
+    from (${candidates}) as c${omission ? " offset 0" : ""}
   ) as c
   window stream as (order by ${order})
 ), part as materialized (

@@ -7,7 +7,7 @@ import { partColumns } from "./tuples.js";
 export interface Omission {
   /** On `partColumns`. */
   ofPart: string;
-  /** On `v.key` and `v.value`, a channel whose value is in the checkpoint's JSON. */
+  /** On `v.key` and `v.bytes`, a channel whose value is in the checkpoint's JSON. */
   ofInlined: string;
 }
 
@@ -21,7 +21,7 @@ export function omissionOf(
   if (maxValueBytes !== undefined) {
     const most = `${bind(maxValueBytes)}::int`;
     ofPart.push(`octet_length(blob) > ${most}`);
-    ofInlined.push(`octet_length(v.value::text) > ${most}`);
+    ofInlined.push(`v.bytes > ${most}`);
   }
   if (onlyValues.length > 0) {
     const channels = `${bind(onlyValues.map(({ channel }) => channel))}::text[]`;
@@ -37,15 +37,20 @@ export function omissionOf(
 
 /**
  * The sizes of the values in the JSON that are left out, by channel. Of scalars only texts are: the
- * others are small, and `true` says that a value is stored apart.
+ * others are small, and `true` says that a value is stored apart. Printed once, as 20 MB of text take 0.15 s.
  */
 export const inlinedOf = ({ ofInlined }: Omission) => `(
-      select jsonb_object_agg(v.key, octet_length(v.value::text))
-      from jsonb_each(
-        case when jsonb_typeof(checkpoint -> 'channel_values') = 'object'
-          then checkpoint -> 'channel_values' end
+      select jsonb_object_agg(v.key, v.bytes)
+      from (
+        select key, octet_length(value::text) as bytes
+        from jsonb_each(
+          case when jsonb_typeof(checkpoint -> 'channel_values') = 'object'
+            then checkpoint -> 'channel_values' end
+        )
+        where jsonb_typeof(value) in ('string', 'array', 'object')
+        offset 0
       ) as v
-      where jsonb_typeof(v.value) in ('string', 'array', 'object') and (${ofInlined})
+      where ${ofInlined}
     )`;
 
 /** The JSON without those of which `inlined` has the sizes. */

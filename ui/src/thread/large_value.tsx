@@ -65,16 +65,20 @@ export function useReading<Result>(
       under.current = mine;
       setState({ ...nothing, done: 0 });
       let toldAt = 0;
+      // The end of the stream comes after the value.
+      let isOver = false;
       try {
         const result = await read(mine.signal, (done) => {
           const now = performance.now();
           // Not with each piece: there are thousands.
-          if (now - toldAt < 100 || mine.signal.aborted) return;
+          if (now - toldAt < 100 || mine.signal.aborted || isOver) return;
           toldAt = now;
           setState({ ...nothing, done });
         });
+        isOver = true;
         if (!mine.signal.aborted) setState({ ...nothing, result: result ?? null });
       } catch (error) {
+        isOver = true;
         if (!mine.signal.aborted) setState({ ...nothing, problem: toFailure(error)?.text });
       }
     },
