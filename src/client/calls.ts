@@ -3,7 +3,7 @@ import { setMaxListeners } from "node:events";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { isOfBegun, type Service, type TryContext } from "./carrier.js";
 import { checkInteger, checkOptions, throwIfAborted } from "./options.js";
-import { gaveUp, isRetryable, pauseBefore, type RetryOptions } from "./retry.js";
+import { gaveUp, isNotBegun, isRetryable, pauseBefore, type RetryOptions } from "./retry.js";
 import type { OpenService, ServiceOptions } from "./service.js";
 
 /** What holds for every call of a saver. */
@@ -67,7 +67,8 @@ export class Calls {
   }
 
   /**
-   * Makes one call, repeated from the start while the service cannot be reached. Rejects with the
+   * Makes one call, repeated from the start while the service cannot be reached; one that is not
+   * idempotent only where the service certainly did not begin it. Rejects with the
    * error of the last try that says more than that the deadline passed, and with the signal's reason
    * when it aborts. Settles by the deadline whatever the connection does. {@link end} waits for it.
    */
@@ -95,7 +96,7 @@ export class Calls {
             // Refused before it was begun, but for those whose credential ended meanwhile.
             if (idempotent || !isOfBegun(thrown)) continue;
           }
-          if (!idempotent) throw error;
+          if (!idempotent && !isNotBegun(thrown)) throw error;
           failure = causeOf(error, failure, deadline);
           await this.#pause(attempt, deadline, failure, signal);
         }

@@ -14,7 +14,7 @@ import {
 } from "../protocol/operations.js";
 import { partingMs, requestIdHeader, sweepMs } from "../protocol/wire.js";
 import { NotCarried, ofBegun, type TryContext } from "./carrier.js";
-import { NotTheService } from "./retry.js";
+import { isNotBegun, NotTheService, notSent } from "./retry.js";
 import { NoSessions, type SessionSocket, startTimer } from "./session_socket.js";
 
 interface Pending {
@@ -136,8 +136,8 @@ export class ClientSession {
    * of a request, and when the server ended the session with an error, which one of its operations
    * caused: as a unary call each is told its own. So is a large one whose stream something on the way
    * reset, as nginx does above client_max_body_size; of a call it says that in words. An operation that
-   * must not be carried out twice has UNAVAILABLE then, and its own errors are marked as those of one
-   * that was begun.
+   * must not be carried out twice has UNAVAILABLE then, and what ends it once it was sent is marked as
+   * the error of one that was begun, but for refusals that say that it was not.
    */
   run<Name extends OperationName>(
     name: Name,
@@ -146,7 +146,7 @@ export class ClientSession {
   ): Promise<Answer<Name>> {
     return new Promise((resolve, reject) => {
       if (this.#over || signal?.aborted) {
-        reject(this.#over ?? signal?.reason);
+        reject(this.#over ? notSent(this.#over) : signal?.reason);
         return;
       }
       const id = this.#nextId++;
@@ -332,7 +332,7 @@ export class ClientSession {
         const headers = requestId ? { [requestIdHeader]: `${requestId}/${id}` } : undefined;
         const error = new ConnectError(message, code, headers, details);
         // The service ends what is under way when its credential ends, with UNAUTHENTICATED.
-        pending.reject(pending.idempotent ? error : ofBegun(error));
+        pending.reject(pending.idempotent || isNotBegun(error) ? error : ofBegun(error));
       } else {
         pending.resolve(result.value);
       }
@@ -433,12 +433,11 @@ export class ClientSession {
     this.#cancelLimit();
     for (const pending of this.#sent.values()) {
       const { idempotent, bytes } = pending;
-      if (error instanceof NotCarried) pending.reject(idempotent ? error : broken(error));
-      else if (idempotent && bytes > largeBytes && isReset(error)) {
-        pending.reject(new NotCarried(error.message));
-      } else pending.reject(error);
+      if (!idempotent) pending.reject(ofBegun(error instanceof NotCarried ? broken(error) : error));
+      else if (bytes > largeBytes && isReset(error)) pending.reject(new NotCarried(error.message));
+      else pending.reject(error);
     }
-    for (const pending of this.#waiting) pending.reject(error);
+    for (const pending of this.#waiting) pending.reject(notSent(error));
     this.#sent.clear();
     this.#waiting.length = 0;
     this.#outgoing.length = 0;

@@ -3,6 +3,7 @@ import { type ClientHttp2Session, type ClientHttp2Stream, constants } from "node
 import { Http2SessionManager } from "@connectrpc/connect-node";
 import { isNoHttp2 } from "./http_versions.js";
 import type { Reach } from "./reach.js";
+import { notSent } from "./retry.js";
 import { startTimer } from "./session_socket.js";
 
 /** Within which a server of HTTP/2 shows itself; it sends its settings before anything else. */
@@ -30,7 +31,10 @@ export class Http2Connections extends Http2SessionManager {
   override async request(
     ...parameters: Parameters<Http2SessionManager["request"]>
   ): Promise<ClientHttp2Stream> {
-    const stream = await super.request(...parameters);
+    // It fails where no stream could be opened: on a connection that was not made, or answers no ping.
+    const stream = await super.request(...parameters).catch((error) => {
+      throw notSent(error);
+    });
     const connection = stream.session as ClientHttp2Session | undefined;
     if (connection && !this.#seen.has(connection)) {
       this.#seen.add(connection);

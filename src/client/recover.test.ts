@@ -115,7 +115,7 @@ describe("recoverThreads", () => {
         nodes,
       );
     }
-    type Entry = { thread: string; node: string; worker: string; what: string };
+    type Entry = { n: number; thread: string; node: string; worker: string; what: string };
     const journal = await pool.query<Entry>("select * from journal order by n");
     for (const { threadId } of threads) {
       const entries = journal.rows.filter(({ thread }) => thread === threadId);
@@ -128,14 +128,19 @@ describe("recoverThreads", () => {
       expect([...killed]).toEqual(expect.arrayContaining(turns.slice(0, -1)));
       for (const node of nodes) {
         const runs = entries.filter((each) => each.node === node && each.what === "begin");
-        // Run again only after a worker that was killed while it ran, or had just run, the node:
-        // nothing of the thread that comes after it was begun in that turn.
-        for (const { worker } of runs.slice(0, -1)) {
+        // Run again only after a worker that was killed while it ran, or had just run, the node, or
+        // that lost its lease then on a busy machine and took it again: nothing of the thread that comes
+        // after it was begun until then.
+        for (const [i, { worker, n }] of runs.slice(0, -1).entries()) {
           // LangGraph before checkpoint 1.2 begins the next node before the last one is stored, also
           // with durability "sync".
           if (!("compareWritesSortKeys" in checkpoint)) continue;
           const later = entries.filter(
-            (each) => each.worker === worker && isAfter(each.node, node) && each.what === "begin",
+            (each) =>
+              each.n > n &&
+              each.n < (runs[i + 1] as Entry).n &&
+              isAfter(each.node, node) &&
+              each.what === "begin",
           );
           expect(later, `${threadId}: ${node} was stored by ${worker} and run again`).toEqual([]);
         }

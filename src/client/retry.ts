@@ -2,10 +2,12 @@
 import { Code, ConnectError } from "@connectrpc/connect";
 import { type ErrorDetail, ErrorDetailSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { retryAfterHeader } from "../protocol/wire.js";
+import { isOfBegun } from "./carrier.js";
 
 /**
  * How calls that found no server are repeated, until their deadline unless `attempts` ends it
- * before. Every call of the service is idempotent. The pause before try n+1 is random between 0 and
+ * before. A claim or a copy, of which a second one would be something else, is repeated only where the
+ * service certainly did not begin it. The pause before try n+1 is random between 0 and
  * `initialDelayMs * 2^(n-1)`, at most `maxDelayMs`, but no shorter than the service asks for with
  * its refusal.
  */
@@ -96,6 +98,58 @@ export function isRetryable(error: unknown): boolean {
     default:
       return isBrokenConnection(error);
   }
+}
+
+/**
+ * What the service says only before it begins a call (ErrorDetail has the promise). What it says of its
+ * database or its queue may come of a later statement of a call that has stored something, and DRAINING
+ * and OVERLOADED of one that ran.
+ */
+const saidBefore = new Set(["SCHEMA_NEW", "NOT_READY", "LIMIT_REACHED"]);
+
+/**
+ * True if it is certain that the service did not begin the call: it said so, its stream was refused
+ * (RFC 9113, section 8.7: REFUSED_STREAM, as Node also closes the streams above the last one that a
+ * GOAWAY names), no connection was made, or nothing was sent. A call that must not be carried out twice may
+ * be repeated then. A connection that broke, and any other reset, says nothing of the kind.
+ */
+export function isNotBegun(error: unknown): boolean {
+  if (isOfBegun(error)) return false;
+  const detail = errorDetail(error);
+  // A claim is told that its caller's leases are taken: waiting for one would keep it from releasing one.
+  if (detail) return saidBefore.has(detail.reason) && detail.field !== "leases";
+  for (let cause = error; cause instanceof Error; cause = cause.cause) {
+    if (cause instanceof NotSent || isRefusedStream(cause) || isOfConnecting(cause)) return true;
+  }
+  return false;
+}
+
+/** Among the causes of an error: nothing of the call was sent. */
+class NotSent extends Error {}
+
+/**
+ * The same error for a call of which nothing was sent. Another object, since calls that were sent on the
+ * same connection may be told of it too.
+ */
+export function notSent(error: Error): Error {
+  if (!(error instanceof ConnectError) || error instanceof NotTheService) return error;
+  const cause = new NotSent(error.message, { cause: error });
+  return new ConnectError(error.rawMessage, error.code, error.metadata, undefined, cause);
+}
+
+/** In Node's words and in connect-node's. */
+const isRefusedStream = ({ message }: Error) =>
+  /\b[Ss]tream closed with error code (NGHTTP2_)?REFUSED_STREAM\b/.test(message);
+
+/** Whether it is of a connection that was not made: one that was open may be told all but the first three. */
+function isOfConnecting(error: Error & { code?: unknown; syscall?: unknown }): boolean {
+  const { code, syscall } = error;
+  if (code === "ECONNREFUSED" || code === "ENOTFOUND" || code === "EAI_AGAIN") return true;
+  if (syscall === "connect") return true;
+  // Of several addresses of a name.
+  return (
+    error instanceof AggregateError && error.errors.length > 0 && error.errors.every(isOfConnecting)
+  );
 }
 
 // connect-node gives a broken connection many codes: INTERNAL or UNKNOWN with Node's error as

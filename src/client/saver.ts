@@ -67,7 +67,7 @@ export interface ConnectSaverUrlOptions extends ConnectSaverOptions, TransportOp
  * stored unaltered (NUL, lone surrogate), and otherwise with the call's ConnectError, its code
  * intact, which names the address where the service could not be reached; `errorDetail(error)` tells
  * the field and limit. Every call has a deadline and is repeated while the service cannot be reached:
- * all of them are idempotent. What is stored is what the arguments held when the method was called.
+ * the saver's own are idempotent. What is stored is what the arguments held when the method was called.
  * Reads are given up, with its reason, when the config's `signal` aborts; put and putWrites are
  * carried out all the same. A config that carries a lease's token
  * ({@link LEASE_TOKEN}) makes put and putWrites fail, and store nothing, once the lease is lost.

@@ -249,8 +249,9 @@ export class Threads {
 
   /**
    * Takes leases on threads that match and are free, pending ones unless the options say
-   * otherwise, newest first. Each thread goes to one of any number of callers. Not repeated after
-   * an error: what a lost answer had claimed is free again when its lease expires.
+   * otherwise, newest first. Each thread goes to one of any number of callers. Repeated only where
+   * the service certainly did not begin it (no connection was made, or it refused): what a lost
+   * answer had claimed is free again when its lease expires.
    */
   async claim(options: ClaimOptions): Promise<Lease[]> {
     checkOptions("threads.claim", options, claimOptions);
@@ -316,8 +317,9 @@ export class Threads {
 
   /**
    * Copies everything of a thread under another name, all or nothing. Rejects with
-   * FailedPrecondition (TARGET_NOT_EMPTY) if anything is stored there, which a repeated call
-   * would meet too: it is not repeated. A source that does not exist is copied as nothing.
+   * FailedPrecondition (TARGET_NOT_EMPTY) if anything is stored there, which a second call would
+   * meet too: it is repeated only where the service certainly did not begin it. A source that does
+   * not exist is copied as nothing.
    */
   async copy(source: string, target: string, options: CallOptions = {}): Promise<ThreadCounts> {
     checkOptions("threads.copy", options, callOptions);

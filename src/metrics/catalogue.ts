@@ -330,6 +330,21 @@ export const catalogue = {
     "max",
   ),
 
+  // Traces
+  spansEnded: counter(
+    "checkpointd_trace_spans_ended_total",
+    "Spans of sampled calls that are over, and are to be exported.",
+  ),
+  spansExported: counter(
+    "checkpointd_trace_spans_exported_total",
+    "Spans by what came of their export: sent, or failed (they are lost).",
+    ["result"],
+  ),
+  traceLimited: counter(
+    "checkpointd_trace_limited_calls_total",
+    "Calls that were to be traced and were not, by --trace-limit.",
+  ),
+
   // The process
   buildInfo: gauge("checkpointd_build_info", "1, with the versions.", ["version", "node"], "max"),
   workers: gauge("checkpointd_workers", "Processes that serve; of them the page has the values."),

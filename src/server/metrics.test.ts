@@ -136,9 +136,12 @@ describe("the page", () => {
     const all: Metric[] = Object.values(catalogue);
     const missing = (page: ScrapedPage) =>
       all.map(({ name }) => name).filter((name) => !page.types.has(name));
-    // Of a primary with a standby, and of workers, and tested with them.
+    // Of a primary with a standby, of traces, and of workers, and tested with them.
     const ofOthers = [
       "checkpointd_database_standby_lag_bytes",
+      "checkpointd_trace_spans_ended_total",
+      "checkpointd_trace_spans_exported_total",
+      "checkpointd_trace_limited_calls_total",
       "checkpointd_workers_silent",
       "checkpointd_workers_ended_total",
     ];

@@ -15,6 +15,7 @@ import type { RetentionTally } from "./retention.js";
 import type { Rpc } from "./rpc.js";
 import type { createTenants } from "./tenants.js";
 import type { ThreadSample } from "./thread_sample.js";
+import type { SpanTally } from "./traces.js";
 
 /** The parts of a server that are measured. */
 export interface Measured {
@@ -34,6 +35,8 @@ export interface Measured {
   retention: RetentionTally | undefined;
   /** Undefined where threads are not sampled. */
   sample: ThreadSample | undefined;
+  /** Undefined where calls are not traced. */
+  spans: Readonly<SpanTally> | undefined;
 }
 
 /** The metrics of one server. */
@@ -72,6 +75,7 @@ export function startServerMetrics(): ServerMetrics {
       addCallers(samples, parts);
       addRetention(samples, parts.retention);
       parts.sample?.addTo(samples);
+      addSpans(samples, parts.spans);
       put(samples, "buildInfo", 1, version(), process.versions.node);
       put(samples, "workers", 1);
       ofProcess.addTo(samples);
@@ -144,6 +148,14 @@ function addCallers(samples: Samples, { gate, tenants }: Measured): void {
     put(samples, "tenantStoredBytes", stored, tenant);
     put(samples, "tenantStoredBytesLimit", limit, tenant);
   }
+}
+
+function addSpans(samples: Samples, spans: Readonly<SpanTally> | undefined): void {
+  if (!spans) return;
+  put(samples, "spansEnded", spans.ended);
+  put(samples, "spansExported", spans.sent, "sent");
+  put(samples, "spansExported", spans.failed, "failed");
+  put(samples, "traceLimited", spans.limitedCalls);
 }
 
 function addRetention(samples: Samples, tally: RetentionTally | undefined): void {

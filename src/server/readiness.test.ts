@@ -1,15 +1,17 @@
 /** What a look at the database finds, says in the log and answers. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { Code } from "@connectrpc/connect";
+import { Code, type ConnectError } from "@connectrpc/connect";
 import pg from "pg";
 import { afterEach, expect, test } from "vitest";
 import type { ErrorReason } from "../errors.js";
 import { lookAtTables } from "../store/look.js";
 import { migrate } from "../store/migrate.js";
+import { createAuthFile, everything } from "../testing/auth_file.js";
 import { block } from "../testing/blocking.js";
 import { captureLog } from "../testing/captured_log.js";
 import { createClients, expectTold, failureOf, make, ways } from "../testing/edge.js";
 import { createDatabase, openPool } from "../testing/postgres.js";
+import { startTestServer } from "../testing/test_server.js";
 import { version } from "../version.js";
 import { startReadiness } from "./readiness.js";
 
@@ -181,7 +183,6 @@ test("a table that somebody has locked does not make it not ready; who has is sa
 
 test("a breaking migration of a newer version: calls are refused until it is undone", async () => {
   const { url, sql } = await setUp();
-  const { startTestServer } = await import("../testing/test_server.js");
   const { log, lines } = captureLog();
   const server = await startTestServer(url, { log, migrate: false });
   cleanups.push(() => server.drain());
@@ -226,9 +227,65 @@ test("a breaking migration of a newer version: calls are refused until it is und
   expect(said("database ready again")).toBe(true);
 }, 60_000);
 
+test("a tenant's tables are looked at as well: newer or older, its calls alone are refused", async () => {
+  const { url, sql } = await setUp();
+  const auth = createAuthFile(
+    { red: { schema: "red" }, blue: { schema: "blue" } },
+    {
+      red: { tenant: "red", grants: everything },
+      blue: { tenant: "blue", grants: everything },
+      own: { grants: everything },
+    },
+  );
+  cleanups.push(() => auth.remove());
+  // Somebody brought this one up to date before the server was started, and with another version.
+  await migrate({ databaseUrl: url, schema: "blue" });
+  const record = (schema: string) =>
+    sql(`insert into ${schema}.checkpointd_migrations (name, run_on, safe, min_server)
+      values ('9901_of_the_future', now(), false, '900.0.0')`);
+  const forget = (schema: string, from: string) =>
+    sql(`delete from ${schema}.checkpointd_migrations where name >= '${from}'`);
+  await record("blue");
+  const { log, lines } = captureLog();
+  const server = await startTestServer(url, { log, authFile: auth.file });
+  cleanups.push(() => server.drain());
+  const of = (name: "red" | "blue" | "own") => createClients(server.url, auth.keys[name]).connect;
+  const list = (name: "red" | "blue" | "own") =>
+    make(of(name), { rpc: "list", request: {} }).then(
+      () => undefined,
+      (error: unknown) => error as ConnectError,
+    );
+  const untilAnswered = async (name: "red" | "blue" | "own") => {
+    while ((await list(name)) !== undefined) await sleep(50);
+  };
+  const untilRefused = async (name: "red" | "blue" | "own", reason: ErrorReason) => {
+    let error = await list(name);
+    for (; error === undefined; error = await list(name)) await sleep(50);
+    expectTold(error, { code: Code.Unavailable, reason });
+    return error;
+  };
+  const said = (text: string) => lines().some(({ msg }) => String(msg).includes(text));
+
+  await untilRefused("blue", "SCHEMA_NEW");
+  await untilAnswered("red");
+  await record("red");
+  expect((await untilRefused("red", "SCHEMA_NEW")).rawMessage).toContain("need 900.0.0 or later");
+  expect(said("a tenant's tables cannot be served: a newer version")).toBe(true);
+  expect((await fetch(`${server.url}/readyz`)).status).toBe(200);
+  await untilAnswered("own");
+
+  await forget("red", "99");
+  await forget("blue", "99");
+  await untilAnswered("red");
+  await untilAnswered("blue");
+  expect(said("a tenant's tables can be served again")).toBe(true);
+  await forget("red", "0010");
+  await untilRefused("red", "SCHEMA_OLD");
+  await untilAnswered("blue");
+}, 60_000);
+
 test("of what it does not know the greatest version counts, and is named to who calls", async () => {
   const { url, sql } = await setUp();
-  const { startTestServer } = await import("../testing/test_server.js");
   const { log, lines } = captureLog();
   const server = await startTestServer(url, { log, migrate: false });
   cleanups.push(() => server.drain());

@@ -134,12 +134,10 @@ export function startReadiness(
     // Fewer at each look: somebody is migrating.
     const isOld = missing.length > 0 && missing.length === lastMissing;
     lastMissing = missing.length;
-    refusal = newer.length > 0 ? () => schemaNew(needs) : isOld ? schemaOld : undefined;
+    refusal = refusalOf({ newer, needs, missing: isOld ? missing : [] });
     if (newer.length > 0) {
       onTooOld();
-      notReady(
-        `a newer version has changed the tables in a way that this one cannot serve (${newer.join()}): start ${needs === undefined ? "the newer version" : `version ${needs} or a later one, this is ${version()}`}; calls are refused`,
-      );
+      notReady(`${describeNewer(found)}; calls are refused`);
     } else if (missing.length > 0 && !isOld) {
       set(false);
     } else if (isOld) {
@@ -231,6 +229,23 @@ function explain(error: unknown): string {
   if (error instanceof TableTrouble) sentence += ` (${message})`;
   return `${sentence}; trying again every half second`;
 }
+
+/** What of a look says whether this version can serve the tables. */
+type Versions = Pick<Look, "newer" | "needs" | "missing">;
+
+/** Returns what calls on tables that this version cannot serve are refused with; undefined if it can. */
+export function refusalOf({
+  newer,
+  needs,
+  missing,
+}: Versions): (() => CheckpointdError) | undefined {
+  if (newer.length > 0) return () => schemaNew(needs);
+  return missing.length > 0 ? schemaOld : undefined;
+}
+
+/** For the log: why tables are too new, and what to start. */
+export const describeNewer = ({ newer, needs }: Versions): string =>
+  `a newer version has changed the tables in a way that this one cannot serve (${newer.join()}): start ${needs === undefined ? "the newer version" : `version ${needs} or a later one, this is ${version()}`}`;
 
 // UNAVAILABLE and not FAILED_PRECONDITION: while replicas are replaced one by one the next try
 // may reach one of the other version.

@@ -227,6 +227,7 @@ export async function startServer(
 
   const giveUp = async () => {
     readiness.stop();
+    tenants?.stop();
     authenticator?.stop();
     metrics?.stop();
     await db.close(0);
@@ -272,6 +273,7 @@ export async function startServer(
       listed,
       retention: options.retention.length > 0 ? tally : undefined,
       sample,
+      spans: traces?.tally,
     }) ?? {};
   page = keepPage(() => primary?.page() ?? toText(measured()), limits.metricsPageMs);
   let ofMetrics: MetricsListener | undefined;
@@ -296,6 +298,7 @@ export async function startServer(
   const drain = async () => {
     log.info({ connections: listener.connections() }, "draining");
     readiness.stop();
+    tenants?.stop();
     health.close();
     sample?.stop();
     rpc.sayGoodbye();

@@ -1,7 +1,7 @@
 /** OpenTelemetry's SDK: which calls are sampled, and how their spans leave the process. */
 import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
-import { DiagLogLevel, diag } from "@opentelemetry/api";
+import { DiagLogLevel, diag, TraceFlags } from "@opentelemetry/api";
 import { OTLPTraceExporter } from "@opentelemetry/exporter-trace-otlp-proto";
 import {
   defaultResource,
@@ -13,12 +13,13 @@ import {
   BasicTracerProvider,
   BatchSpanProcessor,
   type SpanExporter,
+  type SpanProcessor,
 } from "@opentelemetry/sdk-trace-base";
 import type { Log } from "../log.js";
 import { parseDatabaseUrl } from "../store/address.js";
 import { version } from "../version.js";
 import { CallTraces } from "./call_trace.js";
-import type { Traces, TracesOptions } from "./traces.js";
+import type { SpanTally, Traces, TracesOptions } from "./traces.js";
 
 /** Within which what is left has to be sent at the end. */
 const flushMs = 2_000;
@@ -33,6 +34,7 @@ export function startExport(options: TracesOptions, databaseHost: () => string):
     { error: tell, warn: tell, info() {}, debug() {}, verbose() {} },
     { logLevel: DiagLogLevel.WARN, suppressOverrideMessage: true },
   );
+  const tally: SpanTally = { ended: 0, sent: 0, failed: 0, limitedCalls: 0 };
   const provider = new BasicTracerProvider({
     resource: defaultResource()
       .merge(
@@ -44,7 +46,10 @@ export function startExport(options: TracesOptions, databaseHost: () => string):
         }),
       )
       .merge(detectResources({ detectors: [envDetector] })),
-    spanProcessors: [new BatchSpanProcessor(new WatchedExporter(new OTLPTraceExporter(), log))],
+    spanProcessors: [
+      countEnded(tally),
+      new BatchSpanProcessor(new WatchedExporter(new OTLPTraceExporter(), log, tally)),
+    ],
   });
   diag.disable();
   const stop = async () => {
@@ -61,15 +66,26 @@ export function startExport(options: TracesOptions, databaseHost: () => string):
   return {
     calls: new CallTraces({
       tracer: provider.getTracer("checkpointd", version()),
-      mayTrace: createLimit(options.traceLimit, log),
+      mayTrace: createLimit(options.traceLimit, log, tally),
       threads: options.traceThreads,
       server: { "server.address": host, ...(port ? { "server.port": port } : {}) },
       database: parseDatabaseUrl(options.databaseUrl, true).hosts[0]?.options.database ?? "",
       databaseHost,
     }),
+    tally,
     stop: () => (stopped ??= stop()),
   };
 }
+
+/** The batches say nothing of what they drop: it is what ended, without what was exported and waits. */
+const countEnded = (tally: SpanTally): SpanProcessor => ({
+  onStart() {},
+  onEnd(span) {
+    if (span.spanContext().traceFlags & TraceFlags.SAMPLED) tally.ended++;
+  },
+  forceFlush: () => Promise.resolve(),
+  shutdown: () => Promise.resolve(),
+});
 
 /** Within which it is not told again that the limit is reached. */
 const limitToldMs = 60_000;
@@ -79,7 +95,12 @@ const limitToldMs = 60_000;
  * sampled flag is the client's word, and samplers that heed it, as the default does, would have one
  * client decide what the process and the collector are busy with.
  */
-export function createLimit(aSecond: number, log: Log, now = () => performance.now()) {
+export function createLimit(
+  aSecond: number,
+  log: Log,
+  tally: Pick<SpanTally, "limitedCalls">,
+  now = () => performance.now(),
+) {
   let left = aSecond;
   let at = now();
   let toldAt = Number.NEGATIVE_INFINITY;
@@ -91,6 +112,7 @@ export function createLimit(aSecond: number, log: Log, now = () => performance.n
       left--;
       return true;
     }
+    tally.limitedCalls++;
     if (time > toldAt + limitToldMs) {
       toldAt = time;
       log.warn(
@@ -109,11 +131,13 @@ class WatchedExporter implements SpanExporter {
   constructor(
     readonly exporter: SpanExporter,
     readonly log: Log,
+    readonly tally: Pick<SpanTally, "sent" | "failed">,
   ) {}
 
   export(...[spans, done]: Parameters<SpanExporter["export"]>): void {
     this.exporter.export(spans, (result) => {
       const isFailing = result.code !== 0;
+      this.tally[isFailing ? "failed" : "sent"] += spans.length;
       if (isFailing !== this.#isFailing) {
         this.#isFailing = isFailing;
         const { message, code } = (result.error ?? {}) as { message?: string; code?: unknown };

@@ -11,6 +11,7 @@ import {
   startOtlpReceiver,
 } from "../testing/otlp_receiver.js";
 import { createDatabase } from "../testing/postgres.js";
+import { scrape } from "../testing/prometheus.js";
 import { startServe } from "../testing/serve_process.js";
 import { startTestServer } from "../testing/test_server.js";
 import type { ServerOptions } from "./server.js";
@@ -349,7 +350,8 @@ describe("what a client says of its trace", () => {
 test("the limit is of a second, and told of once a minute", () => {
   let now = 0;
   const captured = captureLog();
-  const mayTrace = createLimit(10, captured.log, () => now);
+  const tally = { limitedCalls: 0 };
+  const mayTrace = createLimit(10, captured.log, tally, () => now);
   const take = (n: number) => Array.from({ length: n }, mayTrace).filter(Boolean).length;
   expect(take(100)).toBe(10);
   now += 500;
@@ -357,6 +359,30 @@ test("the limit is of a second, and told of once a minute", () => {
   now += 3_600_000;
   expect(take(100)).toBe(10);
   expect(captured.lines()).toHaveLength(2);
+  expect(tally.limitedCalls).toBe(275);
+});
+
+test("spans are counted: what ended, what was sent and what the collector refused", async () => {
+  const { receiver, edge } = await startTraced({ metricsPort: "main", traceLimit: 5 });
+  const call = () =>
+    edge.clients.connect.getTuple({ threadId: "t" }, { headers: newTrace().headers });
+  const count = async (name: string) =>
+    (await scrape(edge.server.metricsUrl as string)).get(`checkpointd_trace_${name}`) ?? 0;
+  await call();
+  await expect.poll(() => count(`spans_exported_total{result="sent"}`)).toBeGreaterThan(0);
+  expect(await count(`spans_exported_total{result="failed"}`)).toBe(0);
+  receiver.status = 400;
+  await call();
+  await expect.poll(() => count(`spans_exported_total{result="failed"}`)).toBeGreaterThan(0);
+  const exported = async () =>
+    (await count(`spans_exported_total{result="sent"}`)) +
+    (await count(`spans_exported_total{result="failed"}`));
+  await expect.poll(async () => (await count("spans_ended_total")) - (await exported())).toBe(0);
+  expect(receiver.spans).toHaveLength(await count(`spans_exported_total{result="sent"}`));
+  // Faster than they may be traced.
+  while ((await count("limited_calls_total")) === 0) {
+    await Promise.all(Array.from({ length: 20 }, call));
+  }
 });
 
 test("no span names a thread where that is turned off", async () => {

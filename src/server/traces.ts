@@ -14,9 +14,20 @@ export interface TracesOptions {
   log: Log;
 }
 
+/** What came of spans until now. */
+export interface SpanTally {
+  /** To be exported: those that were neither sent nor failed wait, or found no room and are lost. */
+  ended: number;
+  sent: number;
+  failed: number;
+  /** Calls that the limit left untraced. */
+  limitedCalls: number;
+}
+
 /** What traces a server's calls. */
 export interface Traces {
   readonly calls: CallTraces;
+  readonly tally: Readonly<SpanTally>;
   /** Sends what there is yet, for two seconds at the most. Idempotent. */
   stop(): Promise<void>;
 }

@@ -389,6 +389,9 @@ export type ErrorDetail = Message<"checkpointd.v1.ErrorDetail"> & {
    * - PRIVILEGE_MISSING (INTERNAL): the server's role may not do it; an operator must grant that.
    * - DATA_CORRUPTED (DATA_LOSS): the database found its files damaged.
    *
+   * SCHEMA_NEW, NOT_READY and LIMIT_REACHED (but of the field "leases") are told only before a call was
+   * begun: also one that is not idempotent may be repeated then.
+   *
    * @generated from field: string reason = 1;
    */
   reason: string;

@@ -715,7 +715,8 @@ export const SessionService: GenService<{
    * the rules stated here, and with RESOURCE_EXHAUSTED at a message larger than the server takes.
    * Operations without an answer may or may not have been carried out. All but claim_threads and
    * copy_thread are idempotent, so they can be repeated on another session, or as calls of the two
-   * services, which tell each one's own error.
+   * services, which tell each one's own error. Those two can be repeated where they were not sent, or
+   * were told that they were not begun (ErrorDetail).
    *
    * The header x-request-id of the response names the session: the one the client gave, or one
    * made here. The server's log has an operation under that name, a slash and its id.

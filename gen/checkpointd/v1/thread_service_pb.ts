@@ -1090,7 +1090,8 @@ export const ThreadService: GenService<{
    * Gives threads that wait for somebody to resume them to a worker, under a lease: until it
    * expires or is released no other call gets the same thread. Newest first. Safe with any
    * number of workers at once. A call that is repeated may get other threads; what a lost
-   * answer had claimed is free again when its lease expires.
+   * answer had claimed is free again when its lease expires. (ErrorDetail says which errors are told
+   * only before a call was begun.)
    *
    * @generated from rpc checkpointd.v1.ThreadService.ClaimThreads
    */

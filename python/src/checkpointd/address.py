@@ -158,9 +158,11 @@ class Address:
             how = "there is no way to that host"
         elif isinstance(error, ConnectionError):
             how = "it closes connections; is the service behind it started, the port right?"
-        return CheckpointdError(
+        told = CheckpointdError(
             "unavailable", f"cannot reach {self.text}: {how and how + ' '}({text})"
         )
+        told.is_not_sent = True
+        return told
 
     def foreign(self, status: int, content_type: str, retry_after: str) -> CheckpointdError:
         """The error of an answer that is no answer of the service."""

@@ -15,7 +15,7 @@ from time import monotonic
 
 from .address import CONNECT_TIMEOUT, Address, prepare, turned
 from .credential import Headers
-from .errors import CheckpointdError, NoSessions, broken, timed_out
+from .errors import CheckpointdError, NoSessions, broken, not_sent, timed_out
 from .http1 import Exchange
 from .messages import OpenSessionResponse
 from .wire import Pending, Session
@@ -89,7 +89,10 @@ class BlockingSession:
         else:
             _wait_in_the_system(sock)
         self._wire.begin()
-        self._send(self._wire.handshake)
+        try:
+            self._send(self._wire.handshake)
+        except CheckpointdError as error:
+            raise not_sent(error) from error.__cause__
 
     @property
     def is_leaving(self) -> bool:

@@ -206,7 +206,10 @@ class Client:
     def call(
         self, name: str, request: OpenSessionRequest, idempotent: bool = True
     ) -> OpenSessionResponse:
-        """Makes one call, repeated while the service cannot be reached. Raises CheckpointdError."""
+        """Makes one call, repeated while the service cannot be reached. Raises CheckpointdError.
+
+        One that is not idempotent is repeated only where the service certainly did not begin it.
+        """
         timeout = self._timeout
         deadline = monotonic() + timeout
         tries: Tries | None = None
@@ -222,7 +225,7 @@ class Client:
                     # Refused before it was begun, but for those whose credential ended meanwhile.
                     if not error.is_of_begun:
                         continue
-                if not idempotent or self._is_closed:
+                if self._is_closed or not (idempotent or error.is_not_begun):
                     raise
                 tries = tries or Tries(self._retry, timeout, deadline)
                 pause = tries.pause_after(error)
@@ -376,7 +379,7 @@ class Client:
                     # Refused before it was begun, but for those whose credential ended meanwhile.
                     if not error.is_of_begun:
                         continue
-                if not idempotent or self._is_closed:
+                if self._is_closed or not (idempotent or error.is_not_begun):
                     raise
                 tries = tries or Tries(self._retry, timeout, deadline)
                 pause = tries.pause_after(error)

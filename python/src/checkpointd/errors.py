@@ -33,6 +33,11 @@ _CODES = (
     "unauthenticated",
 )
 
+# What the service says only before it begins a call (ErrorDetail has the promise). What it says of
+# its database or its queue may come of a later statement of a call that has stored something, and
+# DRAINING and OVERLOADED of one that ran.
+_SAID_BEFORE = frozenset(("SCHEMA_NEW", "NOT_READY", "LIMIT_REACHED"))
+
 
 class CheckpointdError(Exception):
     """A call failed.
@@ -47,8 +52,10 @@ class CheckpointdError(Exception):
         limit: The limit that was passed. Zero where the reason has none.
         retry_delay: After how many seconds another try is worth it, if the service says so.
         request_id: The name under which the service's log has the call, if it came that far.
-        is_of_begun: Whether this is of a copy or a claim that the service had begun, and may have
-            carried out.
+        is_of_begun: Whether this is of a copy or a claim that was sent on a session, and may have
+            been carried out.
+        is_not_sent: Whether nothing of the call was sent: no connection was made, or the session
+            ended before its turn came.
     """
 
     def __init__(
@@ -70,6 +77,7 @@ class CheckpointdError(Exception):
         self.retry_delay = retry_delay
         self.request_id = request_id
         self.is_of_begun = False
+        self.is_not_sent = False
 
     @property
     def message(self) -> str:
@@ -92,6 +100,19 @@ class CheckpointdError(Exception):
             or self.code in ("unavailable", "aborted", "canceled")
             or self.reason == "QUEUE_FULL"
         )
+
+    @property
+    def is_not_begun(self) -> bool:
+        """Whether it is certain that the service did not begin the call.
+
+        One that must not be carried out twice may be made again then. A connection that broke says
+        nothing of the kind.
+        """
+        if self.is_of_begun:
+            return False
+        # A claim is told that its caller's leases are taken: waiting for one would keep it from
+        # releasing one.
+        return self.is_not_sent or (self.reason in _SAID_BEFORE and self.field != "leases")
 
 
 def _rebuild(
@@ -140,6 +161,14 @@ def one_more(error: BaseException) -> CheckpointdError | NotCarried:
     shared or kept, it would hold on to that.
     """
     return copy(error) if isinstance(error, CheckpointdError | NotCarried) else broken(repr(error))
+
+
+def not_sent(error: BaseException) -> CheckpointdError | NotCarried:
+    """The same error for one of whose call nothing was sent."""
+    own = one_more(error)
+    if isinstance(own, CheckpointdError):
+        own.is_not_sent = True
+    return own
 
 
 def timed_out() -> CheckpointdError:

@@ -62,9 +62,9 @@ class ConnectSaver(BaseCheckpointSaver[str]):
 
     Every method raises TypeError or ValueError naming what it was given that cannot be stored, and
     otherwise `CheckpointdError`, with its code and reason. Every call has a deadline and is
-    repeated while the service cannot be reached: all of them but ``copy_thread`` are idempotent. A
-    cancelled ``await`` of a read gives the read up; what ``aput`` and ``aput_writes`` were asked to
-    store is stored all the same.
+    repeated while the service cannot be reached; ``copy_thread``, the only one that is not
+    idempotent, only where the service certainly did not begin it. A cancelled ``await`` of a read
+    gives the read up; what ``aput`` and ``aput_writes`` were asked to store is stored all the same.
 
     Attributes:
         threads: The calls about threads as a whole: list, claim, copy, prune (see `Threads`).
@@ -555,7 +555,8 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         """Copies everything of a thread under another name, all or nothing.
 
         Fails with "failed_precondition" (TARGET_NOT_EMPTY) if anything is stored there, which a
-        repeated call would meet too: it is not repeated.
+        second call would meet too: it is repeated only where the service certainly did not begin
+        it.
         """
         request = _copy_request(source_thread_id, target_thread_id)
         self._client.call("copy_thread", request, idempotent=False)
@@ -564,7 +565,8 @@ class ConnectSaver(BaseCheckpointSaver[str]):
         """Copies everything of a thread under another name, all or nothing.
 
         Fails with "failed_precondition" (TARGET_NOT_EMPTY) if anything is stored there, which a
-        repeated call would meet too: it is not repeated.
+        second call would meet too: it is repeated only where the service certainly did not begin
+        it.
         """
         request = _copy_request(source_thread_id, target_thread_id)
         await self._client.acall("copy_thread", request, idempotent=False)

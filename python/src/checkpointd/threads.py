@@ -212,8 +212,9 @@ class Threads:
     ) -> Sequence[Lease]:
         """Takes leases on threads that match and are free, newest first.
 
-        Each thread goes to one of any number of callers. Not repeated after an error: what a lost
-        answer had claimed is free again when its lease expires.
+        Each thread goes to one of any number of callers. Repeated only where the service certainly
+        did not begin it (no connection was made, or it refused): what a lost answer had claimed is
+        free again when its lease expires.
 
         Args:
             owner: Who claims, for people to read.
@@ -268,8 +269,8 @@ class Threads:
         """Copies everything of a thread under another name, all or nothing.
 
         Fails with "failed_precondition" (TARGET_NOT_EMPTY) if anything is stored there, which a
-        repeated call would meet too: it is not repeated. A source that does not exist is copied as
-        nothing.
+        second call would meet too: it is repeated only where the service certainly did not begin
+        it. A source that does not exist is copied as nothing.
         """
         answer = self._client.call("copy_thread", copy_request(source, target), False)
         return _from_counts(answer.copy_thread.copied)

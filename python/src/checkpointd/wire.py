@@ -21,6 +21,7 @@ from .errors import (
     broken,
     end_error,
     from_detail,
+    not_sent,
     one_more,
     timed_out,
 )
@@ -175,7 +176,7 @@ class Session:
     def submit(self, pending: Pending) -> None:
         """Sends the operation, or has it wait for its turn."""
         if self.over is not None:
-            pending.settle(None, one_more(self.over))
+            pending.settle(None, not_sent(self.over))
         elif len(self.sent) < self._max_in_flight:
             self._send(pending)
         else:
@@ -238,7 +239,7 @@ class Session:
             if message.HasField("error"):
                 error = self._to_error(pending.id, message)
                 # The service ends what is under way when its credential ends: "unauthenticated".
-                error.is_of_begun = pending.name in ONCE
+                error.is_of_begun = pending.name in ONCE and not error.is_not_begun
                 pending.settle(None, error)
             else:
                 pending.settle(message, None)
@@ -302,14 +303,19 @@ class Session:
             return
         self.over = one_more(error)
         self.over_at = monotonic()
-        sent = [*self.sent.values()]
-        pendings = [*sent, *self.queued]
+        sent, queued = [*self.sent.values()], [*self.queued]
         self.sent.clear()
         self.queued.clear()
         self._output.clear()
-        for i, pending in enumerate(pendings):
-            is_again = isinstance(error, NotCarried) and i < len(sent) and pending.name in ONCE
-            told = broken(error) if is_again else one_more(error)
+        for pending in sent:
+            is_once = pending.name in ONCE
+            told = broken(error) if is_once and isinstance(error, NotCarried) else one_more(error)
+            if isinstance(told, CheckpointdError):
+                told.is_of_begun = is_once
+            told.__cause__ = error.__cause__
+            pending.settle(None, told)
+        for pending in queued:
+            told = not_sent(error)
             told.__cause__ = error.__cause__
             pending.settle(None, told)
 
