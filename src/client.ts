@@ -19,3 +19,12 @@ export {
   type ValueChange,
 } from "./client/difference.js";
 export { errorDetail } from "./client/retry.js";
+export {
+  type StoredParts,
+  type StoredValue,
+  splitValue,
+  type TextPiece,
+  textOfValue,
+} from "./client/stored_parts.js";
+export { type ThreadStore, threadFromLines, threadToLines } from "./client/thread_file.js";
+export { valuesOfTuple } from "./client/tuple_values.js";

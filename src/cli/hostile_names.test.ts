@@ -2,9 +2,13 @@
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import { createClient } from "@connectrpc/connect";
+import { createConnectTransport } from "@connectrpc/connect-node";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { CheckpointService } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import { ConnectSaver } from "../client/saver.js";
 import type { Server } from "../server/server.js";
+import { hostileValues } from "../testing/hostile_values.js";
 import { createDatabase, type TestDatabase } from "../testing/postgres.js";
 import { runCommand } from "../testing/serve_process.js";
 import { startTestServer } from "../testing/test_server.js";
@@ -94,6 +98,41 @@ async function printed(args: string[], code: number): Promise<string> {
   return end.stdout;
 }
 
+it("values of every hostile kind are shown in bounded lines, and as JSON", async () => {
+  const saver = createClient(
+    CheckpointService,
+    createConnectTransport({ baseUrl: server.url, httpVersion: "1.1" }),
+  );
+  const names = hostileValues.map((_, i) => `c${i}`);
+  for (const id of ["1", "2"]) {
+    const put = {
+      threadId: "values",
+      checkpointId: id,
+      parentCheckpointId: id === "2" ? "1" : "",
+      checkpointJson: JSON.stringify({
+        v: 4,
+        channel_versions: Object.fromEntries(names.map((name) => [name, id])),
+        channel_values: {
+          inlined: [],
+          deep: JSON.parse(`${"[".repeat(1_900)}${"]".repeat(1_900)}`),
+        },
+      }),
+      blobs: hostileValues.map((value, i) => ({ channel: `c${i}`, version: id, value })),
+    };
+    await saver.put(id === "2" ? { ...put, blobs: put.blobs.slice(0, -3) } : put);
+  }
+  for (const args of [["show"], ["history"], ["diff"], ["diff", "--checkpoint", "1"]]) {
+    const [command = "", ...flags] = args;
+    const lines = (await printed(["threads", command, "values", ...flags], 0)).split("\n");
+    for (const line of lines) expect(line.length).toBeLessThan(1_000);
+    expect(lines.length).toBeLessThan(500);
+  }
+  for (const command of ["show", "history", "diff"]) {
+    const json = await printed(["threads", command, "values", "--json"], 0);
+    for (const line of json.trim().split("\n")) if (line !== "") JSON.parse(line);
+  }
+}, 120_000);
+
 describe("a name with all that a terminal obeys", () => {
   it.each([
     [["ls"]],
@@ -101,6 +140,8 @@ describe("a name with all that a terminal obeys", () => {
     [["show", thread]],
     [["show", thread, "--ns", ns]],
     [["show", thread, "--checkpoint", checkpointId]],
+    [["diff", thread]],
+    [["diff", thread, thread, "--to", checkpointId.replace(/2$/, "1")]],
     [["history", thread]],
     [["history", thread, "--ns", ns, "--limit", "1"]],
     [["prune", "--keep-last", "1", "--dry-run"]],

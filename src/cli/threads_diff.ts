@@ -3,12 +3,13 @@ import type { CheckpointTuple } from "../../gen/checkpointd/v1/checkpoint_pb.js"
 import type { Calls } from "../client/calls.js";
 import type { Decoded } from "../client/decode_value.js";
 import { changesOfValue, isSameValue, partsOfValue } from "../client/difference.js";
+import { valuesOfTuple } from "../client/tuple_values.js";
 import { define, UsageError } from "../settings/flags.js";
 import { anyText } from "../settings/kinds.js";
 import { hint, type Line, paint, print, printJson } from "./print.js";
 import type { ThreadsCommand } from "./threads_command.js";
 import { json, ns } from "./threads_flags.js";
-import { showFlags, valuesOf } from "./threads_look.js";
+import { showFlags } from "./threads_look.js";
 import { toLine, toPlain } from "./value_text.js";
 
 export const diffFlags = {
@@ -77,7 +78,10 @@ async function readTuple(
 }
 
 function changedValues(before: CheckpointTuple | undefined, after: CheckpointTuple) {
-  const [old, now] = [new Map(before && valuesOf(before)), new Map(valuesOf(after))];
+  const [old, now] = [
+    before ? valuesOfTuple(before) : new Map<string, Decoded>(),
+    valuesOfTuple(after),
+  ];
   const changed: ChangedValue[] = [];
   for (const channel of [...new Set([...old.keys(), ...now.keys()])].sort()) {
     // LangGraph's own tell what runs next.

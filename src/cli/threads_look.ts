@@ -1,11 +1,11 @@
 /** `checkpointd threads ls` and `show`. */
 
-import type { CheckpointTuple } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { ListView } from "../../gen/checkpointd/v1/checkpoint_service_pb.js";
 import type { Calls } from "../client/calls.js";
-import { type Decoded, decodeValue, type Json } from "../client/decode_value.js";
+import { decodeValue } from "../client/decode_value.js";
 import { readList } from "../client/read_list.js";
 import type { ListThreadsOptions, Thread } from "../client/threads.js";
+import { valuesOfTuple } from "../client/tuple_values.js";
 import { define } from "../settings/flags.js";
 import { anyText, present } from "../settings/kinds.js";
 import {
@@ -148,7 +148,9 @@ export async function runShow(command: ThreadsCommand<typeof showFlags>): Promis
         checkpointId: tuple.key?.checkpointId,
         parentCheckpointId: tuple.parentCheckpointId,
         metadata: JSON.parse(tuple.metadataJson),
-        values: Object.fromEntries(valuesOf(tuple).map(([name, value]) => [name, toPlain(value)])),
+        values: Object.fromEntries(
+          [...valuesOfTuple(tuple)].map(([name, value]) => [name, toPlain(value)]),
+        ),
         pendingWrites: tuple.pendingWrites.map(({ taskId, idx, channel, value }) => ({
           taskId,
           idx,
@@ -184,7 +186,7 @@ export async function runShow(command: ThreadsCommand<typeof showFlags>): Promis
   );
   for (const [name, text] of facts) print(paint("bold", name.padEnd(10)), "  ", text);
   printHeading("values");
-  for (const [channel, value] of valuesOf(tuple)) {
+  for (const [channel, value] of valuesOfTuple(tuple)) {
     const [first = [], ...more] = toLines(value);
     const isLong = more.length > 0 || (value.kind === "list" && !value.name);
     print(`  ${channel}:`, ...(isLong ? [] : [" ", ...first]));
@@ -226,17 +228,6 @@ export function toJson(thread: Thread) {
     updatedAt: updatedAt.toISOString(),
     ...(claim ? { claim: { owner: claim.owner, expiresAt: claim.expiresAt.toISOString() } } : {}),
   };
-}
-
-/** The channels' values: those in the checkpoint's JSON, then those stored apart, by name. */
-export function valuesOf(tuple: CheckpointTuple): [string, Decoded][] {
-  const inlined = JSON.parse(tuple.checkpointJson).channel_values ?? {};
-  const values = new Map<string, Decoded>();
-  for (const [channel, value] of Object.entries(inlined)) {
-    values.set(channel, { kind: "json", value: value as Json });
-  }
-  for (const { channel, value } of tuple.blobs) values.set(channel, decodeValue(value));
-  return [...values].sort(([a], [b]) => (a < b ? -1 : 1));
 }
 
 /** Checkpoints that are looked at for the namespaces they are in, the latest ones. */

@@ -21,6 +21,17 @@ describe("what JavaScript's serializer wrote", () => {
     }
   });
 
+  it("has every digit of integers that Python or Postgres wrote", () => {
+    const integers = '[9007199254740993, -9007199254740993,"9007199254740993\\"1", 1e21, 4.5]';
+    expect(fromJson(integers)).toEqual(
+      json(["9007199254740993", "-9007199254740993", '9007199254740993"1', 1e21, 4.5]),
+    );
+    const long = `${'\\"9'.repeat(3_000_000)}`;
+    expect(fromJson(`["${long}", 12345678901234567890]`)).toEqual(
+      json([long.replaceAll("\\", ""), "12345678901234567890"]),
+    );
+  });
+
   it("has messages with what they say, their calls of tools and the rest", async () => {
     const decoded = await fromJs({
       messages: [
@@ -128,6 +139,20 @@ describe("what Python's serializer wrote", () => {
       "a UUID",
       "c72d0093a475756964a455554944d9203030303030303030303030303030303030303030303030303030303030303031",
       json("00000000-0000-0000-0000-000000000001"),
+    ],
+    [
+      "an array of numpy",
+      "c7240694a33c6934920203a143c418000000000100000002000000030000000400000005000000",
+      {
+        kind: "object",
+        name: "ndarray",
+        fields: [
+          ["dtype", json("<i4")],
+          ["shape", json([2, 3])],
+          ["order", json("C")],
+          ["data", { kind: "bytes" }],
+        ],
+      },
     ],
     ["a delta channel's snapshot", "c70307920102", json([1, 2])],
     ["keys that are numbers", "8201a16102a162", json({ 1: "a", 2: "b" })],

@@ -1,6 +1,7 @@
 /** Stored values for people to look at: what JavaScript's and Python's serializers wrote, as a tree. */
 import { isSealed, readSealedHeader } from "../protocol/sealed.js";
 import { Entries, Extension, readMsgpack } from "./msgpack.js";
+import { parseJson } from "./stored_json.js";
 
 /** What JSON can say. */
 export type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
@@ -28,14 +29,17 @@ export interface DecodedMessage {
   kind: "message";
   /** "human", "ai", "system", "tool", …; a ChatMessage's own role. */
   role: string;
-  /** What it says. Of content in blocks the text, and for each other block its type in brackets. */
+  /**
+   * What it says. Of content in blocks the text, and for each other block its type in brackets, but for
+   * calls that are among `toolCalls`.
+   */
   text: string;
   name?: string;
   id?: string;
   /** The call that a tool answers. */
   toolCallId?: string;
   toolCalls: { name: string; id?: string; args: Decoded }[];
-  /** Everything else it has; `content` too where it is no string. */
+  /** Everything else it has; `content` too where it is no string, or `content_blocks` in its place. */
   fields: [key: string, value: Decoded][];
 }
 
@@ -64,7 +68,7 @@ export function decodeValue(value: { type: string; data: Uint8Array } | undefine
       case "json":
         // LangGraph's serializer writes nothing at all for a function.
         if (data.length === 0) return { kind: "none" };
-        return toDecoded(JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(data)), 0);
+        return toDecoded(parseJson(new TextDecoder("utf-8", { fatal: true }).decode(data)), 0);
       case "msgpack":
         return toDecoded(readMsgpack(data, maxDepth), 0);
       default:
@@ -76,10 +80,11 @@ export function decodeValue(value: { type: string; data: Uint8Array } | undefine
 }
 
 /** What is nested deeper would overflow the stack of whoever shows it. */
-const maxDepth = 500;
+export const maxDepth = 500;
+export const tooDeep = `nested more than ${maxDepth} levels deep`;
 
 function toDecoded(value: unknown, depth: number): Decoded {
-  if (depth > maxDepth) throw new Error(`nested more than ${maxDepth} levels deep`);
+  if (depth > maxDepth) throw new Error(tooDeep);
   const below = (inner: unknown) => toDecoded(inner, depth + 1);
   switch (typeof value) {
     case "bigint":
@@ -216,11 +221,14 @@ function toMessage(
     toolCalls: [],
     fields: [],
   };
+  let blocks: unknown;
   for (const [key, value] of fields) {
     const isText = typeof value === "string";
-    if (key === "content") {
-      message.text = isText ? value : blocksText(value);
-      if (!isText) message.fields.push([key, below(value)]);
+    if (key === "content" && isText) message.text = value;
+    else if (key === "content" || key === "content_blocks") {
+      // JavaScript writes `content_blocks` alone of a message that was made of them.
+      if (Array.isArray(value) && value.length > 0) blocks = value;
+      message.fields.push([key, below(value)]);
     } else if (key === "name" && isText) message.name = value;
     else if (key === "id" && isText) message.id = value;
     else if (key === "tool_call_id" && isText) message.toolCallId = value;
@@ -231,6 +239,7 @@ function toMessage(
       // The class says it, or it has none.
     } else message.fields.push([key, below(value)]);
   }
+  if (message.text === "") message.text = blocksText(blocks, message.toolCalls);
   return message;
 }
 
@@ -244,12 +253,14 @@ function toToolCall(call: unknown, below: (value: unknown) => Decoded) {
 }
 
 /** The text of content in blocks: theirs, and of a block without text its type. */
-function blocksText(content: unknown): string {
+function blocksText(content: unknown, calls: DecodedMessage["toolCalls"]): string {
   if (!Array.isArray(content)) return "";
   return content
     .map((block) => {
       if (typeof block === "string") return block;
-      const { type, text } = toRecord(block);
+      const { type, text, id } = toRecord(block);
+      const isCall = type === "tool_call" || type === "tool_use";
+      if (isCall && calls.some((call) => call.id === id)) return "";
       return typeof text === "string" ? text : `[${String(type ?? "block")}]`;
     })
     .join("");

@@ -137,3 +137,47 @@ export function readMsgpack(data: Uint8Array, maxDepth: number): unknown {
   if (at < data.length) throw new Error("bytes follow the value");
   return value;
 }
+
+/** What stands at a place in msgpack, without what is in it. */
+export interface MsgpackHead {
+  kind: "array" | "map" | "text" | "bytes" | "extension" | "scalar";
+  /** Values that follow and belong to it: of an array its items, of a map its keys and values. */
+  count: number;
+  /** Where what it holds begins. */
+  start: number;
+  /** Where it ends; of an array or a map where the first value in it begins. */
+  end: number;
+}
+
+/** How many bytes follow the head of a scalar or hold a length, from 0xc0 on. */
+const widths = [
+  0, 0, 0, 0, 1, 2, 4, 1, 2, 4, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8, 0, 0, 0, 0, 0, 1, 2, 4, 2, 4, 2, 4,
+];
+
+/** Reads one head. Throws an Error where `data` ends before it, or within what is no array and no map. */
+export function walkMsgpack(data: Uint8Array, at: number): MsgpackHead {
+  const of = (kind: MsgpackHead["kind"], start: number, length: number, count = 0) => {
+    if (start + length > data.length) throw new Error("the bytes end within a value");
+    return { kind, count, start, end: start + length };
+  };
+  const head = data[at];
+  if (head === undefined) throw new Error("the bytes end within a value");
+  const start = at + 1;
+  if (head < 0x80 || head >= 0xe0) return of("scalar", start, 0);
+  if (head < 0x90) return of("map", start, 0, 2 * (head & 0x0f));
+  if (head < 0xa0) return of("array", start, 0, head & 0x0f);
+  if (head < 0xc0) return of("text", start, head & 0x1f);
+  const width = widths[head - 0xc0] ?? 0;
+  let length = 0;
+  for (let i = 0; i < width; i++) length = length * 256 + (data[start + i] ?? 0);
+  const inside = start + width;
+  if (head === 0xc1) throw new Error(`no msgpack begins with the byte ${head}`);
+  if (head >= 0xc4 && head <= 0xc6) return of("bytes", inside, length);
+  // Of an extension the code comes first.
+  if (head >= 0xc7 && head <= 0xc9) return of("extension", inside + 1, length);
+  if (head >= 0xd4 && head <= 0xd8) return of("extension", start + 1, 2 ** (head - 0xd4));
+  if (head >= 0xd9 && head <= 0xdb) return of("text", inside, length);
+  if (head === 0xdc || head === 0xdd) return of("array", inside, 0, length);
+  if (head === 0xde || head === 0xdf) return of("map", inside, 0, 2 * length);
+  return of("scalar", inside, 0);
+}

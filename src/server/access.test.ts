@@ -154,6 +154,9 @@ const fields: Record<CallName, Record<string, string>> = {
     "after.checkpoint_id": "in it",
     omit_unchanged: "form",
     max_value_bytes: "number",
+    "only_values.channel": "in it",
+    "only_values.task_id": "in it",
+    "only_values.idx": "in it",
   },
   listPage: {},
   listThreads: {

@@ -126,6 +126,12 @@ const rules: Record<string, Rule> = {
   "ListRequest.view": known,
   "ListRequest.omit_unchanged": free,
   "ListRequest.max_value_bytes": atLeast(0),
+  "ListRequest.only_values": [
+    { value: Array(100_001).fill({ channel: "c" }), reason: "TOO_MANY", limit: 100_000 },
+  ],
+  "ValueName.channel": [{ value: "", reason: "REQUIRED" }, ...endless],
+  "ValueName.task_id": text(65_536),
+  "ValueName.idx": free,
   "CheckpointKey.thread_id": name(65_536),
   "CheckpointKey.checkpoint_ns": text(65_536),
   "CheckpointKey.checkpoint_id": name(65_536),
@@ -210,7 +216,7 @@ const put = {
   checkpointJson: "{}",
   blobs: [{ channel: "c", version: "1", value }],
 };
-const list = { after: { threadId: "t", checkpointId: "1" } };
+const list = { after: { threadId: "t", checkpointId: "1" }, onlyValues: [{ channel: "c" }] };
 const filter = { updatedAfter: { seconds: 0n }, updatedBefore: { seconds: 1n } };
 
 /** A request of each call that is answered, with every message in it that a request can hold. */

@@ -2,15 +2,18 @@
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import { toJson } from "@bufbuild/protobuf";
 import { interrupt, MessagesAnnotation, START, StateGraph } from "@langchain/langgraph";
 import type { BrowserContext, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { CheckpointTupleSchema } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import { ConnectSaver } from "../index.js";
 import { createAuthFile } from "../testing/auth_file.js";
 import { noChromium, startChromium, type TestBrowser } from "../testing/chromium.js";
 import { startEdge } from "../testing/edge.js";
 import { ids, runThreads } from "../testing/inspected_threads.js";
 import { startRelay } from "../testing/relay.js";
+import { runCommand } from "../testing/serve_process.js";
 import { startTestServer } from "../testing/test_server.js";
 import { makeTokenFile } from "./token_file.js";
 
@@ -62,6 +65,20 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     return found;
   };
 
+  /** Everything that is stored of a thread, in all namespaces, but for its name. */
+  async function tuplesOf(threadId: string) {
+    const found = [];
+    for await (const { tuple } of edge.clients.connect.list({ threadId })) {
+      if (!tuple?.key) continue;
+      tuple.key.threadId = "";
+      tuple.blobs.sort((a, b) => (a.channel < b.channel ? -1 : 1));
+      const json = toJson(CheckpointTupleSchema, tuple) as Record<string, unknown>;
+      // Told as the values they are, whoever sent them.
+      found.push({ ...json, checkpointJson: JSON.parse(tuple.checkpointJson) });
+    }
+    return found;
+  }
+
   it("copies a thread, and says why it does not", async () => {
     const page = await open(of(ids.values));
     await act(page, "Copy");
@@ -95,17 +112,72 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     expect(await edge.checkpoints("importing-%")).toBe(0);
   });
 
+  it("exports what the terminal imports, and imports what that exports, whole", async () => {
+    // What an old LangGraph left, of whose first checkpoint a prune left the values sent alone.
+    await edge.sql.query(
+      `insert into checkpoint_writes
+         (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
+       values ('old', '', '1', 'task', 'p', 0, '__pregel_tasks', 'json', '"sent"'),
+         ('old', '', '1', 'task', 'p', 1, '__pregel_tasks', 'json', '"too"')`,
+    );
+    await edge.clients.connect.put({
+      threadId: "old",
+      checkpointId: "2",
+      parentCheckpointId: "1",
+      checkpointJson: '{"v": 3}',
+    });
+    const page = await open("");
+    for (const [i, id] of [ids.chat, ids.nested, ids.question, "old"].entries()) {
+      await page.goto(`${edge.server.url}/${of(id)}`);
+      await act(page, "Export");
+      const [download] = await Promise.all([
+        page.waitForEvent("download"),
+        inDialog(page, "Export"),
+      ]);
+      const file = path.join(folder, `round${i}.jsonl`);
+      await download.saveAs(file);
+      const run = (...args: string[]) =>
+        runCommand(["threads", ...args], { CHECKPOINTD_URL: edge.server.url }, folder);
+      expect(await run("import", file, "--as", `cli${i}`)).toMatchObject({ code: 0 });
+      const back = path.join(folder, `back${i}.jsonl`);
+      expect(await run("export", `cli${i}`, "--out", back)).toMatchObject({ code: 0 });
+      await page.goto(edge.server.url);
+      await page.getByRole("button", { name: "Import" }).click();
+      await page.getByLabel("A file that was exported").setInputFiles(back);
+      await page.getByLabel("Its name here").fill(`page${i}`);
+      await inDialog(page, "Import");
+      await page.getByRole("heading", { level: 1, name: `page${i}` }).waitFor();
+      const before = await tuplesOf(id);
+      expect(before.length, id).toBeGreaterThan(0);
+      expect(await tuplesOf(`cli${i}`), id).toEqual(before);
+      expect(await tuplesOf(`page${i}`), id).toEqual(before);
+    }
+    expect(JSON.stringify(await tuplesOf("page3"))).toContain(
+      Buffer.from('"too"').toString("base64"),
+    );
+    expect(await edge.checkpoints("importing-%")).toBe(0);
+  });
+
   it("refuses a file that was cut off", async () => {
     const file = path.join(folder, "cut.jsonl");
-    await writeFile(
-      file,
-      `${JSON.stringify({ checkpointd: "thread", version: 1, threadId: "x" })}\n{}\n`,
-    );
+    const header = JSON.stringify({ checkpointd: "thread", version: 1, threadId: "x" });
+    const checkpoint = JSON.stringify({ key: { checkpointId: "1" }, checkpointJson: "{}" });
     const page = await open("");
-    await page.getByRole("button", { name: "Import" }).click();
-    await page.getByLabel("A file that was exported").setInputFiles(file);
-    await inDialog(page, "Import");
-    await page.getByText("The file is incomplete").waitFor();
+    for (const [text, problem] of [
+      [`${header}\n${checkpoint}\n`, "The file is incomplete: it has 1 checkpoint"],
+      [`${header}\n${checkpoint.slice(0, -9)}`, "Line 2 is not JSON"],
+      [`${header}\n{}\n`, "Line 2 is not a checkpoint"],
+      [`${checkpoint}\n`, "Not an exported thread: the first line is not its header"],
+      ["", "Not an exported thread: the file is empty"],
+    ] as const) {
+      await writeFile(file, text);
+      await page.goto(edge.server.url);
+      await page.getByRole("button", { name: "Import" }).click();
+      await page.getByLabel("A file that was exported").setInputFiles(file);
+      await inDialog(page, "Import");
+      await page.getByRole("alert").getByText(problem).waitFor();
+    }
+    expect(await edge.checkpoints("importing-%")).toBe(0);
     expect(await saver.threads.get("x")).toBeUndefined();
   });
 

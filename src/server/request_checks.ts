@@ -181,6 +181,12 @@ export function checkList(request: ListRequest): void {
   if (request.maxValueBytes !== undefined && request.maxValueBytes < 0) {
     throw invalidArgument("max_value_bytes", "OUT_OF_RANGE", "must be zero or more", 0);
   }
+  checkCount("only_values", request.onlyValues.length);
+  for (const [i, { channel, taskId }] of request.onlyValues.entries()) {
+    checkRequired(`only_values[${i}].channel`, channel);
+    checkCharacters(`only_values[${i}].channel`, channel);
+    checkText(`only_values[${i}].task_id`, taskId);
+  }
   if (!(request.view in [0, 1, 2])) {
     throw invalidArgument("view", "OUT_OF_RANGE", "must be a ListView this server knows");
   }

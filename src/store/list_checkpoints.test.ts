@@ -141,7 +141,7 @@ it("tells large values by their sizes, those of writes too", async () => {
   ];
   const ofTask = { ...key, checkpointId: "2", taskId: "t", taskPath: "p", writes };
   await createPutWrites(db)(create(PutWritesRequestSchema, ofTask));
-  const told = async (maxValueBytes: number, more = {}) =>
+  const told = async (maxValueBytes: number | undefined, more = {}) =>
     (await read({ ...key, maxValueBytes, ...more }, streamBounds)).map((tuple) => [
       tuple.blobs.map(({ channel, value }) => [channel, value?.data.length]),
       tuple.pendingWrites.map(({ channel, value }) => [channel, value?.data.length]),
@@ -182,4 +182,47 @@ it("tells large values by their sizes, those of writes too", async () => {
     [[], [], [["a", "2", "", 0, "", "bytes", 7], b, error, write], []],
     [[["a", 0]], [], [], ["b"]],
   ]);
+  // In the JSON, where Python has them: what is larger is left out of it, but of scalars only texts.
+  await put({
+    ...key,
+    threadId: "inlined",
+    checkpointId: "1",
+    checkpointJson: JSON.stringify({
+      v: 4,
+      channel_versions: { text: "1.5", flag: 1, list: 1, none: 1 },
+      channel_values: { text: "éé", flag: true, list: [1, 2], none: null },
+    }),
+  });
+  const inlined = async (more: object) =>
+    (await read({ ...key, threadId: "inlined", ...more }, streamBounds)).map((tuple) => [
+      JSON.parse(tuple.checkpointJson).channel_values,
+      tuple.omitted.map(({ channel, version, type, bytes }) => [channel, version, type, bytes]),
+    ]);
+  const [text, list] = [
+    ["text", "1.5", "json", 6],
+    ["list", "1", "json", 6],
+  ];
+  expect(await inlined({})).toEqual([[{ text: "éé", flag: true, list: [1, 2], none: null }, []]]);
+  expect(await inlined({ maxValueBytes: 6 })).toEqual(await inlined({}));
+  expect(await inlined({ maxValueBytes: 5 })).toEqual([[{ flag: true, none: null }, [list, text]]]);
+  expect(await inlined({ onlyValues: [{ channel: "text" }] })).toEqual([
+    [{ text: "éé", flag: true, none: null }, [list]],
+  ]);
+  // Some alone: a channel's own value is none that a task wrote to it.
+  const checkpoint = { checkpointId: "2" };
+  const a = ["a", "2", "", 0, "", "bytes", 7];
+  const only = async (...onlyValues: object[]) =>
+    (await told(undefined, { ...checkpoint, onlyValues }))[0];
+  expect(await only({ channel: "b" })).toEqual([[["b", 300_000]], [], [a, error, write], []]);
+  expect(await only({ channel: "a", idx: 9 })).toEqual([[["a", 7]], [], [b, error, write], []]);
+  expect(await only({ channel: "a", taskId: "t" })).toEqual([[], [["a", 8]], [a, b, error], []]);
+  expect(await only({ channel: "a", taskId: "t", idx: 1 })).toEqual([
+    [],
+    [],
+    [a, b, error, write],
+    [],
+  ]);
+  expect(
+    await told(7, { ...checkpoint, onlyValues: [{ channel: "b" }, { channel: "a" }] }),
+  ).toEqual([[[["a", 7]], [], [b, error, write], []]]);
 });

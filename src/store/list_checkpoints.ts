@@ -8,6 +8,13 @@ import { type ListRequest, ListView } from "../../gen/checkpointd/v1/checkpoint_
 import { CheckpointdError } from "../errors.js";
 import { type Db, isDistributed, type Parameter, type Row, type Signal } from "./db.js";
 import { explainJson } from "./json.js";
+import {
+  inlinedOf,
+  type Omission,
+  omissionOf,
+  withOmitted,
+  withoutInlined,
+} from "./omitted_values.js";
 import { createReadNamed } from "./read.js";
 import { mostResultBytes } from "./results.js";
 import { text } from "./rows.js";
@@ -366,7 +373,7 @@ export function pageStatement(
         checkpointJson: bind(last?.checkpointJson ?? null),
       }
     : undefined;
-  const most = request.maxValueBytes === undefined ? undefined : bind(request.maxValueBytes);
+  const omission = omissionOf(request, bind);
   const statement = (json: JsonForm) =>
     tuplesStatement(
       schema,
@@ -376,7 +383,7 @@ export function pageStatement(
       limitBytes,
       before,
       thread,
-      most,
+      omission,
     );
   return { statement, parameters };
 }
@@ -415,7 +422,7 @@ const guard = (candidates: string, json: JsonForm) =>
  * channels in the version of the tuple before are told by name (`unchanged`) instead of read.
  * Not looked up by its key: the client has that tuple as it was sent.
  *
- * With `most`, a parameter, the values that have more bytes are told by their sizes alone.
+ * With an omission the values that it names are told by their sizes alone.
  */
 const tuplesStatement = (
   schema: string,
@@ -425,20 +432,25 @@ const tuplesStatement = (
   limitBytes: string,
   before: { threadId: string; checkpointNs: string; checkpointJson: string } | undefined,
   thread: string | undefined,
-  most: string | undefined,
-) => `
+  omission: Omission | undefined,
+) => {
+  const parts = partRows(schema, "candidate", before && `not ${isUnchanged}`, thread);
+  return `
 with ${withExamined(examined)}candidate as materialized (
   select row_number() over stream as n, thread_id, checkpoint_ns, checkpoint_id,
-    parent_checkpoint_id, checkpoint::text as checkpoint_json, metadata::text as metadata_json,
-    channel_versions, ${beforeFormat4("checkpoint")} as before_format_4${
+    parent_checkpoint_id, ${omission ? withoutInlined : "checkpoint"}::text as checkpoint_json,
+    metadata::text as metadata_json,${omission ? " inlined," : ""} channel_versions, ${beforeFormat4("checkpoint")} as before_format_4${
       before ? `, ${versionsBefore(before)} as versions_before` : ""
     }
   from (
-    select c.*, ${channelVersions("checkpoint")} as channel_versions from (${candidates}) as c
+    select c.*, ${channelVersions("checkpoint")} as channel_versions${
+      omission ? `, ${inlinedOf(omission)} as inlined` : ""
+    }
+    from (${candidates}) as c${omission ? " offset 0" : ""}
   ) as c
   window stream as (order by ${order})
 ), part as materialized (
-  ${withoutLarge(partRows(schema, "candidate", before && `not ${isUnchanged}`, thread), most)}
+  ${omission ? withOmitted(parts, omission) : parts}
 ), sized as materialized (
   select *, bytes <= ${mostResultBytes} as is_told
   from (
@@ -461,32 +473,19 @@ with ${withExamined(examined)}candidate as materialized (
 )
 ${tupleRows(
   `(
-    select part.* from part join page using (n) where checkpoint_json is not null${before ? unchangedRows(most) : ""}
+    select part.* from part join page using (n) where checkpoint_json is not null${before ? unchangedRows(omission) : ""}
   )`,
   "(select count(*) from candidate)",
   examined && endOf(examined),
-  most && "omitted",
+  omission && "omitted",
 )}`;
-
-/** The parts with their sizes in the place of large values; of what was sent none is left out. */
-const withoutLarge = (parts: string, most: string | undefined) =>
-  most === undefined
-    ? parts
-    : `
-  select n, kind, channel, version, task_id, task_path, idx, type,
-    case when omitted is null then blob end as blob, sort_path, sort_key, omitted
-  from (
-    select part.*, case when kind < 3 and octet_length(blob) > ${most}::int
-      then octet_length(blob)::text end as omitted
-    from (${parts}
-    ) as part
-  ) as part`;
+};
 
 const isUnchanged = "coalesce(versions_before ->> v.key = v.value, false)";
 
-const unchangedRows = (most: string | undefined) => `
+const unchangedRows = (omission: Omission | undefined) => `
     union all
-    select ${partColumns.union({ n: "n", kind: "4", channel: "v.key", sort_key: `v.key collate "C"` })}${most ? ", null" : ""}
+    select ${partColumns.union({ n: "n", kind: "4", channel: "v.key", sort_key: `v.key collate "C"` })}${omission ? ", null" : ""}
     from page
     cross join lateral jsonb_each_text(channel_versions) as v
     where ${isUnchanged}`;

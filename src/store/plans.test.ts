@@ -207,6 +207,10 @@ describe.each(Object.entries(tables))("plans at 100,000 checkpoints, tables %s",
         request: { threadId: "long", checkpointNs: "", maxValueBytes: 100 },
         indexes: [index.latest],
       },
+      "of a thread and namespace, some values alone": {
+        request: { threadId: "long", checkpointNs: "", onlyValues: [{ channel: "c" }] },
+        indexes: [index.latest],
+      },
       "of a thread and namespace with a metadata filter": {
         request: { threadId: "long", checkpointNs: "", metadataFilterJson: '{"step": 7}' },
         indexes: [index.latest],

@@ -36,11 +36,15 @@ const onlyReads: Interceptor = (next) => (request) => {
   return next(request);
 };
 
-const transport = createConnectTransport({
-  baseUrl,
-  useBinaryFormat: true,
-  interceptors: [withKey, onlyReads],
-});
+/** Calls it; with another `fetch` for who looks at the bytes. */
+export const createTransport = (fetch?: typeof globalThis.fetch) =>
+  createConnectTransport({
+    baseUrl,
+    useBinaryFormat: true,
+    interceptors: [withKey, onlyReads],
+    ...(fetch ? { fetch } : {}),
+  });
+const transport = createTransport();
 
 export const checkpoints = createClient(CheckpointService, transport);
 export const threads = createClient(ThreadService, transport);

@@ -248,9 +248,9 @@ export type CheckpointTuple = Message<"checkpointd.v1.CheckpointTuple"> & {
   unchangedChannels: string[];
 
   /**
-   * Only in a List that was asked for no values larger than so many bytes (max_value_bytes): those that
-   * are, which are neither in `blobs` nor in `pending_writes`. Blobs come first, ordered by channel, then
-   * writes as in `pending_writes`.
+   * Only in a List that was asked for no values larger than so many bytes (max_value_bytes), or for some
+   * alone (only_values): the others, which are neither in `blobs` nor in `pending_writes`. Blobs come
+   * first, ordered by channel, then writes as in `pending_writes`.
    *
    * @generated from field: repeated checkpointd.v1.OmittedValue omitted = 9;
    */
@@ -265,7 +265,7 @@ export const CheckpointTupleSchema: GenMessage<CheckpointTuple> = /*@__PURE__*/
   messageDesc(file_checkpointd_v1_checkpoint, 4);
 
 /**
- * A value that was left out because of its size.
+ * A value that was left out.
  *
  * @generated from message checkpointd.v1.OmittedValue
  */

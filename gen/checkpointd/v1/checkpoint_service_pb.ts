@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file checkpointd/v1/checkpoint_service.proto.
  */
 export const file_checkpointd_v1_checkpoint_service: GenFile = /*@__PURE__*/
-  fileDesc("CidjaGVja3BvaW50ZC92MS9jaGVja3BvaW50X3NlcnZpY2UucHJvdG8SDmNoZWNrcG9pbnRkLnYxIlIKD0dldFR1cGxlUmVxdWVzdBIRCgl0aHJlYWRfaWQYASABKAkSFQoNY2hlY2twb2ludF9ucxgCIAEoCRIVCg1jaGVja3BvaW50X2lkGAMgASgJIkIKEEdldFR1cGxlUmVzcG9uc2USLgoFdHVwbGUYASABKAsyHy5jaGVja3BvaW50ZC52MS5DaGVja3BvaW50VHVwbGUi3AEKClB1dFJlcXVlc3QSEQoJdGhyZWFkX2lkGAEgASgJEhUKDWNoZWNrcG9pbnRfbnMYAiABKAkSFQoNY2hlY2twb2ludF9pZBgDIAEoCRIcChRwYXJlbnRfY2hlY2twb2ludF9pZBgEIAEoCRIXCg9jaGVja3BvaW50X2pzb24YBSABKAkSFQoNbWV0YWRhdGFfanNvbhgGIAEoCRIqCgVibG9icxgHIAMoCzIbLmNoZWNrcG9pbnRkLnYxLkNoYW5uZWxCbG9iEhMKC2xlYXNlX3Rva2VuGAggASgJIg0KC1B1dFJlc3BvbnNlIrMBChBQdXRXcml0ZXNSZXF1ZXN0EhEKCXRocmVhZF9pZBgBIAEoCRIVCg1jaGVja3BvaW50X25zGAIgASgJEhUKDWNoZWNrcG9pbnRfaWQYAyABKAkSDwoHdGFza19pZBgEIAEoCRIRCgl0YXNrX3BhdGgYBSABKAkSJQoGd3JpdGVzGAYgAygLMhUuY2hlY2twb2ludGQudjEuV3JpdGUSEwoLbGVhc2VfdG9rZW4YByABKAkiSwoFV3JpdGUSCwoDaWR4GAEgASgFEg8KB2NoYW5uZWwYAiABKAkSJAoFdmFsdWUYAyABKAsyFS5jaGVja3BvaW50ZC52MS5WYWx1ZSITChFQdXRXcml0ZXNSZXNwb25zZSKnAwoLTGlzdFJlcXVlc3QSFgoJdGhyZWFkX2lkGAEgASgJSACIAQESGgoNY2hlY2twb2ludF9ucxgCIAEoCUgBiAEBEhoKDWNoZWNrcG9pbnRfaWQYAyABKAlIAogBARIhChRiZWZvcmVfY2hlY2twb2ludF9pZBgEIAEoCUgDiAEBEhwKFG1ldGFkYXRhX2ZpbHRlcl9qc29uGAUgASgJEhIKBWxpbWl0GAYgASgFSASIAQESJgoEdmlldxgHIAEoDjIYLmNoZWNrcG9pbnRkLnYxLkxpc3RWaWV3EiwKBWFmdGVyGAggASgLMh0uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludEtleRIWCg5vbWl0X3VuY2hhbmdlZBgJIAEoCBIcCg9tYXhfdmFsdWVfYnl0ZXMYCiABKAVIBYgBAUIMCgpfdGhyZWFkX2lkQhAKDl9jaGVja3BvaW50X25zQhAKDl9jaGVja3BvaW50X2lkQhcKFV9iZWZvcmVfY2hlY2twb2ludF9pZEIICgZfbGltaXRCEgoQX21heF92YWx1ZV9ieXRlcyI+CgxMaXN0UmVzcG9uc2USLgoFdHVwbGUYASABKAsyHy5jaGVja3BvaW50ZC52MS5DaGVja3BvaW50VHVwbGUiKAoTRGVsZXRlVGhyZWFkUmVxdWVzdBIRCgl0aHJlYWRfaWQYASABKAkiFgoURGVsZXRlVGhyZWFkUmVzcG9uc2UqUQoITGlzdFZpZXcSGQoVTElTVF9WSUVXX1VOU1BFQ0lGSUVEEAASEgoOTElTVF9WSUVXX0ZVTEwQARIWChJMSVNUX1ZJRVdfTUVUQURBVEEQAjKtAwoRQ2hlY2twb2ludFNlcnZpY2USUgoIR2V0VHVwbGUSHy5jaGVja3BvaW50ZC52MS5HZXRUdXBsZVJlcXVlc3QaIC5jaGVja3BvaW50ZC52MS5HZXRUdXBsZVJlc3BvbnNlIgOQAgESQwoDUHV0EhouY2hlY2twb2ludGQudjEuUHV0UmVxdWVzdBobLmNoZWNrcG9pbnRkLnYxLlB1dFJlc3BvbnNlIgOQAgISVQoJUHV0V3JpdGVzEiAuY2hlY2twb2ludGQudjEuUHV0V3JpdGVzUmVxdWVzdBohLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1Jlc3BvbnNlIgOQAgISSAoETGlzdBIbLmNoZWNrcG9pbnRkLnYxLkxpc3RSZXF1ZXN0GhwuY2hlY2twb2ludGQudjEuTGlzdFJlc3BvbnNlIgOQAgEwARJeCgxEZWxldGVUaHJlYWQSIy5jaGVja3BvaW50ZC52MS5EZWxldGVUaHJlYWRSZXF1ZXN0GiQuY2hlY2twb2ludGQudjEuRGVsZXRlVGhyZWFkUmVzcG9uc2UiA5ACAmIGcHJvdG8z", [file_checkpointd_v1_checkpoint]);
+  fileDesc("CidjaGVja3BvaW50ZC92MS9jaGVja3BvaW50X3NlcnZpY2UucHJvdG8SDmNoZWNrcG9pbnRkLnYxIlIKD0dldFR1cGxlUmVxdWVzdBIRCgl0aHJlYWRfaWQYASABKAkSFQoNY2hlY2twb2ludF9ucxgCIAEoCRIVCg1jaGVja3BvaW50X2lkGAMgASgJIkIKEEdldFR1cGxlUmVzcG9uc2USLgoFdHVwbGUYASABKAsyHy5jaGVja3BvaW50ZC52MS5DaGVja3BvaW50VHVwbGUi3AEKClB1dFJlcXVlc3QSEQoJdGhyZWFkX2lkGAEgASgJEhUKDWNoZWNrcG9pbnRfbnMYAiABKAkSFQoNY2hlY2twb2ludF9pZBgDIAEoCRIcChRwYXJlbnRfY2hlY2twb2ludF9pZBgEIAEoCRIXCg9jaGVja3BvaW50X2pzb24YBSABKAkSFQoNbWV0YWRhdGFfanNvbhgGIAEoCRIqCgVibG9icxgHIAMoCzIbLmNoZWNrcG9pbnRkLnYxLkNoYW5uZWxCbG9iEhMKC2xlYXNlX3Rva2VuGAggASgJIg0KC1B1dFJlc3BvbnNlIrMBChBQdXRXcml0ZXNSZXF1ZXN0EhEKCXRocmVhZF9pZBgBIAEoCRIVCg1jaGVja3BvaW50X25zGAIgASgJEhUKDWNoZWNrcG9pbnRfaWQYAyABKAkSDwoHdGFza19pZBgEIAEoCRIRCgl0YXNrX3BhdGgYBSABKAkSJQoGd3JpdGVzGAYgAygLMhUuY2hlY2twb2ludGQudjEuV3JpdGUSEwoLbGVhc2VfdG9rZW4YByABKAkiSwoFV3JpdGUSCwoDaWR4GAEgASgFEg8KB2NoYW5uZWwYAiABKAkSJAoFdmFsdWUYAyABKAsyFS5jaGVja3BvaW50ZC52MS5WYWx1ZSITChFQdXRXcml0ZXNSZXNwb25zZSLXAwoLTGlzdFJlcXVlc3QSFgoJdGhyZWFkX2lkGAEgASgJSACIAQESGgoNY2hlY2twb2ludF9ucxgCIAEoCUgBiAEBEhoKDWNoZWNrcG9pbnRfaWQYAyABKAlIAogBARIhChRiZWZvcmVfY2hlY2twb2ludF9pZBgEIAEoCUgDiAEBEhwKFG1ldGFkYXRhX2ZpbHRlcl9qc29uGAUgASgJEhIKBWxpbWl0GAYgASgFSASIAQESJgoEdmlldxgHIAEoDjIYLmNoZWNrcG9pbnRkLnYxLkxpc3RWaWV3EiwKBWFmdGVyGAggASgLMh0uY2hlY2twb2ludGQudjEuQ2hlY2twb2ludEtleRIWCg5vbWl0X3VuY2hhbmdlZBgJIAEoCBIcCg9tYXhfdmFsdWVfYnl0ZXMYCiABKAVIBYgBARIuCgtvbmx5X3ZhbHVlcxgLIAMoCzIZLmNoZWNrcG9pbnRkLnYxLlZhbHVlTmFtZUIMCgpfdGhyZWFkX2lkQhAKDl9jaGVja3BvaW50X25zQhAKDl9jaGVja3BvaW50X2lkQhcKFV9iZWZvcmVfY2hlY2twb2ludF9pZEIICgZfbGltaXRCEgoQX21heF92YWx1ZV9ieXRlcyI6CglWYWx1ZU5hbWUSDwoHY2hhbm5lbBgBIAEoCRIPCgd0YXNrX2lkGAIgASgJEgsKA2lkeBgDIAEoBSI+CgxMaXN0UmVzcG9uc2USLgoFdHVwbGUYASABKAsyHy5jaGVja3BvaW50ZC52MS5DaGVja3BvaW50VHVwbGUiKAoTRGVsZXRlVGhyZWFkUmVxdWVzdBIRCgl0aHJlYWRfaWQYASABKAkiFgoURGVsZXRlVGhyZWFkUmVzcG9uc2UqUQoITGlzdFZpZXcSGQoVTElTVF9WSUVXX1VOU1BFQ0lGSUVEEAASEgoOTElTVF9WSUVXX0ZVTEwQARIWChJMSVNUX1ZJRVdfTUVUQURBVEEQAjKtAwoRQ2hlY2twb2ludFNlcnZpY2USUgoIR2V0VHVwbGUSHy5jaGVja3BvaW50ZC52MS5HZXRUdXBsZVJlcXVlc3QaIC5jaGVja3BvaW50ZC52MS5HZXRUdXBsZVJlc3BvbnNlIgOQAgESQwoDUHV0EhouY2hlY2twb2ludGQudjEuUHV0UmVxdWVzdBobLmNoZWNrcG9pbnRkLnYxLlB1dFJlc3BvbnNlIgOQAgISVQoJUHV0V3JpdGVzEiAuY2hlY2twb2ludGQudjEuUHV0V3JpdGVzUmVxdWVzdBohLmNoZWNrcG9pbnRkLnYxLlB1dFdyaXRlc1Jlc3BvbnNlIgOQAgISSAoETGlzdBIbLmNoZWNrcG9pbnRkLnYxLkxpc3RSZXF1ZXN0GhwuY2hlY2twb2ludGQudjEuTGlzdFJlc3BvbnNlIgOQAgEwARJeCgxEZWxldGVUaHJlYWQSIy5jaGVja3BvaW50ZC52MS5EZWxldGVUaHJlYWRSZXF1ZXN0GiQuY2hlY2twb2ludGQudjEuRGVsZXRlVGhyZWFkUmVzcG9uc2UiA5ACAmIGcHJvdG8z", [file_checkpointd_v1_checkpoint]);
 
 /**
  * Asks for one checkpoint.
@@ -357,11 +357,21 @@ export type ListRequest = Message<"checkpointd.v1.ListRequest"> & {
   /**
    * Leave out values of channels and writes that have more bytes than this, and tell their sizes in their
    * place (CheckpointTuple.omitted). Zero or more; with zero only empty ones are told, which makes an
-   * outline of what is stored. They are not read in the database either. Absent: all values.
+   * outline of what is stored. They are not read in the database either. Texts, lists and objects among the
+   * channel_values of the checkpoint's JSON are left out of it likewise, as values of the type "json".
+   * Absent: all values.
    *
    * @generated from field: optional int32 max_value_bytes = 10;
    */
   maxValueBytes?: number | undefined;
+
+  /**
+   * Leave out all values but these, as max_value_bytes does: what was left out of a checkpoint is read one
+   * by one so. At most 100000. None: all.
+   *
+   * @generated from field: repeated checkpointd.v1.ValueName only_values = 11;
+   */
+  onlyValues: ValueName[];
 };
 
 /**
@@ -370,6 +380,41 @@ export type ListRequest = Message<"checkpointd.v1.ListRequest"> & {
  */
 export const ListRequestSchema: GenMessage<ListRequest> = /*@__PURE__*/
   messageDesc(file_checkpointd_v1_checkpoint_service, 7);
+
+/**
+ * Names a value of a checkpoint.
+ *
+ * @generated from message checkpointd.v1.ValueName
+ */
+export type ValueName = Message<"checkpointd.v1.ValueName"> & {
+  /**
+   * The channel that has it, or that a task wrote to. Required, no NUL.
+   *
+   * @generated from field: string channel = 1;
+   */
+  channel: string;
+
+  /**
+   * Of a write its task. Empty: the channel's own value. At most 65536 bytes, no NUL.
+   *
+   * @generated from field: string task_id = 2;
+   */
+  taskId: string;
+
+  /**
+   * Of a write its position, as in PendingWrite. Not looked at of a channel's own value.
+   *
+   * @generated from field: int32 idx = 3;
+   */
+  idx: number;
+};
+
+/**
+ * Describes the message checkpointd.v1.ValueName.
+ * Use `create(ValueNameSchema)` to create a new message.
+ */
+export const ValueNameSchema: GenMessage<ValueName> = /*@__PURE__*/
+  messageDesc(file_checkpointd_v1_checkpoint_service, 8);
 
 /**
  * One checkpoint of a List stream.
@@ -390,7 +435,7 @@ export type ListResponse = Message<"checkpointd.v1.ListResponse"> & {
  * Use `create(ListResponseSchema)` to create a new message.
  */
 export const ListResponseSchema: GenMessage<ListResponse> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_checkpoint_service, 8);
+  messageDesc(file_checkpointd_v1_checkpoint_service, 9);
 
 /**
  * Asks to delete a thread.
@@ -411,7 +456,7 @@ export type DeleteThreadRequest = Message<"checkpointd.v1.DeleteThreadRequest"> 
  * Use `create(DeleteThreadRequestSchema)` to create a new message.
  */
 export const DeleteThreadRequestSchema: GenMessage<DeleteThreadRequest> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_checkpoint_service, 9);
+  messageDesc(file_checkpointd_v1_checkpoint_service, 10);
 
 /**
  * Answers DeleteThread. Nothing of the thread is stored any more.
@@ -426,7 +471,7 @@ export type DeleteThreadResponse = Message<"checkpointd.v1.DeleteThreadResponse"
  * Use `create(DeleteThreadResponseSchema)` to create a new message.
  */
 export const DeleteThreadResponseSchema: GenMessage<DeleteThreadResponse> = /*@__PURE__*/
-  messageDesc(file_checkpointd_v1_checkpoint_service, 10);
+  messageDesc(file_checkpointd_v1_checkpoint_service, 11);
 
 /**
  * How much of each checkpoint a List returns.

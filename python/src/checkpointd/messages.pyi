@@ -145,7 +145,15 @@ class ListRequest(Message):
     def after(self) -> CheckpointKey: ...
     omit_unchanged: bool
     max_value_bytes: int
-    def __init__(self, *, thread_id: str | None = ..., checkpoint_ns: str | None = ..., checkpoint_id: str | None = ..., before_checkpoint_id: str | None = ..., metadata_filter_json: str | None = ..., limit: int | None = ..., view: int | None = ..., after: CheckpointKey | None = ..., omit_unchanged: bool | None = ..., max_value_bytes: int | None = ...) -> None: ...
+    @property
+    def only_values(self) -> RepeatedCompositeFieldContainer[ValueName]: ...
+    def __init__(self, *, thread_id: str | None = ..., checkpoint_ns: str | None = ..., checkpoint_id: str | None = ..., before_checkpoint_id: str | None = ..., metadata_filter_json: str | None = ..., limit: int | None = ..., view: int | None = ..., after: CheckpointKey | None = ..., omit_unchanged: bool | None = ..., max_value_bytes: int | None = ..., only_values: Iterable[ValueName] | None = ...) -> None: ...
+
+class ValueName(Message):
+    channel: str
+    task_id: str
+    idx: int
+    def __init__(self, *, channel: str | None = ..., task_id: str | None = ..., idx: int | None = ...) -> None: ...
 
 class ListResponse(Message):
     @property

@@ -8,8 +8,9 @@ import {
 } from "checkpointd/client";
 import { toText } from "../values/text.js";
 import { Value } from "../values/value.js";
-import { shorten, toCount, toSize } from "../words.js";
-import { type ChangedChannel, changedChannels, cutText } from "./difference.js";
+import { shorten, toCount } from "../words.js";
+import { changedChannels, cutText } from "./difference.js";
+import { LargeDifference } from "./large_difference.js";
 import { isInternal, type State } from "./tuples.js";
 
 export function Changes({ state, parent }: { state: State; parent: State | undefined }) {
@@ -24,18 +25,16 @@ export function Changes({ state, parent }: { state: State; parent: State | undef
           {internal > 0 && `; ${toCount(internal, "channel")} of LangGraph's own did`}.
         </p>
       )}
-      {shown.map(({ channel, before, after, largeBytes }) => (
+      {shown.map(({ channel, before, after, large }) => (
         <section class="channel" key={channel} aria-label={channel}>
           <h3>
             <span class="name">{channel}</span>
-            <Sort before={before} after={after} largeBytes={largeBytes} />
+            <Sort before={before ?? large?.before} after={after ?? large?.after} />
           </h3>
-          {largeBytes === undefined ? (
-            <Difference before={before} after={after} />
+          {large ? (
+            <LargeDifference channel={channel} large={large} before={parent} after={state} />
           ) : (
-            <p class="dim">
-              Too large to be compared ({toSize(largeBytes)}). Both states can be read one by one.
-            </p>
+            <Difference before={before} after={after} />
           )}
         </section>
       ))}
@@ -43,9 +42,8 @@ export function Changes({ state, parent }: { state: State; parent: State | undef
   );
 }
 
-function Sort({ before, after, largeBytes }: Omit<ChangedChannel, "channel">) {
-  if (largeBytes !== undefined || (before && after))
-    return <span class="tag changed">changed</span>;
+function Sort({ before, after }: { before: unknown; after: unknown }) {
+  if (before && after) return <span class="tag changed">changed</span>;
   return after ? <span class="tag added">new</span> : <span class="tag removed">emptied</span>;
 }
 

@@ -1,5 +1,5 @@
 /** What changed from a step to the next. */
-import type { Decoded } from "checkpointd/client";
+import type { Decoded, OmittedValue } from "checkpointd/client";
 import type { State } from "./tuples.js";
 
 /** A channel that differs, and what was in it and is. */
@@ -7,8 +7,8 @@ export interface ChangedChannel {
   channel: string;
   before: Decoded | undefined;
   after: Decoded | undefined;
-  /** How many bytes it has, where they were not read. */
-  largeBytes: number | undefined;
+  /** What was too large to be read with the others, of either. */
+  large: { before?: OmittedValue; after?: OmittedValue } | undefined;
 }
 
 /**
@@ -17,20 +17,21 @@ export interface ChangedChannel {
  */
 export function changedChannels(before: State | undefined, after: State): ChangedChannel[] {
   const names = new Set([...Object.keys(before?.versions ?? {}), ...Object.keys(after.versions)]);
-  const large = new Map(
-    [...(before?.tuple.omitted ?? []), ...after.tuple.omitted]
-      .filter(({ taskId }) => taskId === "")
-      .map(({ channel, bytes }) => [channel, bytes]),
-  );
+  const omitted = (state: State | undefined, name: string) =>
+    state?.tuple.omitted.find(({ channel, taskId }) => taskId === "" && channel === name);
+  const largeOf = (channel: string) => {
+    const [old, now] = [omitted(before, channel), omitted(after, channel)];
+    return (old || now) && { ...(old ? { before: old } : {}), ...(now ? { after: now } : {}) };
+  };
   return [...names]
     .filter((name) => before?.versions[name] !== after.versions[name])
     .map((channel) => ({
       channel,
       before: before?.values.get(channel),
       after: after.values.get(channel),
-      largeBytes: large.get(channel),
+      large: largeOf(channel),
     }))
-    .filter(({ before, after, largeBytes }) => before || after || largeBytes !== undefined)
+    .filter(({ before, after, large }) => before || after || large)
     .sort((a, b) => (a.channel < b.channel ? -1 : 1));
 }
 

@@ -84,7 +84,8 @@ export function StepPanel(props: {
           </button>
         ))}
       </div>
-      <div role="tabpanel" id="tab-panel" aria-labelledby={`tab-${tab}`}>
+      {/* Another checkpoint has nothing of what was read, or opened, of this one. */}
+      <div role="tabpanel" id="tab-panel" key={checkpointId} aria-labelledby={`tab-${tab}`}>
         {tab === "state" && <StateView state={state} />}
         {tab === "changes" &&
           (isParentRead ? (

@@ -1,11 +1,5 @@
 /** Checkpoints with their values, read when they are looked at, the last few kept. */
-import {
-  type CheckpointTuple,
-  type Decoded,
-  decodeValue,
-  type Json,
-  type OmittedValue,
-} from "checkpointd/client";
+import { type CheckpointTuple, type Decoded, valuesOfTuple } from "checkpointd/client";
 import { useEffect, useState } from "preact/hooks";
 import { checkpoints, type Failure, toFailure } from "../service.js";
 import { toRecord } from "../words.js";
@@ -53,30 +47,11 @@ async function readTuple(threadId: string, checkpointNs: string, checkpointId: s
   return undefined;
 }
 
-/** Reads a value that was left out. The others of its checkpoint come with it, and are let go. */
-export async function readOmitted(
-  { key }: CheckpointTuple,
-  { channel, taskId, idx }: OmittedValue,
-): Promise<Decoded | undefined> {
-  const { threadId = "", checkpointNs = "", checkpointId = "" } = key ?? {};
-  const { tuple } = await checkpoints.getTuple({ threadId, checkpointNs, checkpointId });
-  const found =
-    taskId === ""
-      ? tuple?.blobs.find((blob) => blob.channel === channel)
-      : tuple?.pendingWrites.find((write) => write.taskId === taskId && write.idx === idx);
-  return found && decodeValue(found.value);
-}
-
 function toState(tuple: CheckpointTuple): State {
-  const { channel_values, channel_versions, versions_seen } = toRecord(tuple.checkpointJson);
-  const found: [string, Decoded][] = [];
-  for (const [channel, value] of Object.entries((channel_values ?? {}) as object)) {
-    found.push([channel, { kind: "json", value: value as Json }]);
-  }
-  for (const { channel, value } of tuple.blobs) found.push([channel, decodeValue(value)]);
+  const { channel_versions, versions_seen } = toRecord(tuple.checkpointJson);
   return {
     tuple,
-    values: new Map(found.sort(([a], [b]) => (a < b ? -1 : 1))),
+    values: valuesOfTuple(tuple),
     versions: (channel_versions ?? {}) as Record<string, unknown>,
     seen: (versions_seen ?? {}) as Record<string, unknown>,
   };

@@ -1,5 +1,11 @@
 /** Why a thread does not go on: the questions and errors that its tasks left. */
-import { type Decoded, decodeValue, type Json, type PendingWrite } from "checkpointd/client";
+import {
+  type Decoded,
+  decodeValue,
+  type Json,
+  type PendingWrite,
+  partsOfValue,
+} from "checkpointd/client";
 import { toText } from "./text.js";
 
 export interface Reason {
@@ -62,10 +68,11 @@ const fieldsOfJson = (value: Json): Record<string, unknown> =>
 
 /** What is asked: of an object what it calls so, the rest of it stands among the tasks. */
 function questionText(value: Decoded): string {
-  if (value.kind === "json" && typeof value.value === "object" && !Array.isArray(value.value)) {
-    for (const key of ["question", "message", "prompt", "text", "description"]) {
-      const said = value.value?.[key];
-      if (typeof said === "string" && said !== "") return said;
+  const parts = partsOfValue(value);
+  for (const key of ["question", "message", "prompt", "text", "description"]) {
+    const said = parts?.isList === false ? parts.parts.get(key) : undefined;
+    if (said?.kind === "json" && typeof said.value === "string" && said.value !== "") {
+      return said.value;
     }
   }
   return toText(value);

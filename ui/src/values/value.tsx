@@ -7,7 +7,10 @@ import { toText } from "./text.js";
 
 /** Parts that are shown before more are asked for, and characters of a text. */
 const partsAtOnce = 100;
-const charactersAtOnce = 2_000;
+export const charactersAtOnce = 2_000;
+
+/** How many characters are shown after so many: more with each time, but none that a page stands still for. */
+export const more = (shown: number) => shown + Math.min(9 * shown, 200_000);
 
 /** A value in full: a conversation where it is one, else a tree. `isOpen`: the outermost level is open. */
 export function Value({ value, isOpen = true }: { value: Decoded; isOpen?: boolean }) {
@@ -42,7 +45,8 @@ function Parts({ parts }: { parts: Map<string, Decoded> }) {
   );
 }
 
-function Part({ name, value }: { name: string; value: Decoded }) {
+/** A part of something, with its name, which opens if there is something in it. */
+export function Part({ name, value }: { name: string; value: Decoded }) {
   const [isOpen, setOpen] = useState(false);
   const inside = partsOfValue(value)?.parts.size ?? 0;
   if (inside === 0 && value.kind !== "message") {
@@ -108,7 +112,7 @@ export function Text({ text }: { text: string }) {
     <span class="leaf text">
       {text.slice(0, shown)}
       {text.length > shown && (
-        <button type="button" class="quiet" onClick={() => setShown(shown * 10)}>
+        <button type="button" class="quiet" onClick={() => setShown(more(shown))}>
           … {toCount(text.length - shown, "more character")}
         </button>
       )}
@@ -127,7 +131,7 @@ const bytesAtOnce = 256;
 const shownAtOnce = 200_000;
 
 /** Bytes: how many, as hexadecimal digits, and the picture if they are one. */
-function Bytes({ bytes }: { bytes: Uint8Array }) {
+export function Bytes({ bytes }: { bytes: Uint8Array }) {
   const [isOpen, setOpen] = useState(false);
   const type = imageTypes.find(([, magic]) => magic.every((byte, i) => bytes[i] === byte))?.[0];
   return (
