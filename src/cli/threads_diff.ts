@@ -24,6 +24,9 @@ export const diffFlags = {
   json,
 };
 
+/** So many items of a list are shown that went, and that came. */
+const mostItems = 50;
+
 /** A channel of two states that holds other things. */
 interface ChangedValue {
   channel: string;
@@ -105,8 +108,8 @@ function printChange(
     const isSet = /^list Set$/i.test((now ?? old)?.name ?? "");
     const [removed, added, same] = isSet ? differenceOfSets(from, to) : differenceOfLists(from, to);
     if (same > 0) print(paint("dim", `    ${same} as before`));
-    for (const item of removed) printSide("red", "-", toLine(item));
-    for (const item of added) printSide("green", "+", toLine(item));
+    printItems("red", "-", removed);
+    printItems("green", "+", added);
     return;
   }
   for (const { path, before: was, after: is } of changesOfValue(before, after)) {
@@ -131,6 +134,12 @@ function differenceOfSets(from: Decoded[], to: Decoded[]): ListDifference {
     items.filter((item) => !others.some((other) => isSameValue(item, other)));
   const removed = without(from, to);
   return [removed, without(to, from), from.length - removed.length];
+}
+
+function printItems(colour: "red" | "green", sign: string, items: Decoded[]): void {
+  for (const item of items.slice(0, mostItems)) printSide(colour, sign, toLine(item));
+  const rest = items.length - mostItems;
+  if (rest > 0) print("  ", paint(colour, sign), " ", paint("dim", `… ${rest} more`));
 }
 
 const printSide = (colour: "red" | "green", sign: string, line: Line) =>

@@ -116,6 +116,11 @@ it("diff tells of a set what came and went, and of a new list each item", async 
       "",
     ].join("\n"),
   );
+  const log = Array.from({ length: 1_000 }, (_, i) => String(i));
+  await graph.updateState(configOf("tagged"), { log });
+  const many = (await threads("diff", "tagged")).stdout.trim().split("\n");
+  expect(many.slice(0, 4)).toEqual(["log", '  - "first"', '  - "second"', '  + "0"']);
+  expect(many.slice(-2)).toEqual(['  + "49"', "  + … 950 more"]);
 });
 
 it.each([
