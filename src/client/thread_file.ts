@@ -69,12 +69,19 @@ export async function threadFromLines(
   let target = as;
   let [n, stored] = [0, 0];
   let end: number | undefined;
+  let isStored = false;
+  const remove = async (): Promise<void> => {
+    if (isStored) await store.deleteThread({ threadId: temporary });
+  };
   try {
     for await (const text of lines) {
       const line = parse(text, ++n);
       if (n === 1) {
         if (line.checkpointd !== "thread" || line.version !== 1) {
           throw new Error("not an exported thread: the first line is not its header");
+        }
+        if (target === undefined && typeof line.threadId !== "string") {
+          throw new Error("not an exported thread: its header names no thread");
         }
         target ??= String(line.threadId);
         await store.check(target);
@@ -84,6 +91,7 @@ export async function threadFromLines(
       } else {
         const tuple = toTuple(line, n);
         sends.note(tuple);
+        isStored = true;
         await storeTuple(store, temporary, tuple);
         onProgress(++stored);
       }
@@ -98,10 +106,16 @@ export async function threadFromLines(
     }
     for (const put of sends.missing(temporary)) await store.putWrites(put);
     await store.copyThread({ sourceThreadId: temporary, targetThreadId: target });
-    return { threadId: target, checkpoints: stored };
-  } finally {
-    await store.deleteThread({ threadId: temporary });
+  } catch (error) {
+    await remove().catch(() => {
+      // Where nobody answers any more, nobody removes anything either.
+      const left = `what was stored until then is left in the thread ${temporary}: delete it`;
+      throw new Error(`${error instanceof Error ? error.message : error}; ${left}`);
+    });
+    throw error;
   }
+  await remove();
+  return { threadId: target, checkpoints: stored };
 }
 
 async function storeTuple(

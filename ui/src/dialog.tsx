@@ -22,22 +22,29 @@ export function Dialog(props: { title: string; onClose: () => void; children: Co
   );
 }
 
-/** Runs something once, and tells why it failed. */
-export function useRun(run: () => Promise<void>) {
+/** Runs something once, and tells why it failed. The signal aborts when nobody waits for it any more. */
+export function useRun(run: (signal: AbortSignal) => Promise<void>) {
   const [state, setState] = useState<{ isRunning: boolean; problem?: string }>({
     isRunning: false,
   });
+  const under = useRef<AbortController>(undefined);
+  useEffect(() => () => under.current?.abort(), []);
   return {
     ...state,
     begin: async () => {
+      if (under.current) return;
+      const mine = new AbortController();
+      under.current = mine;
       setState({ isRunning: true });
       try {
-        await run();
+        await run(mine.signal);
         setState({ isRunning: false });
       } catch (error) {
         const isOwn = error instanceof Error && error.constructor === Error;
         const problem = isOwn ? error.message : (toFailure(error)?.text ?? "It was given up.");
         setState({ isRunning: false, problem });
+      } finally {
+        under.current = undefined;
       }
     },
   };
@@ -56,7 +63,7 @@ export function Confirm(props: {
   title: string;
   button: string;
   onClose: () => void;
-  run: () => Promise<void>;
+  run: (signal: AbortSignal) => Promise<void>;
   children: ComponentChildren;
 }) {
   const { isRunning, problem, begin } = useRun(props.run);

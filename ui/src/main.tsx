@@ -1,10 +1,12 @@
 import { render } from "preact";
-import { useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { forgetKept } from "./follow.js";
 import { KeyForm } from "./key_form.js";
 import { follow, hrefOf, usePlace } from "./place.js";
 import { hasKey, isReadOnly, keepKey } from "./service.js";
 import { ThreadPage } from "./thread/thread_page.js";
+import { forgetStates } from "./thread/tuples.js";
+import { forgetSizes } from "./threads/size.js";
 import { ThreadsPage } from "./threads/threads_page.js";
 
 function App() {
@@ -15,8 +17,20 @@ function App() {
   const askForKey = (why: string) => {
     keepKey(undefined);
     forgetKept();
+    forgetStates();
+    forgetSizes();
     setWanted(why);
   };
+  // What was clicked may be gone with what it led from: the keys go on at the content, not at the top.
+  const where = `${place.thread} ${place.after}`;
+  const last = useRef(where);
+  useEffect(() => {
+    if (last.current === where) return;
+    last.current = where;
+    const { activeElement } = document;
+    if (activeElement && activeElement !== document.body) return;
+    document.getElementById("main")?.focus({ preventScroll: true });
+  }, [where]);
   return (
     <>
       <a class="skip" href="#main">

@@ -24,6 +24,21 @@ const withKey: Interceptor = (next) => (request) => {
   return next(request);
 };
 
+/** How much later it is at the server than here, in milliseconds, as its last answer said. */
+let laterBy = 0;
+/** Its answers tell whole seconds, and come a little later. */
+const noticedFrom = 5_000;
+
+/** The time at the server, which is the one that leases and threads are told in. */
+export const serverNow = () => Date.now() + (Math.abs(laterBy) < noticedFrom ? 0 : laterBy);
+
+const withClock: Interceptor = (next) => async (request) => {
+  const response = await next(request);
+  const told = Date.parse(response.header.get("date") ?? "");
+  if (!Number.isNaN(told)) laterBy = told - Date.now();
+  return response;
+};
+
 /** Whether the page was served to look only: it offers nothing that changes a thread then. */
 export const isReadOnly =
   document.querySelector<HTMLMetaElement>("meta[name=checkpointd]")?.content === "read-only";
@@ -41,7 +56,7 @@ export const createTransport = (fetch?: typeof globalThis.fetch) =>
   createConnectTransport({
     baseUrl,
     useBinaryFormat: true,
-    interceptors: [withKey, onlyReads],
+    interceptors: [withKey, onlyReads, withClock],
     ...(fetch ? { fetch } : {}),
   });
 const transport = createTransport();

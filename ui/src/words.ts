@@ -24,7 +24,8 @@ export const meaningOf: Record<Status, string> = {
 export const toStatus = (status: ThreadStatus): Status =>
   statuses.find((word) => statusOf[word] === status) ?? "pending";
 
-export const fromStatus = (word: string): ThreadStatus | undefined => statusOf[word as Status];
+export const fromStatus = (word: string): ThreadStatus | undefined =>
+  Object.hasOwn(statusOf, word) ? statusOf[word as Status] : undefined;
 
 const units: [name: string, seconds: number][] = [
   ["d", 86_400],

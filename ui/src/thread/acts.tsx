@@ -54,9 +54,9 @@ export function Acts(props: Props) {
           title="End the lease?"
           button="End the lease"
           onClose={onClose}
-          run={async () => {
+          run={async (signal) => {
             await threads.releaseClaim({ threadId, force: true });
-            onDone();
+            if (!signal.aborted) onDone();
           }}
         >
           <p>
@@ -70,9 +70,10 @@ export function Acts(props: Props) {
           title="Delete this thread?"
           button="Delete it"
           onClose={onClose}
-          run={async () => {
+          run={async (signal) => {
             await checkpoints.deleteThread({ threadId });
-            go({});
+            // Who has closed the dialog meanwhile may be elsewhere.
+            if (!signal.aborted) go({});
           }}
         >
           <p>
@@ -102,9 +103,9 @@ function startOf(thread: Thread, { ns = "", checkpoint = "" }: Place): Start {
 
 function Copy({ threadId, onClose }: { threadId: string; onClose: () => void }) {
   const [name, setName] = useState(`${threadId}-copy`);
-  const { isRunning, problem, begin } = useRun(async () => {
+  const { isRunning, problem, begin } = useRun(async (signal) => {
     await threads.copyThread({ sourceThreadId: threadId, targetThreadId: name });
-    go({ thread: name });
+    if (!signal.aborted) go({ thread: name });
   });
   return (
     <Dialog title="Copy this thread" onClose={onClose}>
@@ -134,8 +135,8 @@ function Copy({ threadId, onClose }: { threadId: string; onClose: () => void }) 
 
 function Export({ threadId, onClose }: { threadId: string; onClose: () => void }) {
   const [read, setRead] = useState(0);
-  const { isRunning, problem, begin } = useRun(async () => {
-    const url = URL.createObjectURL(await exportThread(threadId, setRead));
+  const { isRunning, problem, begin } = useRun(async (signal) => {
+    const url = URL.createObjectURL(await exportThread(threadId, signal, setRead));
     const link = document.createElement("a");
     link.href = url;
     link.download = `${threadId.replace(/[^\w.-]+/g, "_").slice(0, 100)}.jsonl`;

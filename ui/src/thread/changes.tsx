@@ -6,8 +6,9 @@ import {
   partsOfValue,
   type ValueChange,
 } from "checkpointd/client";
+import { useState } from "preact/hooks";
 import { toText } from "../values/text.js";
-import { Value } from "../values/value.js";
+import { partsAtOnce, Value } from "../values/value.js";
 import { shorten, toCount } from "../words.js";
 import { changedChannels, cutText } from "./difference.js";
 import { LargeDifference } from "./large_difference.js";
@@ -17,6 +18,7 @@ export function Changes({ state, parent }: { state: State; parent: State | undef
   const all = changedChannels(parent, state);
   const shown = all.filter(({ channel }) => !isInternal(channel));
   const internal = all.length - shown.length;
+  const [most, setMost] = useState(partsAtOnce);
   return (
     <div class="changes">
       {shown.length === 0 && (
@@ -25,7 +27,7 @@ export function Changes({ state, parent }: { state: State; parent: State | undef
           {internal > 0 && `; ${toCount(internal, "channel")} of LangGraph's own did`}.
         </p>
       )}
-      {shown.map(({ channel, before, after, large }) => (
+      {shown.slice(0, most).map(({ channel, before, after, large }) => (
         <section class="channel" key={channel} aria-label={channel}>
           <h3>
             <span class="name">{channel}</span>
@@ -38,6 +40,11 @@ export function Changes({ state, parent }: { state: State; parent: State | undef
           )}
         </section>
       ))}
+      {shown.length > most && (
+        <button type="button" class="quiet" onClick={() => setMost(most + partsAtOnce)}>
+          {toCount(shown.length - most, "more channel")}
+        </button>
+      )}
     </div>
   );
 }
@@ -66,8 +73,10 @@ function Difference({
   if (old?.isList && now?.isList && isSet(before)) {
     const inOld = [...old.parts.values()];
     const inNow = [...now.parts.values()];
-    const without = (items: Decoded[], others: Decoded[]) =>
-      items.filter((item) => !others.some((other) => isSameValue(item, other)));
+    const without = (items: Decoded[], others: Decoded[]) => {
+      const known = new Set(others.map(asText));
+      return items.filter((item) => !known.has(asText(item)));
+    };
     return <Sides removed={without(inOld, inNow)} added={without(inNow, inOld)} />;
   }
   if (old?.isList && now?.isList) {
@@ -103,11 +112,26 @@ function Items({ items, isNumbered }: { items: Decoded[]; isNumbered: boolean })
   if (isNumbered || items.some(({ kind }) => kind === "message")) {
     return <Value value={{ kind: "list", items }} />;
   }
-  return items.map((item, i) => (
-    <div key={i}>
-      <Value value={item} isOpen={false} />
-    </div>
-  ));
+  return <Page items={items} />;
+}
+
+/** Items without their places, page by page. */
+function Page({ items }: { items: Decoded[] }) {
+  const [shown, setShown] = useState(partsAtOnce);
+  return (
+    <>
+      {items.slice(0, shown).map((item, i) => (
+        <div key={i}>
+          <Value value={item} isOpen={false} />
+        </div>
+      ))}
+      {items.length > shown && (
+        <button type="button" class="quiet" onClick={() => setShown(shown + partsAtOnce)}>
+          {toCount(items.length - shown, "more item")}
+        </button>
+      )}
+    </>
+  );
 }
 
 function Sides(props: { removed: Decoded[]; added: Decoded[]; isNumbered?: boolean }) {
@@ -175,6 +199,10 @@ function PlaceDifference({ change: { path, before, after } }: { change: ValueCha
 
 const shortened = (text: string) => (text.length > 2_000 ? `${text.slice(0, 2_000)}…` : text);
 const isLarge = (value: Decoded) => toText(value).length > 400;
+/** To find an item among many: each with each would take minutes where a set has thousands. */
+const asText = (value: Decoded) =>
+  JSON.stringify(value, (_, inner) => (inner instanceof Uint8Array ? toBinary(inner) : inner));
+const toBinary = (bytes: Uint8Array) => `${bytes.length}:${bytes.join()}`;
 const isSet = (value: Decoded) =>
   value.kind === "list" && /^(Set|set|frozenset)$/.test(value.name ?? "");
 type JsonValue = Extract<Decoded, { kind: "json" }>;

@@ -53,7 +53,8 @@ export function useHistory(threadId: string, ns: string): History {
     const read = await readHeaders({ threadId, checkpointNs: ns, limit: most + 1 }, signal);
     const head = read.slice(0, most);
     const text = JSON.stringify(head);
-    if (text === before) return text;
+    // What was asked for anew is taken, though it is as before.
+    if (text === before && !isFirst) return text;
     // What comes after it was read before, unless so many are new that some between were not; or it was
     // pruned.
     const last = head.at(-1)?.id;
@@ -71,6 +72,8 @@ export function useHistory(threadId: string, ns: string): History {
     try {
       const request = { threadId, checkpointNs: ns, beforeCheckpointId: last.id };
       const more = await readHeaders({ ...request, limit: most + 1 });
+      // They came after what is no longer there: it was read anew meanwhile.
+      if (mine.headers.at(-1)?.id !== last.id) return;
       mine.headers = [...mine.headers, ...more.slice(0, most)];
       mine.hasMore = more.length > most;
       setMoreFailure(undefined);

@@ -3,7 +3,7 @@ import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/ho
 import { go, hrefOf, type Place } from "../place.js";
 import { shorten } from "../words.js";
 import type { Header, History } from "./history.js";
-import { type Place as Lane, layOut } from "./lanes.js";
+import { type Place as Lane, layOut, mostLanes } from "./lanes.js";
 import { nodesOf } from "./tuples.js";
 
 const rowHeight = 44;
@@ -21,7 +21,10 @@ export function HistoryList(props: {
   const { headers, hasMore } = history;
   const byId = useMemo(() => new Map(headers.map((each) => [each.id, each])), [headers]);
   const lanes = useMemo(() => layOut(headers), [headers]);
-  const lanesWide = Math.min(6, Math.max(1, ...lanes.map(({ width }) => width)));
+  const lanesWide = Math.min(
+    mostLanes,
+    lanes.reduce((most, { width }) => Math.max(most, width), 1),
+  );
   const box = useRef<HTMLDivElement>(null);
   const [view, setView] = useState({ top: 0, height: 600 });
   const isKeyed = useRef(false);
@@ -183,7 +186,12 @@ function Lanes({ lane, wide, source }: { lane: Lane; wide: number; source: strin
             : `M${x(from)} ${y1}C${x(from)} ${middle} ${x(from)} ${middle} ${x(to)} ${y2}`;
         return <path key={i} d={d} class={`lane lane-${Math.max(from, to) % 5}`} />;
       })}
-      <circle cx={x(lane.lane)} cy={middle} r="4.5" class={`dot lane-${lane.lane % 5} ${source}`} />
+      <circle
+        cx={x(Math.min(lane.lane, wide - 1))}
+        cy={middle}
+        r="4.5"
+        class={`dot lane-${lane.lane % 5} ${source}`}
+      />
     </svg>
   );
 }

@@ -10,22 +10,23 @@ export function Prune(props: { threadId: string; onClose: () => void; onDone: ()
   const { threadId, onClose, onDone } = props;
   const [keepLast, setKeepLast] = useState(20);
   const [found, setFound] = useState<{ keepLast: number; counts?: ThreadCounts }>();
-  const prune = async (dryRun: boolean) => {
+  const prune = async (dryRun: boolean, signal: AbortSignal) => {
     let removed: ThreadCounts | undefined;
     const request = {
       threadIds: [threadId],
       strategy: { case: "keepLast" as const, value: keepLast },
       dryRun,
     };
-    for await (const answer of threads.pruneThreads(request)) removed = answer.removed ?? removed;
+    for await (const answer of threads.pruneThreads(request, { signal }))
+      removed = answer.removed ?? removed;
     return removed;
   };
-  const count = useRun(async () => {
-    const counts = await prune(true);
+  const count = useRun(async (signal) => {
+    const counts = await prune(true, signal);
     setFound(counts ? { keepLast, counts } : { keepLast });
   });
-  const remove = useRun(async () => {
-    await prune(false);
+  const remove = useRun(async (signal) => {
+    await prune(false, signal);
     onDone();
   });
   const counts = found?.keepLast === keepLast ? found.counts : undefined;

@@ -2,7 +2,7 @@
 import { useState } from "preact/hooks";
 import { FailureNotice } from "../notice.js";
 import { go, type Place } from "../place.js";
-import { Kind, Value } from "../values/value.js";
+import { Kind, partsAtOnce, Value } from "../values/value.js";
 import { shorten, timeOfId, toCount, toRecord } from "../words.js";
 import { Changes } from "./changes.js";
 import { changedChannels } from "./difference.js";
@@ -128,6 +128,8 @@ function StepHead(props: { state: State; parent: State | undefined; isParentRead
 }
 
 function StateView({ state }: { state: State }) {
+  const [shown, setShown] = useState(partsAtOnce);
+  const [isInternalOpen, setInternalOpen] = useState(false);
   const names = [...state.values.keys()];
   const own = names.filter((name) => !isInternal(name));
   const internal = names.filter(isInternal);
@@ -137,24 +139,33 @@ function StateView({ state }: { state: State }) {
   return (
     <>
       {names.length + large.length === 0 && <p class="dim">No channel holds a value.</p>}
-      {own.map((name) => (
+      {own.slice(0, shown).map((name) => (
         <Channel key={name} name={name} state={state} />
       ))}
+      {own.length > shown && (
+        <button type="button" class="quiet" onClick={() => setShown(shown + partsAtOnce)}>
+          {toCount(own.length - shown, "more channel")}
+        </button>
+      )}
       {large.map((omitted) => (
         <section class="channel" key={omitted.channel} aria-label={omitted.channel}>
           <h3>
             <span class="name">{omitted.channel}</span>
-            <span class="version">{toVersion(omitted.version)}</span>
+            <Version version={omitted.version} />
           </h3>
           <LargeValue tuple={state.tuple} omitted={omitted} />
         </section>
       ))}
       {internal.length > 0 && (
-        <details class="internal">
+        <details class="internal" onToggle={(event) => setInternalOpen(event.currentTarget.open)}>
           <summary>{toCount(internal.length, "channel")} of LangGraph's own</summary>
-          {internal.map((name) => (
-            <Channel key={name} name={name} state={state} />
-          ))}
+          {isInternalOpen &&
+            internal
+              .slice(0, 10 * partsAtOnce)
+              .map((name) => <Channel key={name} name={name} state={state} />)}
+          {isInternalOpen && internal.length > 10 * partsAtOnce && (
+            <p class="dim">The first {10 * partsAtOnce} of them.</p>
+          )}
         </details>
       )}
     </>
@@ -175,9 +186,7 @@ function Channel({ name, state }: { name: string; state: State }) {
         <span class="name">
           {name} <Kind value={value} />
         </span>
-        <span class="version" title={`The channel's version: ${state.versions[name]}`}>
-          {toVersion(state.versions[name])}
-        </span>
+        <Version version={Object.hasOwn(state.versions, name) ? state.versions[name] : ""} />
       </h3>
       <Value value={value} />
     </section>
@@ -185,9 +194,15 @@ function Channel({ name, state }: { name: string; state: State }) {
 }
 
 /** How often a channel was written: its version without the fraction that tells branches apart. */
-function toVersion(version: unknown): string {
-  const count = Number.parseInt(String(version ?? ""), 10);
-  return Number.isNaN(count) ? "" : `version ${count}`;
+function Version({ version }: { version: unknown }) {
+  // Whatever a client stored in its place is no version, and may be no text either.
+  if (typeof version !== "string" && typeof version !== "number") return null;
+  const count = Number.parseInt(String(version), 10);
+  return (
+    <span class="version" title={`The channel's version: ${shorten(String(version), 200)}`}>
+      {!Number.isNaN(count) && `version ${count}`}
+    </span>
+  );
 }
 
 function Metadata({ state }: { state: State }) {

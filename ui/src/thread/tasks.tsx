@@ -1,16 +1,21 @@
 /** What tasks wrote that no checkpoint has taken in yet: questions, errors, results. */
 import { type CheckpointTuple, decodeValue, type PendingWrite } from "checkpointd/client";
+import { useState } from "preact/hooks";
 import { errorText, questionsOf } from "../values/reasons.js";
 import { Text, Value } from "../values/value.js";
-import { shorten } from "../words.js";
+import { shorten, toCount } from "../words.js";
 import { LargeValue } from "./large_value.js";
 
+/** A step of which thousands of tasks are sent has as many writes. */
+const writesAtOnce = 200;
+
 export function Tasks({ tuple }: { tuple: CheckpointTuple }) {
+  const [shown, setShown] = useState(writesAtOnce);
   const { pendingWrites: writes } = tuple;
   const large = tuple.omitted.filter(({ taskId }) => taskId !== "");
   if (writes.length + large.length === 0)
     return <p class="dim">No task has written anything after this step.</p>;
-  const tasks = Map.groupBy(writes, ({ taskId }) => taskId);
+  const tasks = Map.groupBy(writes.slice(0, shown), ({ taskId }) => taskId);
   return (
     <div class="tasks">
       {[...tasks].map(([taskId, ofTask]) => (
@@ -25,7 +30,12 @@ export function Tasks({ tuple }: { tuple: CheckpointTuple }) {
           ))}
         </section>
       ))}
-      {large.map((omitted) => (
+      {writes.length > shown && (
+        <button type="button" class="quiet" onClick={() => setShown(shown + writesAtOnce)}>
+          {toCount(writes.length - shown, "more write")}
+        </button>
+      )}
+      {large.slice(0, shown).map((omitted) => (
         <section
           class="channel"
           key={`${omitted.taskId} ${omitted.idx}`}

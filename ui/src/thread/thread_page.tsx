@@ -1,7 +1,7 @@
 /** A thread: how it stands, the tree of its checkpoints, and one of these. */
 import { timestampDate } from "@bufbuild/protobuf/wkt";
 import type { Thread } from "checkpointd/client";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useMemo, useState } from "preact/hooks";
 import { useFollow } from "../follow.js";
 import { FailureNotice } from "../notice.js";
 import { follow, go, hrefOf, type Place } from "../place.js";
@@ -98,6 +98,7 @@ function ThreadHead(props: {
   const { threadId, thread, place } = props;
   const now = useNow();
   const claim = thread?.claim;
+  const reasons = useMemo(() => reasonsOf(thread?.reasons ?? []), [thread]);
   return (
     <div class="thread-head">
       <div class="title">
@@ -122,7 +123,7 @@ function ThreadHead(props: {
           <Counts threadId={threadId} />
         </p>
       )}
-      {reasonsOf(thread?.reasons ?? []).map(({ kind, text }, i) => (
+      {reasons.map(({ kind, text }, i) => (
         <div class={`reason ${kind}`} key={i}>
           <span class="kind">{kind === "question" ? "asks" : "error"}</span>
           <Text text={text} />

@@ -2,14 +2,15 @@
 import { type CheckpointTuple, threadFromLines, threadToLines } from "checkpointd/client";
 import { checkpoints, threads } from "../service.js";
 
-/** Reads a whole thread. `onProgress` is told how many checkpoints there are until now. */
+/** Reads a whole thread, until the signal aborts. `onProgress` is told how many checkpoints there are until now. */
 export async function exportThread(
   threadId: string,
+  signal: AbortSignal,
   onProgress: (checkpoints: number) => void,
 ): Promise<Blob> {
   let count = 0;
   const tuples = async function* (): AsyncGenerator<CheckpointTuple> {
-    for await (const { tuple } of checkpoints.list({ threadId, omitUnchanged: true })) {
+    for await (const { tuple } of checkpoints.list({ threadId, omitUnchanged: true }, { signal })) {
       if (!tuple) continue;
       yield tuple;
       onProgress(++count);
@@ -21,10 +22,11 @@ export async function exportThread(
   return new Blob(lines, { type: "application/jsonl" });
 }
 
-/** Restores a thread, whole or not at all. An empty `as` is the name it had. Returns the name it has. */
+/** Restores a thread, whole or, also where the signal aborts, not at all. An empty `as` is the name it had. Returns the name it has. */
 export async function importThread(
   file: Blob,
   as: string,
+  signal: AbortSignal,
   onProgress: (checkpoints: number) => void,
 ): Promise<string> {
   const store = {
@@ -37,11 +39,17 @@ export async function importThread(
     copyThread: threads.copyThread,
     deleteThread: checkpoints.deleteThread,
   };
-  const { threadId } = await threadFromLines(linesOf(file), as || undefined, store, onProgress);
+  const { threadId } = await threadFromLines(
+    linesOf(file, signal),
+    as || undefined,
+    store,
+    onProgress,
+  );
   return threadId;
 }
 
-async function* linesOf(file: Blob): AsyncGenerator<string> {
+/** Ends between lines: a call given up while it stores could be done after what it stored was removed. */
+async function* linesOf(file: Blob, signal: AbortSignal): AsyncGenerator<string> {
   const reader = file.stream().pipeThrough(new TextDecoderStream()).getReader();
   let parts: string[] = [];
   try {
@@ -51,6 +59,7 @@ async function* linesOf(file: Blob): AsyncGenerator<string> {
       const [first = "", ...rest] = value.split("\n");
       parts.push(first);
       for (const next of rest) {
+        signal.throwIfAborted();
         yield parts.join("");
         parts = [next];
       }
@@ -59,5 +68,6 @@ async function* linesOf(file: Blob): AsyncGenerator<string> {
     await reader.cancel();
   }
   const last = parts.join("");
+  signal.throwIfAborted();
   if (last !== "") yield last;
 }

@@ -19,6 +19,9 @@ const mostValueBytes = 1024 * 1024;
 const mostKept = 12;
 const kept = new Map<string, Promise<State | undefined>>();
 
+/** Forgets what was read: it was for whoever had the key. */
+export const forgetStates = () => kept.clear();
+
 /** Reads a checkpoint. `stamp` is another where its writes may have changed. */
 export function readState(
   threadId: string,
@@ -71,22 +74,24 @@ export function useCheckpoint(
   id: string | undefined,
   stamp: string,
 ): Reading {
-  const [reading, setReading] = useState<Reading & { id?: string }>({});
+  const [reading, setReading] = useState<Reading & { of?: string }>({});
+  // Graphs of one thread may have checkpoints of the same id.
+  const of = id === undefined ? undefined : JSON.stringify([threadId, ns, id]);
   useEffect(() => {
-    if (id === undefined) return;
+    if (id === undefined || of === undefined) return;
     let isWanted = true;
     readState(threadId, ns, id, stamp).then(
-      (state) => isWanted && setReading(state ? { id, state } : { id, isGone: true }),
+      (state) => isWanted && setReading(state ? { of, state } : { of, isGone: true }),
       (error) => {
         const failure = toFailure(error);
-        if (isWanted && failure) setReading({ id, failure });
+        if (isWanted && failure) setReading({ of, failure });
       },
     );
     return () => {
       isWanted = false;
     };
   }, [threadId, ns, id, stamp]);
-  return reading.id === id ? reading : {};
+  return reading.of === of ? reading : {};
 }
 
 /** LangGraph's own channels, which tell what runs next and are no state of anybody's. */

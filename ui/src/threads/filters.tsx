@@ -1,5 +1,5 @@
 /** Which threads are shown: the conditions of the API, in the address. */
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { go, type Place } from "../place.js";
 import { statuses } from "../words.js";
 
@@ -112,10 +112,13 @@ function Text(props: {
 }) {
   const [text, setText] = useState(props.value ?? "");
   const problem = text === "" ? undefined : props.problemOf?.(text);
+  // Another condition may be chosen before whoever types rests, and is not to be undone by that.
+  const onText = useRef(props.onText);
+  onText.current = props.onText;
   useEffect(() => setText(props.value ?? ""), [props.value]);
   useEffect(() => {
     if (text === (props.value ?? "") || problem !== undefined) return;
-    const timer = setTimeout(() => props.onText(text), 300);
+    const timer = setTimeout(() => onText.current(text), 300);
     return () => clearTimeout(timer);
   }, [text]);
   return (

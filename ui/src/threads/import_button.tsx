@@ -23,8 +23,10 @@ function Import({ onClose }: { onClose: () => void }) {
   const [file, setFile] = useState<File>();
   const [name, setName] = useState("");
   const [stored, setStored] = useState(0);
-  const { isRunning, problem, begin } = useRun(async () => {
-    if (file) go({ thread: await importThread(file, name, setStored) });
+  const { isRunning, problem, begin } = useRun(async (signal) => {
+    if (!file) return;
+    const thread = await importThread(file, name, signal, setStored);
+    if (!signal.aborted) go({ thread });
   });
   return (
     <Dialog title="Import a thread" onClose={onClose}>

@@ -2,7 +2,7 @@
 import { type Timestamp, timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { type Thread, ThreadOrder } from "checkpointd/client";
 import type { Place } from "../place.js";
-import { threads } from "../service.js";
+import { serverNow, threads } from "../service.js";
 import { fromSpan, fromStatus } from "../words.js";
 
 /** Threads of a page. */
@@ -100,7 +100,7 @@ function filterOf({ status, prefix, metadata, graph, within }: Place) {
     threadIdPrefix: prefix ?? "",
     metadataFilterJson: metadata ?? "",
     ...(graph === undefined ? {} : { graph }),
-    ...(span === undefined ? {} : { updatedAfter: timestampFromMs(Date.now() - span) }),
+    ...(span === undefined ? {} : { updatedAfter: timestampFromMs(serverNow() - span) }),
   };
 }
 

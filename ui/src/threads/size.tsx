@@ -21,6 +21,9 @@ interface Counted {
 }
 
 const counted = new Map<string, Counted>();
+
+/** Forgets what was counted: it was for whoever had the key. */
+export const forgetSizes = () => counted.clear();
 const mostCounted = 2_000;
 
 /** Those that wait for their turn, the last that came to view first. */

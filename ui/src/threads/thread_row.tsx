@@ -1,6 +1,7 @@
 /** One thread of the list. */
 import { timestampDate } from "@bufbuild/protobuf/wkt";
 import type { Thread } from "checkpointd/client";
+import { useMemo } from "preact/hooks";
 import { follow, hrefOf } from "../place.js";
 import { StatusMark } from "../status.js";
 import { reasonsOf } from "../values/reasons.js";
@@ -12,7 +13,8 @@ export function ThreadRow(props: { thread: Thread; now: number; hasSize: boolean
   const place = { thread: thread.threadId };
   const { claim, updateTime, pendingNodes } = thread;
   const graph = toRecord(thread.metadataJson).checkpointd_graph;
-  const reasons = reasonsOf(thread.reasons);
+  // Not with each second that passes: a page of them may hold megabytes.
+  const reasons = useMemo(() => reasonsOf(thread.reasons), [thread]);
   return (
     <li>
       <a class="row" href={hrefOf(place)} onClick={follow(place)}>

@@ -4,7 +4,7 @@ import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { useFollow } from "../follow.js";
 import { FailureNotice } from "../notice.js";
 import { follow, hrefOf, isScrolledBack, type Place, scrollBack } from "../place.js";
-import { baseUrl } from "../service.js";
+import { baseUrl, serverNow } from "../service.js";
 import { toSpan } from "../words.js";
 import { Filters, isFiltered } from "./filters.js";
 import { ImportButton } from "./import_button.js";
@@ -189,11 +189,11 @@ const checkpointer = ConnectSaver.fromUrl("${baseUrl}");`}</code>
   );
 }
 
-/** The time, once a second, for what says how long ago something was. */
+/** The time at the server, once a second, for what says how long ago something was. */
 export function useNow(): number {
-  const [now, setNow] = useState(Date.now);
+  const [now, setNow] = useState(serverNow);
   useEffect(() => {
-    const timer = setInterval(() => !document.hidden && setNow(Date.now()), 1000);
+    const timer = setInterval(() => !document.hidden && setNow(serverNow()), 1000);
     return () => clearInterval(timer);
   }, []);
   return now;

@@ -6,7 +6,7 @@ import { Conversation } from "./conversation.js";
 import { toText } from "./text.js";
 
 /** Parts that are shown before more are asked for, and characters of a text. */
-const partsAtOnce = 100;
+export const partsAtOnce = 100;
 export const charactersAtOnce = 2_000;
 
 /** How many characters are shown after so many: more with each time, but none that a page stands still for. */
