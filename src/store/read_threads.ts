@@ -38,6 +38,8 @@ const firstExamined = 100;
 const mostExamined = 2_000;
 /** The same where what is stored of each is counted, which reads every row of it. */
 const mostCounted = 50;
+/** The same where more threads than that may be told with their reasons, which are megabytes of each at worst. */
+const mostWithReasons = 100;
 
 /**
  * Root checkpoints that a statement by time walks past: few at first, more where they are not of
@@ -61,10 +63,11 @@ export async function* listThreads(
 ): AsyncGenerator<Thread, void> {
   let left = request.limit ?? Number.POSITIVE_INFINITY;
   let after: ThreadPosition | undefined = request.after;
-  const most = request.withCounts ? mostCounted : mostExamined;
   let walk = firstWalked;
   let examinable = request.examineLimit ?? Number.POSITIVE_INFINITY;
   for (let examine = firstExamined; left > 0 && examinable > 0; examine *= 2) {
+    let most = request.withCounts ? mostCounted : mostExamined;
+    if (request.withReasons && left > mostWithReasons) most = Math.min(most, mostWithReasons);
     examine = Math.min(examine, most, examinable);
     const page = await readThreads(
       db,
