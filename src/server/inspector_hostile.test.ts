@@ -213,6 +213,80 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     expect(complaints).toEqual([]);
   });
 
+  it("has room for names of one long word, and for its dialogs, on a narrow screen", async () => {
+    const long = "é".repeat(1_000);
+    await put(long, {
+      checkpointJson: JSON.stringify({
+        v: 4,
+        channel_versions: { [long]: 1, messages: "1" },
+        channel_values: { [long]: { [long]: long } },
+      }),
+      metadataJson: JSON.stringify({ step: 1, source: long, checkpointd_graph: long }),
+      blobs: [
+        {
+          channel: "messages",
+          version: "1",
+          value: json([
+            {
+              lc: 1,
+              type: "constructor",
+              id: ["langchain_core", "messages", "AIMessage"],
+              kwargs: {
+                content: long,
+                name: long,
+                tool_calls: [{ name: long, id: long, args: { [long]: long } }],
+              },
+            },
+          ]),
+        },
+      ],
+    });
+    const at = { threadId: long, checkpointNs: "", checkpointId: "1" };
+    const writes = [{ idx: -3, channel: "__interrupt__", value: json([{ value: long }]) }];
+    await edge.clients.connect.putWrites({ ...at, taskId: long, taskPath: long, writes });
+    const page = await open();
+    await page.setViewportSize({ width: 320, height: 640 });
+    const tooWide = (element: string) =>
+      page.evaluate(`${element}.scrollWidth - ${element}.clientWidth`);
+    const fits = async (what: string) =>
+      expect(await tooWide("document.documentElement"), what).toBeLessThanOrEqual(0);
+    await page.goto(`${edge.server.url}/?prefix=${encodeURIComponent("éé")}`);
+    await page.locator(".row").first().waitFor();
+    await fits("the list");
+    for (const name of ["state", "changes", "tasks", "metadata"]) {
+      await page.goto(`${edge.server.url}/${of(long, `&tab=${name}`)}`);
+      await page.locator(`[aria-labelledby=tab-${name}]`).waitFor();
+      await fits(name);
+    }
+    for (const name of ["Code", "Export", "Copy", "Prune", "Delete"]) {
+      await page.locator(".acts").getByRole("button", { name, exact: true }).click();
+      await page.getByRole("dialog").waitFor();
+      expect(await tooWide("document.querySelector('dialog')"), name).toBeLessThanOrEqual(0);
+      await page.keyboard.press("Escape");
+      await page.getByRole("dialog").waitFor({ state: "detached" });
+    }
+    await page.goto(edge.server.url);
+    await page.getByRole("button", { name: "Import" }).click();
+    expect(await tooWide("document.querySelector('dialog')")).toBeLessThanOrEqual(0);
+    expect(complaints).toEqual([]);
+  });
+
+  it("goes on around what it cannot draw", async () => {
+    for (const checkpointId of ["1", "2"]) await put("drawn", { checkpointId });
+    await put("drawn", { checkpointId: "1ef00000-0000-6000-8000-000000000000" });
+    const page = await open();
+    await page.addInitScript(
+      `Date.prototype.toLocaleString = () => { throw new Error("a mistake"); };`,
+    );
+    await page.goto(`${edge.server.url}/${of("drawn", "&checkpoint=2")}`);
+    await page.locator("[role=tabpanel]").waitFor();
+    await page.locator(".history li a[title^='1ef']").click();
+    await page.getByRole("alert").getByText("a mistake").waitFor();
+    await page.locator(".history li a[title='1']").click();
+    await page.locator("[role=tabpanel]").waitFor();
+    expect(await page.getByRole("alert").count()).toBe(0);
+  });
+
   it("does not decode again and again why threads wait", async () => {
     const question = json([{ value: times(15_000, () => [1]) }]);
     for (const i of times(40, (i) => i)) {

@@ -301,6 +301,13 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
       const overflow = "document.documentElement.scrollWidth - innerWidth";
       expect(await page.evaluate(overflow), query).toBeLessThanOrEqual(0);
     }
+    for (const name of ["Code", "Export", "Copy", "Prune", "Delete"]) {
+      await page.locator(".acts").getByRole("button", { name, exact: true }).click();
+      await page.getByRole("dialog").waitFor();
+      expect(await violations(page), name).toEqual([]);
+      await page.keyboard.press("Escape");
+      await page.getByRole("dialog").waitFor({ state: "detached" });
+    }
   });
 
   it("is served over TLS, where a browser speaks HTTP/2", async () => {

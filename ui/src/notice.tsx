@@ -1,4 +1,6 @@
 /** That something failed, said where it is seen and heard. */
+import type { ComponentChildren } from "preact";
+import { useErrorBoundary } from "preact/hooks";
 import type { Failure } from "./service.js";
 
 export function FailureNotice({ failure, onAgain }: { failure: Failure; onAgain?: () => void }) {
@@ -15,5 +17,17 @@ export function FailureNotice({ failure, onAgain }: { failure: Failure; onAgain?
         </button>
       )}
     </div>
+  );
+}
+
+/** What is shown in place of what the page cannot draw, whatever was stored: all around it goes on. */
+export function Guarded({ children }: { children: ComponentChildren }) {
+  const [error] = useErrorBoundary();
+  if (error === undefined) return <>{children}</>;
+  return (
+    <p class="notice" role="alert">
+      The page has a mistake and cannot show this:{" "}
+      {error instanceof Error ? error.message : String(error)}
+    </p>
   );
 }

@@ -3,7 +3,7 @@ import { timestampDate } from "@bufbuild/protobuf/wkt";
 import type { Thread } from "checkpointd/client";
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { useFollow } from "../follow.js";
-import { FailureNotice } from "../notice.js";
+import { FailureNotice, Guarded } from "../notice.js";
 import { follow, go, hrefOf, type Place } from "../place.js";
 import { threads, toFailure } from "../service.js";
 import { StatusMark } from "../status.js";
@@ -71,11 +71,13 @@ export function ThreadPage(props: {
           </aside>
           <section class="pane" aria-label="Checkpoint">
             {selected !== undefined ? (
-              <StepPanel
-                place={place}
-                checkpointId={selected}
-                stamp={selected === head ? (seen?.text ?? "") : ""}
-              />
+              <Guarded key={selected}>
+                <StepPanel
+                  place={place}
+                  checkpointId={selected}
+                  stamp={selected === head ? (seen?.text ?? "") : ""}
+                />
+              </Guarded>
             ) : (
               history.isRead && <p class="nothing">This namespace has no checkpoint.</p>
             )}
