@@ -14,6 +14,7 @@ export {
 } from "./client/decode_value.js";
 export {
   changesOfValue,
+  itemsWithout,
   isSameValue,
   partsOfValue,
   type ValueChange,

@@ -2,7 +2,7 @@
 import type { CheckpointTuple } from "../../gen/checkpointd/v1/checkpoint_pb.js";
 import type { Calls } from "../client/calls.js";
 import type { Decoded } from "../client/decode_value.js";
-import { changesOfValue, isSameValue, partsOfValue } from "../client/difference.js";
+import { changesOfValue, isSameValue, itemsWithout, partsOfValue } from "../client/difference.js";
 import { valuesOfTuple } from "../client/tuple_values.js";
 import { define, UsageError } from "../settings/flags.js";
 import { anyText } from "../settings/kinds.js";
@@ -130,10 +130,8 @@ function differenceOfLists(from: Decoded[], to: Decoded[]): ListDifference {
 }
 
 function differenceOfSets(from: Decoded[], to: Decoded[]): ListDifference {
-  const without = (items: Decoded[], others: Decoded[]) =>
-    items.filter((item) => !others.some((other) => isSameValue(item, other)));
-  const removed = without(from, to);
-  return [removed, without(to, from), from.length - removed.length];
+  const removed = itemsWithout(from, to);
+  return [removed, itemsWithout(to, from), from.length - removed.length];
 }
 
 function printItems(colour: "red" | "green", sign: string, items: Decoded[]): void {

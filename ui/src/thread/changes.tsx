@@ -3,6 +3,7 @@ import {
   changesOfValue,
   type Decoded,
   isSameValue,
+  itemsWithout,
   partsOfValue,
   type ValueChange,
 } from "checkpointd/client";
@@ -73,11 +74,7 @@ function Difference({
   if (old?.isList && now?.isList && isSet(before)) {
     const inOld = [...old.parts.values()];
     const inNow = [...now.parts.values()];
-    const without = (items: Decoded[], others: Decoded[]) => {
-      const known = new Set(others.map(asText));
-      return items.filter((item) => !known.has(asText(item)));
-    };
-    return <Sides removed={without(inOld, inNow)} added={without(inNow, inOld)} />;
+    return <Sides removed={itemsWithout(inOld, inNow)} added={itemsWithout(inNow, inOld)} />;
   }
   if (old?.isList && now?.isList) {
     return <ListDifference before={[...old.parts.values()]} after={[...now.parts.values()]} />;
@@ -199,10 +196,6 @@ function PlaceDifference({ change: { path, before, after } }: { change: ValueCha
 
 const shortened = (text: string) => (text.length > 2_000 ? `${text.slice(0, 2_000)}…` : text);
 const isLarge = (value: Decoded) => toText(value).length > 400;
-/** To find an item among many: each with each would take minutes where a set has thousands. */
-const asText = (value: Decoded) =>
-  JSON.stringify(value, (_, inner) => (inner instanceof Uint8Array ? toBinary(inner) : inner));
-const toBinary = (bytes: Uint8Array) => `${bytes.length}:${bytes.join()}`;
 const isSet = (value: Decoded) =>
   value.kind === "list" && /^(Set|set|frozenset)$/.test(value.name ?? "");
 type JsonValue = Extract<Decoded, { kind: "json" }>;
