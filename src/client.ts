@@ -14,8 +14,8 @@ export {
 } from "./client/decode_value.js";
 export {
   changesOfValue,
-  itemsWithout,
   isSameValue,
+  itemsWithout,
   partsOfValue,
   type ValueChange,
 } from "./client/difference.js";

@@ -205,6 +205,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     for (const each of ["Changes", "Tasks", "Metadata", "State"]) {
       await tab(page, each);
       await page.locator(`[role=tabpanel][aria-labelledby=tab-${each.toLowerCase()}]`).waitFor();
+      await page.locator("[role=tabpanel] .loading").waitFor({ state: "detached" });
       // Whatever opens is opened.
       const closed = page.locator("[role=tabpanel] details:not([open]) > summary");
       for (let i = 0; i < 8 && (await closed.count()) > 0; i++) await closed.first().click();

@@ -1,6 +1,6 @@
 /** That something failed, said where it is seen and heard. */
 import type { ComponentChildren } from "preact";
-import { useErrorBoundary } from "preact/hooks";
+import { useEffect, useErrorBoundary } from "preact/hooks";
 import type { Failure } from "./service.js";
 
 export function FailureNotice({ failure, onAgain }: { failure: Failure; onAgain?: () => void }) {
@@ -21,8 +21,11 @@ export function FailureNotice({ failure, onAgain }: { failure: Failure; onAgain?
 }
 
 /** What is shown in place of what the page cannot draw, whatever was stored: all around it goes on. */
-export function Guarded({ children }: { children: ComponentChildren }) {
-  const [error] = useErrorBoundary();
+export function Guarded({ of, children }: { of: string; children: ComponentChildren }) {
+  const [error, reset] = useErrorBoundary();
+  useEffect(() => {
+    if (error !== undefined) reset();
+  }, [of]);
   if (error === undefined) return <>{children}</>;
   return (
     <p class="notice" role="alert">

@@ -8,7 +8,7 @@ import { Changes } from "./changes.js";
 import { changedChannels } from "./difference.js";
 import { LargeValue } from "./large_value.js";
 import { Tasks } from "./tasks.js";
-import { isInternal, nodesOf, type State, useCheckpoint } from "./tuples.js";
+import { isInternal, nodesOf, type Reading, type State, useCheckpoint } from "./tuples.js";
 
 const tabs = ["state", "changes", "tasks", "metadata"] as const;
 type Tab = (typeof tabs)[number];
@@ -32,31 +32,14 @@ export function StepPanel(props: {
   const parent = useCheckpoint(place.thread, ns, parentId, "");
   if (failure) return <FailureNotice failure={failure} />;
   if (isGone) return <p class="nothing">This checkpoint is not stored, or no longer.</p>;
-  if (!state) return <p class="dim loading">Reading the checkpoint…</p>;
   const isParentRead =
-    parentId === undefined || parent.state !== undefined || parent.isGone === true;
+    state !== undefined &&
+    (parentId === undefined || parent.state !== undefined || parent.isGone === true);
   const tab = tabs.find((each) => each === place.tab) ?? "state";
-  const counts: Partial<Record<Tab, number>> = {
-    state: [
-      ...state.values.keys(),
-      ...state.tuple.omitted.filter(({ taskId }) => taskId === "").map(({ channel }) => channel),
-    ].filter((name) => !isInternal(name)).length,
-    tasks: new Set(
-      [...state.tuple.pendingWrites, ...state.tuple.omitted]
-        .map(({ taskId }) => taskId)
-        .filter((taskId) => taskId !== ""),
-    ).size,
-    ...(isParentRead
-      ? {
-          changes: changedChannels(parent.state, state).filter(
-            ({ channel }) => !isInternal(channel),
-          ).length,
-        }
-      : {}),
-  };
+  const counts = state ? countsOf(state, isParentRead ? parent : undefined) : {};
   return (
     <div class="step-panel">
-      <StepHead state={state} parent={parent.state} isParentRead={isParentRead} />
+      {state && <StepHead state={state} parent={parent.state} isParentRead={isParentRead} />}
       <div
         role="tablist"
         aria-label="Of this checkpoint"
@@ -86,8 +69,11 @@ export function StepPanel(props: {
       </div>
       {/* Another checkpoint has nothing of what was read, or opened, of this one. */}
       <div role="tabpanel" id="tab-panel" key={checkpointId} aria-labelledby={`tab-${tab}`}>
-        {tab === "state" && <StateView state={state} />}
-        {tab === "changes" &&
+        {/* The tabs stay meanwhile, and with them the focus of who follows a thread. */}
+        {!state && <p class="dim loading">Reading the checkpoint…</p>}
+        {state && tab === "state" && <StateView state={state} />}
+        {state &&
+          tab === "changes" &&
           (isParentRead ? (
             <>
               {parent.isGone && (
@@ -98,11 +84,28 @@ export function StepPanel(props: {
           ) : (
             <p class="dim loading">Reading the parent…</p>
           ))}
-        {tab === "tasks" && <Tasks tuple={state.tuple} />}
-        {tab === "metadata" && <Metadata state={state} />}
+        {state && tab === "tasks" && <Tasks tuple={state.tuple} />}
+        {state && tab === "metadata" && <Metadata state={state} />}
       </div>
     </div>
   );
+}
+
+/** How many things each tab has; of the changes only where the parent was read. */
+function countsOf(state: State, parent: Reading | undefined): Partial<Record<Tab, number>> {
+  const { pendingWrites, omitted } = state.tuple;
+  const channels = [
+    ...state.values.keys(),
+    ...omitted.filter(({ taskId }) => taskId === "").map(({ channel }) => channel),
+  ];
+  const taskIds = [...pendingWrites, ...omitted].map(({ taskId }) => taskId);
+  const counts = {
+    state: channels.filter((name) => !isInternal(name)).length,
+    tasks: new Set(taskIds.filter((taskId) => taskId !== "")).size,
+  };
+  if (!parent) return counts;
+  const changed = changedChannels(parent.state, state);
+  return { ...counts, changes: changed.filter(({ channel }) => !isInternal(channel)).length };
 }
 
 function StepHead(props: { state: State; parent: State | undefined; isParentRead: boolean }) {

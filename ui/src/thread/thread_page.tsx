@@ -71,7 +71,7 @@ export function ThreadPage(props: {
           </aside>
           <section class="pane" aria-label="Checkpoint">
             {selected !== undefined ? (
-              <Guarded key={selected}>
+              <Guarded of={selected}>
                 <StepPanel
                   place={place}
                   checkpointId={selected}
