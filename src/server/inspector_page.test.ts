@@ -107,7 +107,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     await page.waitForURL(/status=failed/);
     await expect.poll(() => page.locator(".row").count()).toBe(1);
     await page.getByLabel("Id begins with").fill("nobody");
-    await page.getByText("No thread is like that.").waitFor();
+    await page.getByText("No thread matches the filters.").waitFor();
     expect(new URL(page.url()).searchParams.get("prefix")).toBe("nobody");
     await page.getByLabel("Id begins with").fill("nightly/");
     await page.locator(".row").first().click();
@@ -372,7 +372,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
 
   it("says that it reads while the network is slow", async () => {
     const page = await open("?prefix=nobody");
-    await page.getByText("No thread is like that.").waitFor();
+    await page.getByText("No thread matches the filters.").waitFor();
     let answer = () => {};
     const held = new Promise<void>((resolve) => {
       answer = resolve;

@@ -8,7 +8,7 @@ import { Changes } from "./changes.js";
 import { changedChannels } from "./difference.js";
 import { LargeValue } from "./large_value.js";
 import { Tasks } from "./tasks.js";
-import { isInternal, nodesOf, type State, useCheckpoint } from "./tuples.js";
+import { isInternal, nodesOf, type State, sentNodesOf, useCheckpoint } from "./tuples.js";
 
 const tabs = ["state", "changes", "tasks", "metadata"] as const;
 type Tab = (typeof tabs)[number];
@@ -110,7 +110,9 @@ function StepHead(props: { state: State; parent: State | undefined; isParentRead
   const { key, metadataJson } = state.tuple;
   const id = key?.checkpointId ?? "";
   const { step, source } = toRecord(metadataJson);
-  const nodes = isParentRead ? nodesOf(state, parent) : [];
+  const nodes = isParentRead
+    ? [...new Set([...nodesOf(state, parent), ...(parent ? sentNodesOf(parent) : [])])]
+    : [];
   const time = timeOfId(id);
   return (
     <div class="step-head">

@@ -1,6 +1,6 @@
 /** What tasks wrote that no checkpoint has taken in yet: questions, errors, results. */
 import { type CheckpointTuple, decodeValue, type PendingWrite } from "checkpointd/client";
-import { errorText, questionsOf } from "../values/reasons.js";
+import { errorText, hasMoreThanText, nodeOf, questionsOf } from "../values/reasons.js";
 import { Text, Value } from "../values/value.js";
 import { shorten } from "../words.js";
 import { LargeValue } from "./large_value.js";
@@ -43,8 +43,7 @@ export function Tasks({ tuple }: { tuple: CheckpointTuple }) {
   );
 }
 
-/** The node of a task's path ("~__pregel_pull, approve"), where the saver that wrote it tells one. */
-const nameOf = (taskPath: string) => shorten(taskPath.split(", ").at(-1) || "task", 80);
+const nameOf = (taskPath: string) => nodeOf(taskPath) || "task";
 
 function Write({ write: { channel, value } }: { write: PendingWrite }) {
   const decoded = decodeValue(value);
@@ -53,7 +52,11 @@ function Write({ write: { channel, value } }: { write: PendingWrite }) {
       <div class="reason error">
         <span class="kind">error</span>
         <Text text={errorText(decoded)} />
-        <Value value={decoded} isOpen={false} />
+        {hasMoreThanText(decoded) && (
+          <div>
+            <Value value={decoded} isOpen={false} />
+          </div>
+        )}
       </div>
     );
   }

@@ -110,7 +110,7 @@ function ThreadHead(props: {
           <span>updated {toAge(thread.updateTime, now)} ago</span>
           {thread.step !== undefined && <span>step {thread.step}</span>}
           {thread.pendingNodes.length > 0 && (
-            <span>to run: {shorten(thread.pendingNodes.join(", "), 120)}</span>
+            <span>next: {shorten(thread.pendingNodes.join(", "), 120)}</span>
           )}
           {claim && (
             <span class="lease">
@@ -122,9 +122,17 @@ function ThreadHead(props: {
           <Counts threadId={threadId} />
         </p>
       )}
-      {reasonsOf(thread?.reasons ?? []).map(({ kind, text }, i) => (
+      {reasonsOf(thread?.reasons ?? []).map(({ kind, node, text }, i) => (
         <div class={`reason ${kind}`} key={i}>
-          <span class="kind">{kind === "question" ? "asks" : "error"}</span>
+          <span class="kind">
+            {kind === "question"
+              ? node
+                ? `${node} asks`
+                : "asks"
+              : node
+                ? `error in ${node}`
+                : "error"}
+          </span>
           <Text text={text} />
         </div>
       ))}
