@@ -6,6 +6,7 @@ import { Kind, Value } from "../values/value.js";
 import { shorten, timeOfId, toCount, toRecord } from "../words.js";
 import { Changes } from "./changes.js";
 import { changedChannels } from "./difference.js";
+import type { Header } from "./history.js";
 import { LargeValue } from "./large_value.js";
 import { Tasks } from "./tasks.js";
 import { isInternal, nodesOf, type State, sentNodesOf, useCheckpoint } from "./tuples.js";
@@ -22,19 +23,26 @@ const labels: Record<Tab, string> = {
 export function StepPanel(props: {
   place: Place & { thread: string };
   checkpointId: string;
+  /** Of the thread's branches, which it can be compared with. */
+  ends: Header[];
   /** Another where the writes of the checkpoint may have changed. */
   stamp: string;
 }) {
-  const { place, checkpointId, stamp } = props;
+  const { place, checkpointId, ends, stamp } = props;
   const ns = place.ns ?? "";
   const { state, failure, isGone } = useCheckpoint(place.thread, ns, checkpointId, stamp);
   const parentId = state?.tuple.parentCheckpointId;
   const parent = useCheckpoint(place.thread, ns, parentId, "");
+  const against = useCheckpoint(place.thread, ns, place.against, "");
   if (failure) return <FailureNotice failure={failure} />;
   if (isGone) return <p class="nothing">This checkpoint is not stored, or no longer.</p>;
   if (!state) return <p class="dim loading">Reading the checkpoint…</p>;
   const isParentRead =
     parentId === undefined || parent.state !== undefined || parent.isGone === true;
+  const beforeId = place.against ?? parentId;
+  const before = place.against === undefined ? parent : against;
+  const isBeforeRead =
+    beforeId === undefined || before.state !== undefined || before.isGone === true;
   const tab = tabs.find((each) => each === place.tab) ?? "state";
   const counts: Partial<Record<Tab, number>> = {
     state: [
@@ -46,9 +54,9 @@ export function StepPanel(props: {
         .map(({ taskId }) => taskId)
         .filter((taskId) => taskId !== ""),
     ).size,
-    ...(isParentRead
+    ...(isBeforeRead
       ? {
-          changes: changedChannels(parent.state, state).filter(
+          changes: changedChannels(before.state, state).filter(
             ({ channel }) => !isInternal(channel),
           ).length,
         }
@@ -87,21 +95,53 @@ export function StepPanel(props: {
       {/* Another checkpoint has nothing of what was read, or opened, of this one. */}
       <div role="tabpanel" id="tab-panel" key={checkpointId} aria-labelledby={`tab-${tab}`}>
         {tab === "state" && <StateView state={state} />}
-        {tab === "changes" &&
-          (isParentRead ? (
-            <>
-              {parent.isGone && (
-                <p class="dim">The parent is no longer stored: all of it is new.</p>
-              )}
-              <Changes state={state} parent={parent.state} />
-            </>
-          ) : (
-            <p class="dim loading">Reading the parent…</p>
-          ))}
+        {tab === "changes" && (
+          <>
+            <Against place={place} checkpointId={checkpointId} ends={ends} />
+            {before.failure && <FailureNotice failure={before.failure} />}
+            {before.isGone && (
+              <p class="dim">What it is compared with is not stored: all of it is new.</p>
+            )}
+            {isBeforeRead ? (
+              // Of another pair nothing that was read, or opened, is left.
+              <Changes key={beforeId} state={state} parent={before.state} />
+            ) : (
+              !before.failure && <p class="dim loading">Reading what was before…</p>
+            )}
+          </>
+        )}
         {tab === "tasks" && <Tasks tuple={state.tuple} />}
         {tab === "metadata" && <Metadata state={state} />}
       </div>
     </div>
+  );
+}
+
+/** Chooses what the checkpoint is compared with, where there are branches. */
+function Against(props: { place: Place; checkpointId: string; ends: Header[] }) {
+  const { place, checkpointId, ends } = props;
+  const { against, ...rest } = place;
+  if (ends.length < 2 && against === undefined) return null;
+  const others = ends.filter(({ id }) => id !== checkpointId);
+  const isOther = against !== undefined && others.every(({ id }) => id !== against);
+  return (
+    <label class="against">
+      Compared with
+      <select
+        value={against ?? ""}
+        onChange={({ currentTarget: { value } }) =>
+          go(value === "" ? rest : { ...rest, against: value }, true)
+        }
+      >
+        <option value="">the step before</option>
+        {others.map(({ id, step, time }) => (
+          <option key={id} value={id}>
+            the end of a branch: step {step ?? "–"}, {time?.toLocaleTimeString() ?? id}
+          </option>
+        ))}
+        {isOther && <option value={against}>{shorten(against, 60)}</option>}
+      </select>
+    </label>
   );
 }
 

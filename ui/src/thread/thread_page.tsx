@@ -14,6 +14,7 @@ import { shorten, toAge, toCount, toSize, toSpan, toStatus } from "../words.js";
 import { Acts } from "./acts.js";
 import { readNamespaces, useHistory } from "./history.js";
 import { HistoryList } from "./history_list.js";
+import { endsOf } from "./lanes.js";
 import { StepPanel } from "./step.js";
 
 interface Look {
@@ -74,6 +75,7 @@ export function ThreadPage(props: {
               <StepPanel
                 place={place}
                 checkpointId={selected}
+                ends={endsOf(history.headers)}
                 stamp={selected === head ? (seen?.text ?? "") : ""}
               />
             ) : (
@@ -186,7 +188,7 @@ function Namespaces(props: { threadId: string; place: Place; stamp: string | und
       <select
         value={current}
         onChange={(event) => {
-          const { checkpoint: _, ns: _1, ...rest } = place;
+          const { checkpoint: _, against: _1, ns: _2, ...rest } = place;
           const ns = event.currentTarget.value;
           go(ns === "" ? rest : { ...rest, ns });
         }}
