@@ -101,7 +101,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     await page.getByRole("link", { name: "Threads" }).click();
     await page.getByRole("button", { name: "Import" }).click();
     await page.getByLabel("An exported file").setInputFiles(file);
-    await page.getByLabel("Its name here").fill("imported");
+    await page.getByLabel("The thread's name here").fill("imported");
     await inDialog(page, "Import");
     await page.getByRole("heading", { level: 1, name: "imported" }).waitFor();
     const before = await historyOf(ids.question);
@@ -144,7 +144,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
       await page.goto(edge.server.url);
       await page.getByRole("button", { name: "Import" }).click();
       await page.getByLabel("An exported file").setInputFiles(back);
-      await page.getByLabel("Its name here").fill(`page${i}`);
+      await page.getByLabel("The thread's name here").fill(`page${i}`);
       await inDialog(page, "Import");
       await page.getByRole("heading", { level: 1, name: `page${i}` }).waitFor();
       const before = await tuplesOf(id);

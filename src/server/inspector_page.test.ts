@@ -428,6 +428,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
       await page.locator(".message").first().waitFor();
       await page.getByRole("button", { name: "Code" }).click();
       const code = page.getByRole("dialog");
+      await code.getByRole("button", { name: "curl" }).click();
       // What gRPC cannot do below a path curl can.
       const command = await code.locator("pre").innerText();
       expect(command).toContain(`${url}/checkpointd.v1.CheckpointService/GetTuple`);

@@ -158,6 +158,7 @@ function StepHead(props: { state: State; parent: State | undefined; isParentRead
     <div class="step-head">
       <h2>
         Step {typeof step === "number" ? step : "–"}
+        {nodes.length > 0 && " "}
         {nodes.length > 0 && <span class="nodes">after {shorten(nodes.join(", "), 120)}</span>}
       </h2>
       <p class="dim">

@@ -50,8 +50,7 @@ function Write({ write: { channel, value } }: { write: PendingWrite }) {
   if (channel === "__error__") {
     return (
       <div class="reason error">
-        <span class="kind">error</span>
-        <Text text={errorText(decoded)} />
+        <span class="kind">error</span> <Text text={errorText(decoded)} />
         {hasMoreThanText(decoded) && (
           <div>
             <Value value={decoded} isOpen={false} />

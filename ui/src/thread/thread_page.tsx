@@ -134,7 +134,7 @@ function ThreadHead(props: {
               : node
                 ? `error in ${node}`
                 : "error"}
-          </span>
+          </span>{" "}
           <Text text={text} />
         </div>
       ))}
