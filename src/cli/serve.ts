@@ -2,6 +2,7 @@
 import "../server/base64.js";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
 import { setFlagsFromString } from "node:v8";
 import { createLog, type Log } from "../log.js";
 import { isServed } from "../server/inspector.js";
@@ -117,7 +118,11 @@ function nextSteps(url: string, tokenFile: string | undefined): string {
     ...(url === defaultUrl ? [] : ["--url", url]),
     ...(tokenFile === undefined ? [] : ["--token-file", tokenFile]),
   ];
-  const look = ["npx checkpointd-server threads ls", ...flags].join(" ");
+  // npx knows the package where it is installed, and not in a clone of the repository.
+  const self = fileURLToPath(new URL("main.js", import.meta.url));
+  const isInstalled = self.split(path.sep).includes("node_modules");
+  const program = isInstalled ? "npx checkpointd-server" : `node ${path.relative("", self)}`;
+  const look = [program, "threads ls", ...flags].join(" ");
   return `next: ConnectSaver.fromUrl("${url}"${options}) in an agent; then: ${look}`;
 }
 

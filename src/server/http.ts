@@ -510,7 +510,7 @@ function listenThere(
 export const othersMask = 0o007;
 
 const portErrors: Record<string, string> = {
-  EADDRINUSE: "another process is listening there; stop it or choose another port",
+  EADDRINUSE: "another process is listening there; stop it or choose another with --port",
   EADDRNOTAVAIL: "this machine has no such address",
   EACCES: "this user may not use that port; choose one above 1023",
   ENOTFOUND: "there is no host of that name",

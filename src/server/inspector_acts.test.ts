@@ -100,8 +100,8 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     await download.saveAs(file);
     await page.getByRole("link", { name: "Threads" }).click();
     await page.getByRole("button", { name: "Import" }).click();
-    await page.getByLabel("A file that was exported").setInputFiles(file);
-    await page.getByLabel("Its name here").fill("imported");
+    await page.getByLabel("An exported file").setInputFiles(file);
+    await page.getByLabel("The thread's name here").fill("imported");
     await inDialog(page, "Import");
     await page.getByRole("heading", { level: 1, name: "imported" }).waitFor();
     const before = await historyOf(ids.question);
@@ -143,8 +143,8 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
       expect(await run("export", `cli${i}`, "--out", back)).toMatchObject({ code: 0 });
       await page.goto(edge.server.url);
       await page.getByRole("button", { name: "Import" }).click();
-      await page.getByLabel("A file that was exported").setInputFiles(back);
-      await page.getByLabel("Its name here").fill(`page${i}`);
+      await page.getByLabel("An exported file").setInputFiles(back);
+      await page.getByLabel("The thread's name here").fill(`page${i}`);
       await inDialog(page, "Import");
       await page.getByRole("heading", { level: 1, name: `page${i}` }).waitFor();
       const before = await tuplesOf(id);
@@ -173,7 +173,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
       await writeFile(file, text);
       await page.goto(edge.server.url);
       await page.getByRole("button", { name: "Import" }).click();
-      await page.getByLabel("A file that was exported").setInputFiles(file);
+      await page.getByLabel("An exported file").setInputFiles(file);
       await inDialog(page, "Import");
       await page.getByRole("alert").getByText(problem).waitFor();
     }
@@ -225,6 +225,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     const page = await open(of(ids.values, `&checkpoint=${id}`));
     await act(page, "Code");
     const code = page.locator("pre.code");
+    await inDialog(page, "grpcurl");
     expect(await code.innerText()).toContain(
       `grpcurl -plaintext -d '{"thread_id": "${ids.values}", "checkpoint_id": "${id}"}'`,
     );

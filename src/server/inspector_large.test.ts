@@ -136,7 +136,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     const page = await open("");
     await region(page, "small").getByText("few").waitFor();
     const messages = region(page, "messages");
-    await messages.getByRole("button", { name: /^Read 4\d\.\d MB/ }).click();
+    await messages.getByRole("button", { name: /^Read 4\d\.\d MiB/ }).click();
     await messages.getByText("What is new.").waitFor();
     expect(await messages.locator(".message").count()).toBe(40);
     await messages.getByRole("button", { name: /earlier messages/ }).click();
@@ -144,7 +144,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     // The others were not read.
     expect(
       await region(page, "text")
-        .getByRole("button", { name: /^Read 47.7 MB/ })
+        .getByRole("button", { name: /^Read 47.7 MiB/ })
         .count(),
     ).toBe(1);
     const [longest, heap] = await measured(page);
@@ -157,8 +157,8 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     const page = await open("");
     const text = region(page, "text");
     await text.getByRole("button", { name: /^Read/ }).click();
-    await text.getByRole("button", { name: /47.7 MB more/ }).click();
-    await text.getByRole("button", { name: /47.6 MB more/ }).waitFor();
+    await text.getByRole("button", { name: /47.7 MiB more/ }).click();
+    await text.getByRole("button", { name: /47.6 MiB more/ }).waitFor();
     expect(await page.evaluate("document.body.innerText.length")).toBeLessThan(200_000);
     const [download] = await Promise.all([
       page.waitForEvent("download"),
@@ -182,7 +182,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     const bytes = region(page, "bytes");
     await bytes.getByRole("button", { name: /^Read/ }).click();
     await bytes.locator(".bytes summary").click();
-    await bytes.getByText("1.4 MB more").waitFor();
+    await bytes.getByText("1.4 MiB more").waitFor();
     expect(complaints).toEqual([]);
   });
 
@@ -196,7 +196,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     await text.getByRole("button", { name: /^Read/ }).click();
     await text.getByRole("progressbar").waitFor();
     await text.getByRole("button", { name: "Cancel" }).click();
-    await text.getByRole("button", { name: /^Read 47.7 MB/ }).waitFor();
+    await text.getByRole("button", { name: /^Read 47.7 MiB/ }).waitFor();
     expect(await text.getByRole("alert").count()).toBe(0);
   });
 
@@ -213,7 +213,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
       expect.stringContaining("What is new."),
     ]);
     const text = await compare("text");
-    expect(await text.innerText()).toContain("Goes on after 47.7 MB as before");
+    expect(await text.innerText()).toContain("Goes on after 47.7 MiB as before");
     expect(await text.locator(".added").innerText()).toBe(" and on");
     const settings = await compare("settings");
     expect(await settings.innerText()).toContain("1 field as before");
@@ -250,13 +250,13 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     await page.reload();
     await region(page, "few").getByText("small").waitFor();
     expect(received).toBeLessThan(2_000_000);
-    await region(page, "text").getByRole("button", { name: "Read 3.8 MB" }).click();
-    await region(page, "text").getByRole("button", { name: "3.8 MB more" }).waitFor();
+    await region(page, "text").getByRole("button", { name: "Read 3.8 MiB" }).click();
+    await region(page, "text").getByRole("button", { name: "3.8 MiB more" }).waitFor();
     await page.getByRole("tab", { name: /Changes/ }).click();
     await region(page, "text")
       .getByRole("button", { name: /^Read and compare/ })
       .click();
-    await region(page, "text").getByText("Goes on after 3.8 MB as before").waitFor();
+    await region(page, "text").getByText("Goes on after 3.8 MiB as before").waitFor();
     expect(await region(page, "text").locator(".added").innerText()).toBe("and on");
     expect(complaints).toEqual([]);
   });
@@ -268,7 +268,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
       received += (await response.body().catch(() => Buffer.alloc(0))).length;
     });
     const writes = page.getByRole("region", { name: "Written to text" });
-    await writes.first().getByRole("button", { name: "Read 2.9 MB" }).click();
+    await writes.first().getByRole("button", { name: "Read 2.9 MiB" }).click();
     await writes.first().getByText(/^y+/).waitFor();
     expect(received).toBeLessThan(3_500_000);
   });

@@ -8,6 +8,7 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
+import { Annotation, Send, START, StateGraph } from "@langchain/langgraph";
 import type { BrowserContext, BrowserContextOptions, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { ConnectSaver } from "../index.js";
@@ -66,6 +67,9 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     await page.goto(`${url}/${query}`);
     return page;
   }
+  const configOf = (thread_id: string, checkpoint_id: string) => ({
+    configurable: { thread_id, checkpoint_ns: "", checkpoint_id },
+  });
   const of = (thread: string, more = "") => `?thread=${encodeURIComponent(thread)}${more}`;
 
   async function violations(page: Page): Promise<string[]> {
@@ -107,7 +111,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     await page.waitForURL(/status=failed/);
     await expect.poll(() => page.locator(".row").count()).toBe(1);
     await page.getByLabel("Id begins with").fill("nobody");
-    await page.getByText("No thread is like that.").waitFor();
+    await page.getByText("No thread matches the filters.").waitFor();
     expect(new URL(page.url()).searchParams.get("prefix")).toBe("nobody");
     await page.getByLabel("Id begins with").fill("nightly/");
     await page.locator(".row").first().click();
@@ -117,6 +121,60 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     expect(
       await page.getByRole("button", { name: "failed", exact: true }).getAttribute("aria-pressed"),
     ).toBe("true");
+  });
+
+  it("fits its filters in a row, and says what a filter's text is to be", async () => {
+    const page = await open("", { viewport: { width: 1280, height: 800 } });
+    const tops = await page
+      .locator(".filters > *")
+      .evaluateAll((all) => all.map((each) => Object(each).getBoundingClientRect().bottom));
+    expect(new Set(tops.map(Math.round)).size).toBe(1);
+    const metadata = page.getByLabel("Metadata contains");
+    expect(
+      await metadata.evaluate((input) => {
+        const { placeholder, clientWidth } = Object(input);
+        Object(input).value = placeholder;
+        return Object(input).scrollWidth <= clientWidth;
+      }),
+    ).toBe(true);
+    await metadata.fill("ada");
+    await page.getByText("a JSON object, as").waitFor();
+    expect(new URL(page.url()).search).toBe("");
+    await page.getByLabel("Id begins with").fill("nobody");
+    await page.getByRole("link", { name: "Show all threads" }).click();
+    await page.locator(".row").first().waitFor();
+    expect(new URL(page.url()).search).toBe("");
+  });
+
+  it("tells whose task asked or failed, and with what, once", async () => {
+    const page = await open(of(ids.failed, "&tab=tasks"));
+    const head = page.locator(".thread-head .reason");
+    expect((await head.innerText()).replace(/\s+/g, " ")).toBe(
+      "error in load TypeError: line 30117: the column total is not a number",
+    );
+    expect((await page.locator(".tasks .reason").innerText()).replace(/\s+/g, " ")).toBe(
+      "error TypeError: line 30117: the column total is not a number",
+    );
+    await page.goto(`${edge.server.url}/${of(ids.question)}`);
+    expect(await head.locator(".kind").innerText()).toBe("approve asks");
+  });
+
+  it("names the nodes that Send ran, and shows no picture of bytes that are none", async () => {
+    const Fan = Annotation.Root({
+      notes: Annotation<string[]>({ reducer: (a, b) => [...a, ...b], default: () => [] }),
+      cut: Annotation<Uint8Array>,
+    });
+    const graph = new StateGraph(Fan)
+      .addNode("plan", () => ({ cut: new Uint8Array([0x89, 0x50, 0x4e, 0x47, 1, 2]) }))
+      .addNode("write", () => ({ notes: ["a line"] }))
+      .addEdge(START, "plan")
+      .addConditionalEdges("plan", () => [new Send("write", {}), new Send("write", {})], ["write"])
+      .compile({ checkpointer: saver });
+    await graph.invoke({}, { configurable: { thread_id: "fan" } });
+    const page = await open(of("fan"));
+    await page.getByRole("heading", { level: 2, name: "Step 2 after write" }).waitFor();
+    await page.getByText("No picture that this browser can show.").waitFor();
+    await saver.deleteThread("fan");
   });
 
   it("reads messages as a conversation", async () => {
@@ -154,6 +212,25 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     await older.locator("a").click();
     await page.getByText("Please send it to 12 St James's Square instead.").waitFor();
     expect(new URL(page.url()).searchParams.get("checkpoint")).toBeTruthy();
+  });
+
+  it("tells how one branch differs from the other, in the address too", async () => {
+    const page = await open(of(ids.chat, "&tab=changes"));
+    await page.locator(".changes").waitFor();
+    const against = page.getByLabel("Compared with");
+    expect(await against.locator("option").count()).toBe(2);
+    await against.selectOption({ index: 1 });
+    const removed = page.locator(".changes .removed");
+    await removed.getByText("Please send it to 12 St James's Square instead.").waitFor();
+    await page.locator(".changes .added").getByText("Could it come earlier instead?").waitFor();
+    const end = new URL(page.url()).searchParams.get("against") as string;
+    expect((await saver.getTuple(configOf(ids.chat, end)))?.metadata?.step).toBe(8);
+    await page.reload();
+    await removed.first().waitFor();
+    await against.selectOption({ index: 0 });
+    await removed.first().waitFor({ state: "detached" });
+    expect(new URL(page.url()).searchParams.get("against")).toBeNull();
+    expect(complaints).toEqual([]);
   });
 
   it("tells the difference of a step in one click", async () => {
@@ -358,6 +435,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
       await page.locator(".message").first().waitFor();
       await page.getByRole("button", { name: "Code" }).click();
       const code = page.getByRole("dialog");
+      await code.getByRole("button", { name: "curl" }).click();
       // What gRPC cannot do below a path curl can.
       const command = await code.locator("pre").innerText();
       expect(command).toContain(`${url}/checkpointd.v1.CheckpointService/GetTuple`);
@@ -379,7 +457,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
 
   it("says that it reads while the network is slow", async () => {
     const page = await open("?prefix=nobody");
-    await page.getByText("No thread is like that.").waitFor();
+    await page.getByText("No thread matches the filters.").waitFor();
     let answer = () => {};
     const held = new Promise<void>((resolve) => {
       answer = resolve;

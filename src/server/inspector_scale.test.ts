@@ -219,7 +219,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
   it("takes a click for nothing where rows have come under a pointer that rests", async () => {
     const search = gate();
     const page = await open("?prefix=none");
-    await page.getByText("No thread is like that.").waitFor();
+    await page.getByText("No thread matches the filters.").waitFor();
     await page.mouse.move(600, 500);
     await onList(page, async (isSearch, route) => {
       if (isSearch) await search.opened;

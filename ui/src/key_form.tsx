@@ -13,8 +13,8 @@ export function KeyForm({ why, onKey }: { why: string; onKey: (key: string) => v
         if (/^[\x21-\x7e]+$/.test(cleaned)) onKey(cleaned);
       }}
     >
-      <h1>This server asks who calls</h1>
-      <p>{why}</p>
+      <h1>This server asks for a key</h1>
+      <p class="why">{why}</p>
       <label>
         API key or token
         <input

@@ -6,7 +6,7 @@ import type { Failure } from "./service.js";
 export function FailureNotice({ failure, onAgain }: { failure: Failure; onAgain?: () => void }) {
   return (
     <div class={`notice ${failure.kind}`} role="alert">
-      <strong>{failure.kind === "away" ? "The server is away" : "The server refused that"}</strong>
+      <strong>{failure.kind === "away" ? "The server is away" : "The server refused that"}:</strong>
       <span>
         {failure.text}
         {failure.kind === "away" && ". The page tries again by itself."}

@@ -18,6 +18,8 @@ export interface Place {
   thread?: string;
   ns?: string;
   checkpoint?: string;
+  /** The checkpoint that it is compared with, in the place of its parent. */
+  against?: string;
   tab?: string;
 }
 
@@ -33,6 +35,7 @@ const names = [
   "thread",
   "ns",
   "checkpoint",
+  "against",
   "tab",
 ] as const satisfies readonly (keyof Place)[];
 

@@ -56,9 +56,9 @@ export function fromSpan(text: string): number | undefined {
   return unit && Number(count) * unit[1] * 1000;
 }
 
-/** "12 B", "3.4 KB". */
+/** "12 B", "3.4 KiB". */
 export function toSize(bytes: number): string {
-  const names = ["B", "KB", "MB", "GB", "TB"];
+  const names = ["B", "KiB", "MiB", "GiB", "TiB"];
   let size = bytes;
   let i = 0;
   for (; size >= 1000 && i < names.length - 1; i++) size /= 1024;

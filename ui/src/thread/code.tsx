@@ -4,8 +4,11 @@ import { Dialog } from "../dialog.js";
 import { isReadOnly } from "../service.js";
 import { type Purpose, purposes, type Start, snippets } from "./snippets.js";
 
+/** The language that was chosen last: who debugs in Python does so all day. */
+let lastChosen = snippets.findIndex(({ hasGraph }) => hasGraph);
+
 export function Code({ start, onClose }: { start: Start; onClose: () => void }) {
-  const [chosen, setChosen] = useState(0);
+  const [chosen, setChosen] = useState(lastChosen);
   const asks = start.interruptIds.length > 0;
   const [wanted, setWanted] = useState<Purpose>(asks ? "answer" : "resume");
   const [copied, setCopied] = useState<string>();
@@ -20,12 +23,15 @@ export function Code({ start, onClose }: { start: Start; onClose: () => void }) 
   const purpose = offered.includes(wanted) ? wanted : "look";
   const text = snippet.toText(start, purpose);
   return (
-    <Dialog title="From exactly here" onClose={onClose}>
+    <Dialog title="Code for this checkpoint" onClose={onClose}>
       <Choice
         legend="Language"
         labels={snippets.map(({ label }) => label)}
         chosen={chosen}
-        onChoose={setChosen}
+        onChoose={(i) => {
+          lastChosen = i;
+          setChosen(i);
+        }}
       />
       {offered.length > 1 && (
         <Choice

@@ -160,11 +160,17 @@ function Row(props: {
           {header.asks && !header.failed && <span class="sign asks"> ? asks</span>}
           {lane.isFork && <span class="forked"> · fork</span>}
         </span>
-        <time dateTime={time?.toISOString()}>{time?.toLocaleTimeString() ?? ""}</time>
+        <time dateTime={time?.toISOString()}>{time ? toShortTime(time) : ""}</time>
       </a>
     </li>
   );
 }
+
+/** The day is told where it is another than today. */
+const toShortTime = (time: Date) =>
+  time.toDateString() === new Date().toDateString()
+    ? time.toLocaleTimeString()
+    : time.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
 const x = (lane: number) => lane * laneWidth + laneWidth / 2;
 

@@ -42,3 +42,9 @@ export function layOut(headers: readonly Header[]): Place[] {
     return { lane, lines, isFork: mine.length > 1, width };
   });
 }
+
+/** The ends of the branches, the latest first, as far as the history has been read. */
+export function endsOf(headers: readonly Header[]): Header[] {
+  const parents = new Set(headers.map(({ parent }) => parent));
+  return headers.filter(({ id }) => !parents.has(id));
+}

@@ -40,7 +40,7 @@ export function Prune(props: { threadId: string; onClose: () => void; onDone: ()
         }}
       >
         <label>
-          Keep so many of the newest checkpoints of each namespace
+          How many of the newest checkpoints to keep, in each namespace
           <input
             type="number"
             min="1"
@@ -50,7 +50,7 @@ export function Prune(props: { threadId: string; onClose: () => void; onDone: ()
             required
           />
         </label>
-        <p class="dim">What a checkpoint that stays needs is kept, whatever its age.</p>
+        <p class="dim">Whatever a kept checkpoint needs is kept with it.</p>
         <p role="status">
           {isNothing && "Nothing would be removed."}
           {counts && counts.checkpoints > 0n && (

@@ -4,11 +4,20 @@ import { FailureNotice } from "../notice.js";
 import { go, type Place } from "../place.js";
 import { Kind, partsAtOnce, Value } from "../values/value.js";
 import { shorten, timeOfId, toCount, toRecord } from "../words.js";
+import { Against } from "./against.js";
 import { Changes } from "./changes.js";
 import { changedChannels } from "./difference.js";
+import type { Header } from "./history.js";
 import { LargeValue } from "./large_value.js";
 import { Tasks } from "./tasks.js";
-import { isInternal, nodesOf, type Reading, type State, useCheckpoint } from "./tuples.js";
+import {
+  isInternal,
+  nodesOf,
+  type Reading,
+  type State,
+  sentNodesOf,
+  useCheckpoint,
+} from "./tuples.js";
 
 const tabs = ["state", "changes", "tasks", "metadata"] as const;
 type Tab = (typeof tabs)[number];
@@ -22,21 +31,29 @@ const labels: Record<Tab, string> = {
 export function StepPanel(props: {
   place: Place & { thread: string };
   checkpointId: string;
+  /** Of the thread's branches, which it can be compared with. */
+  ends: Header[];
   /** Another where the writes of the checkpoint may have changed. */
   stamp: string;
 }) {
-  const { place, checkpointId, stamp } = props;
+  const { place, checkpointId, ends, stamp } = props;
   const ns = place.ns ?? "";
   const { state, failure, isGone } = useCheckpoint(place.thread, ns, checkpointId, stamp);
   const parentId = state?.tuple.parentCheckpointId;
   const parent = useCheckpoint(place.thread, ns, parentId, "");
+  const against = useCheckpoint(place.thread, ns, place.against, "");
   if (failure) return <FailureNotice failure={failure} />;
   if (isGone) return <p class="nothing">This checkpoint is not stored, or no longer.</p>;
   const isParentRead =
     state !== undefined &&
     (parentId === undefined || parent.state !== undefined || parent.isGone === true);
+  const beforeId = place.against ?? parentId;
+  const before = place.against === undefined ? parent : against;
+  const isBeforeRead =
+    state !== undefined &&
+    (beforeId === undefined || before.state !== undefined || before.isGone === true);
   const tab = tabs.find((each) => each === place.tab) ?? "state";
-  const counts = state ? countsOf(state, isParentRead ? parent : undefined) : {};
+  const counts = state ? countsOf(state, isBeforeRead ? before : undefined) : {};
   return (
     <div class="step-panel">
       {state && <StepHead state={state} parent={parent.state} isParentRead={isParentRead} />}
@@ -72,18 +89,21 @@ export function StepPanel(props: {
         {/* The tabs stay meanwhile, and with them the focus of who follows a thread. */}
         {!state && <p class="dim loading">Reading the checkpoint…</p>}
         {state && tab === "state" && <StateView state={state} />}
-        {state &&
-          tab === "changes" &&
-          (isParentRead ? (
-            <>
-              {parent.isGone && (
-                <p class="dim">The parent is no longer stored: all of it is new.</p>
-              )}
-              <Changes state={state} parent={parent.state} />
-            </>
-          ) : (
-            <p class="dim loading">Reading the parent…</p>
-          ))}
+        {state && tab === "changes" && (
+          <>
+            <Against place={place} checkpointId={checkpointId} ends={ends} />
+            {before.failure && <FailureNotice failure={before.failure} />}
+            {before.isGone && (
+              <p class="dim">What it is compared with is not stored: all of it is new.</p>
+            )}
+            {isBeforeRead ? (
+              // Of another pair nothing that was read, or opened, is left.
+              <Changes key={beforeId} state={state} parent={before.state} />
+            ) : (
+              !before.failure && <p class="dim loading">Reading what was before…</p>
+            )}
+          </>
+        )}
         {state && tab === "tasks" && <Tasks tuple={state.tuple} />}
         {state && tab === "metadata" && <Metadata state={state} />}
       </div>
@@ -91,8 +111,8 @@ export function StepPanel(props: {
   );
 }
 
-/** How many things each tab has; of the changes only where the parent was read. */
-function countsOf(state: State, parent: Reading | undefined): Partial<Record<Tab, number>> {
+/** How many things each tab has; of the changes only where what was before was read. */
+function countsOf(state: State, before: Reading | undefined): Partial<Record<Tab, number>> {
   const { pendingWrites, omitted } = state.tuple;
   const channels = [
     ...state.values.keys(),
@@ -103,8 +123,8 @@ function countsOf(state: State, parent: Reading | undefined): Partial<Record<Tab
     state: channels.filter((name) => !isInternal(name)).length,
     tasks: new Set(taskIds.filter((taskId) => taskId !== "")).size,
   };
-  if (!parent) return counts;
-  const changed = changedChannels(parent.state, state);
+  if (!before) return counts;
+  const changed = changedChannels(before.state, state);
   return { ...counts, changes: changed.filter(({ channel }) => !isInternal(channel)).length };
 }
 
@@ -113,12 +133,15 @@ function StepHead(props: { state: State; parent: State | undefined; isParentRead
   const { key, metadataJson } = state.tuple;
   const id = key?.checkpointId ?? "";
   const { step, source } = toRecord(metadataJson);
-  const nodes = isParentRead ? nodesOf(state, parent) : [];
+  const nodes = isParentRead
+    ? [...new Set([...nodesOf(state, parent), ...(parent ? sentNodesOf(parent) : [])])]
+    : [];
   const time = timeOfId(id);
   return (
     <div class="step-head">
       <h2>
         Step {typeof step === "number" ? step : "–"}
+        {nodes.length > 0 && " "}
         {nodes.length > 0 && <span class="nodes">after {shorten(nodes.join(", "), 120)}</span>}
       </h2>
       <p class="dim">

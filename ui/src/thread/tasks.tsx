@@ -1,7 +1,7 @@
 /** What tasks wrote that no checkpoint has taken in yet: questions, errors, results. */
 import { type CheckpointTuple, decodeValue, type PendingWrite } from "checkpointd/client";
 import { useState } from "preact/hooks";
-import { errorText, questionsOf } from "../values/reasons.js";
+import { errorText, hasMoreThanText, nodeOf, questionsOf } from "../values/reasons.js";
 import { Text, Value } from "../values/value.js";
 import { shorten, toCount } from "../words.js";
 import { LargeValue } from "./large_value.js";
@@ -53,17 +53,19 @@ export function Tasks({ tuple }: { tuple: CheckpointTuple }) {
   );
 }
 
-/** The node of a task's path ("~__pregel_pull, approve"), where the saver that wrote it tells one. */
-const nameOf = (taskPath: string) => shorten(taskPath.split(", ").at(-1) || "task", 80);
+const nameOf = (taskPath: string) => nodeOf(taskPath) || "task";
 
 function Write({ write: { channel, value } }: { write: PendingWrite }) {
   const decoded = decodeValue(value);
   if (channel === "__error__") {
     return (
       <div class="reason error">
-        <span class="kind">error</span>
-        <Text text={errorText(decoded)} />
-        <Value value={decoded} isOpen={false} />
+        <span class="kind">error</span> <Text text={errorText(decoded)} />
+        {hasMoreThanText(decoded) && (
+          <div>
+            <Value value={decoded} isOpen={false} />
+          </div>
+        )}
       </div>
     );
   }

@@ -14,6 +14,7 @@ import { shorten, toAge, toCount, toSize, toSpan, toStatus } from "../words.js";
 import { Acts } from "./acts.js";
 import { readNamespaces, useHistory } from "./history.js";
 import { HistoryList } from "./history_list.js";
+import { endsOf } from "./lanes.js";
 import { StepPanel } from "./step.js";
 
 interface Look {
@@ -75,6 +76,7 @@ export function ThreadPage(props: {
                 <StepPanel
                   place={place}
                   checkpointId={selected}
+                  ends={endsOf(history.headers)}
                   stamp={selected === head ? (seen?.text ?? "") : ""}
                 />
               </Guarded>
@@ -113,7 +115,7 @@ function ThreadHead(props: {
           <span>updated {toAge(thread.updateTime, now)} ago</span>
           {thread.step !== undefined && <span>step {thread.step}</span>}
           {thread.pendingNodes.length > 0 && (
-            <span>to run: {shorten(thread.pendingNodes.join(", "), 120)}</span>
+            <span>next: {shorten(thread.pendingNodes.join(", "), 120)}</span>
           )}
           {claim && (
             <span class="lease">
@@ -125,9 +127,17 @@ function ThreadHead(props: {
           <Counts threadId={threadId} />
         </p>
       )}
-      {reasons.map(({ kind, text }, i) => (
+      {reasons.map(({ kind, node, text }, i) => (
         <div class={`reason ${kind}`} key={i}>
-          <span class="kind">{kind === "question" ? "asks" : "error"}</span>
+          <span class="kind">
+            {kind === "question"
+              ? node
+                ? `${node} asks`
+                : "asks"
+              : node
+                ? `error in ${node}`
+                : "error"}
+          </span>{" "}
           <Text text={text} />
         </div>
       ))}
@@ -181,7 +191,7 @@ function Namespaces(props: { threadId: string; place: Place; stamp: string | und
       <select
         value={current}
         onChange={(event) => {
-          const { checkpoint: _, ns: _1, ...rest } = place;
+          const { checkpoint: _, against: _1, ns: _2, ...rest } = place;
           const ns = event.currentTarget.value;
           go(ns === "" ? rest : { ...rest, ns });
         }}

@@ -1,5 +1,10 @@
 /** Checkpoints with their values, read when they are looked at, the last few kept. */
-import { type CheckpointTuple, type Decoded, valuesOfTuple } from "checkpointd/client";
+import {
+  type CheckpointTuple,
+  type Decoded,
+  partsOfValue,
+  valuesOfTuple,
+} from "checkpointd/client";
 import { useEffect, useState } from "preact/hooks";
 import { checkpoints, type Failure, toFailure } from "../service.js";
 import { toRecord } from "../words.js";
@@ -96,6 +101,18 @@ export function useCheckpoint(
 
 /** LangGraph's own channels, which tell what runs next and are no state of anybody's. */
 export const isInternal = (channel: string) => /^(branch:|join:|__)/.test(channel);
+
+/** The nodes that a checkpoint's tasks have sent work to (LangGraph's Send), which no channel starts. */
+export function sentNodesOf({ values }: Pick<State, "values">): string[] {
+  const sent = values.get("__pregel_tasks");
+  const parts = sent && partsOfValue(sent);
+  const nodes = [...(parts?.parts.values() ?? [])].map((each) => {
+    const fields = partsOfValue(each);
+    const node = fields?.isList === false ? fields.parts.get("node") : undefined;
+    return node?.kind === "json" && typeof node.value === "string" ? node.value : "";
+  });
+  return [...new Set(nodes)].filter((node) => node !== "").sort();
+}
 
 /** The nodes that ran between the parent and this checkpoint, by what they have seen. */
 export function nodesOf(

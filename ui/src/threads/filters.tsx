@@ -51,10 +51,11 @@ export function Filters({ place }: { place: Place }) {
         <Text label="Graph" value={place.graph} onText={(graph) => set({ graph })} />
         <Text
           label="Metadata contains"
+          isWide
           placeholder='{"source": "loop"}'
           value={place.metadata}
           onText={(metadata) => set({ metadata })}
-          problemOf={(text) => (isObject(text) ? undefined : "a JSON object is wanted")}
+          problemOf={(text) => (isObject(text) ? undefined : 'a JSON object, as {"user": "ada"}')}
         />
         <label>
           Updated within
@@ -106,6 +107,7 @@ function isObject(text: string): boolean {
 function Text(props: {
   label: string;
   placeholder?: string;
+  isWide?: boolean;
   value: string | undefined;
   onText: (text: string) => void;
   problemOf?: (text: string) => string | undefined;
@@ -122,16 +124,16 @@ function Text(props: {
     return () => clearTimeout(timer);
   }, [text]);
   return (
-    <label>
+    <label class={props.isWide ? "wide" : undefined}>
       {props.label}
       <input
         type="search"
         value={text}
         placeholder={props.placeholder}
         aria-invalid={problem !== undefined}
-        title={problem}
         onInput={(event) => setText(event.currentTarget.value)}
       />
+      {problem !== undefined && <span class="problem">{problem}</span>}
     </label>
   );
 }

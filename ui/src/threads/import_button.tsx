@@ -37,7 +37,7 @@ function Import({ onClose }: { onClose: () => void }) {
         }}
       >
         <label>
-          A file that was exported
+          An exported file (.jsonl)
           <input
             type="file"
             accept=".jsonl"
@@ -46,7 +46,7 @@ function Import({ onClose }: { onClose: () => void }) {
           />
         </label>
         <label>
-          Its name here; the one it had unless given
+          The thread's name here; empty keeps the one it had
           <input value={name} onInput={(event) => setName(event.currentTarget.value)} />
         </label>
         <p role="status">{isRunning && `${toCount(stored, "checkpoint")} stored…`}</p>

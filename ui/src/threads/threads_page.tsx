@@ -4,7 +4,7 @@ import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { useFollow } from "../follow.js";
 import { FailureNotice } from "../notice.js";
 import { follow, hrefOf, isScrolledBack, type Place, scrollBack } from "../place.js";
-import { baseUrl, serverNow } from "../service.js";
+import { baseUrl, hasKey, serverNow } from "../service.js";
 import { toSpan } from "../words.js";
 import { Filters, isFiltered } from "./filters.js";
 import { ImportButton } from "./import_button.js";
@@ -177,13 +177,28 @@ function Live(props: { isAway: boolean; pause: number; onAgain: () => void }) {
 }
 
 function Nothing({ isFiltered }: { isFiltered: boolean }) {
-  if (isFiltered) return <p class="nothing">No thread is like that.</p>;
+  if (isFiltered) {
+    return (
+      <div class="nothing">
+        <p>No thread matches the filters.</p>
+        <a href={hrefOf({})} onClick={follow({})}>
+          Show all threads
+        </a>
+      </div>
+    );
+  }
+  const url = JSON.stringify(baseUrl);
   return (
     <div class="nothing">
       <p>No threads yet. Give an agent this service, and they appear here:</p>
       <pre>
         <code>{`import { ConnectSaver } from "checkpointd";
-const checkpointer = ConnectSaver.fromUrl("${baseUrl}");`}</code>
+const checkpointer = ConnectSaver.fromUrl(${url}${hasKey() ? ", { token }" : ""});`}</code>
+      </pre>
+      <p>In Python:</p>
+      <pre>
+        <code>{`from checkpointd import ConnectSaver
+checkpointer = ConnectSaver(${url}${hasKey() ? ", token=token" : ""})`}</code>
       </pre>
     </div>
   );

@@ -6,29 +6,37 @@ import {
   type PendingWrite,
   partsOfValue,
 } from "checkpointd/client";
+import { shorten } from "../words.js";
 import { toText } from "./text.js";
 
 export interface Reason {
   kind: "question" | "error";
   taskId: string;
+  /** The node whose task it is; empty where the saver that wrote it tells none. */
+  node: string;
   text: string;
 }
 
 /** Those among a checkpoint's writes, errors first. */
 export function reasonsOf(writes: readonly PendingWrite[]): Reason[] {
-  const reasons = writes.flatMap(({ channel, taskId, value }): Reason[] => {
+  const reasons = writes.flatMap(({ channel, taskId, taskPath, value }): Reason[] => {
+    const node = nodeOf(taskPath);
     if (channel === "__error__") {
-      return [{ kind: "error", taskId, text: errorText(decodeValue(value)) }];
+      return [{ kind: "error", taskId, node, text: errorText(decodeValue(value)) }];
     }
     if (channel !== "__interrupt__") return [];
     return questionsOf(decodeValue(value)).map((each) => ({
       kind: "question",
       taskId,
+      node,
       text: questionText(each),
     }));
   });
   return reasons.sort((a, b) => a.kind.localeCompare(b.kind));
 }
+
+/** The node of a task's path ("~__pregel_pull, approve"); empty of savers that tell none. */
+export const nodeOf = (taskPath: string) => shorten(taskPath.split(", ").at(-1) ?? "", 80);
 
 /** What an interrupt asks: LangGraph stores a list of interrupts, each with its value. */
 export function questionsOf(value: Decoded): Decoded[] {
@@ -93,4 +101,11 @@ export function errorText(value: Decoded): string {
   const { message, name } = fields as Record<string, unknown>;
   if (typeof message !== "string") return toText(value);
   return typeof name === "string" && name !== "Error" ? `${name}: ${message}` : message;
+}
+
+/** Whether an error holds more than its text says. */
+export function hasMoreThanText(value: Decoded): boolean {
+  const parts = partsOfValue(value);
+  if (!parts) return false;
+  return parts.isList || [...parts.parts.keys()].some((key) => key !== "message" && key !== "name");
 }

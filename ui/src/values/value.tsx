@@ -156,12 +156,22 @@ export function Bytes({ bytes }: { bytes: Uint8Array }) {
 
 function Picture({ bytes, type }: { bytes: Uint8Array; type: string }) {
   const [url, setUrl] = useState<string>();
+  // Bytes may begin as a picture does, and be none.
+  const [isNone, setNone] = useState(false);
   useEffect(() => {
+    setNone(false);
     const made = URL.createObjectURL(new Blob([bytes as BlobPart], { type }));
     setUrl(made);
     return () => URL.revokeObjectURL(made);
   }, [bytes]);
-  return <img src={url} alt={`What the ${toSize(bytes.length)} show`} />;
+  if (isNone) return <p class="dim">No picture that this browser can show.</p>;
+  return (
+    <img
+      src={url}
+      alt={`What the ${toSize(bytes.length)} show`}
+      onError={() => setNone(url !== undefined)}
+    />
+  );
 }
 
 /** Sixteen a line: where they are, their digits, the letters among them. */
