@@ -263,7 +263,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     await others(page).getByText("new--1").waitFor();
     // A dialog stays, with what was typed, while the list behind it goes on.
     await page.getByRole("button", { name: "Import" }).click();
-    const name = page.getByLabel("Its name here");
+    const name = page.getByLabel("The thread's name here");
     await name.fill("half a na");
     await insert("'new-' || n", -2, -2);
     await others(page).getByText("new--2").waitFor({ state: "attached" });
