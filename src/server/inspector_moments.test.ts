@@ -150,8 +150,8 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     await page.goto(edge.server.url);
     const putting = await holdBack(page, "Put");
     await page.getByRole("button", { name: "Import" }).click();
-    await page.getByLabel("A file that was exported").setInputFiles(file);
-    await page.getByLabel("Its name here").fill("given up");
+    await page.getByLabel("An exported file (.jsonl)").setInputFiles(file);
+    await page.getByLabel("The thread's name here").fill("given up");
     await inDialog(page, "Import");
     await putting.asked;
     await page.keyboard.press("Escape");
@@ -171,7 +171,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     await writeFile(file, `${header}\n${checkpoint}\n{"end": true, "checkpoints": 1}\n`);
     const page = await open();
     await page.getByRole("button", { name: "Import" }).click();
-    await page.getByLabel("A file that was exported").setInputFiles(file);
+    await page.getByLabel("An exported file (.jsonl)").setInputFiles(file);
     await inDialog(page, "Import");
     await page.getByRole("alert").getByText("names no thread").waitFor();
     expect(await saver.threads.get("undefined")).toBeUndefined();

@@ -2,6 +2,7 @@ import { render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { forgetKept } from "./follow.js";
 import { KeyForm } from "./key_form.js";
+import { Guarded } from "./notice.js";
 import { follow, hrefOf, usePlace } from "./place.js";
 import { hasKey, isReadOnly, keepKey } from "./service.js";
 import { ThreadPage } from "./thread/thread_page.js";
@@ -59,14 +60,18 @@ function App() {
               setRound(round + 1);
             }}
           />
-        ) : place.thread !== undefined ? (
-          <ThreadPage
-            key={`${round} ${place.thread}`}
-            place={{ ...place, thread: place.thread }}
-            onKeyWanted={askForKey}
-          />
         ) : (
-          <ThreadsPage key={round} place={place} onKeyWanted={askForKey} />
+          <Guarded of={hrefOf(place)}>
+            {place.thread !== undefined ? (
+              <ThreadPage
+                key={`${round} ${place.thread}`}
+                place={{ ...place, thread: place.thread }}
+                onKeyWanted={askForKey}
+              />
+            ) : (
+              <ThreadsPage key={round} place={place} onKeyWanted={askForKey} />
+            )}
+          </Guarded>
         )}
       </main>
     </>

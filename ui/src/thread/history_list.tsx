@@ -170,7 +170,7 @@ function Row(props: {
 const toShortTime = (time: Date) =>
   time.toDateString() === new Date().toDateString()
     ? time.toLocaleTimeString()
-    : time.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+    : `${time.toLocaleDateString(undefined, { dateStyle: "medium" })}, ${time.toLocaleTimeString()}`;
 
 const x = (lane: number) => lane * laneWidth + laneWidth / 2;
 
