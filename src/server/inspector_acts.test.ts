@@ -11,6 +11,7 @@ import { ConnectSaver } from "../index.js";
 import { createAuthFile } from "../testing/auth_file.js";
 import { noChromium, startChromium, type TestBrowser } from "../testing/chromium.js";
 import { startEdge } from "../testing/edge.js";
+import { act, inDialog, newWatchedPage, of } from "../testing/inspected_page.js";
 import { ids, runThreads } from "../testing/inspected_threads.js";
 import { startRelay } from "../testing/relay.js";
 import { runCommand } from "../testing/serve_process.js";
@@ -42,19 +43,13 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     await rm(folder, { recursive: true, force: true });
   });
 
-  const of = (thread: string, more = "") => `?thread=${encodeURIComponent(thread)}${more}`;
   async function open(query: string, url = edge.server.url): Promise<Page> {
     context = await chromium.browser.newContext({ acceptDownloads: true });
     await context.grantPermissions(["clipboard-read", "clipboard-write"]);
-    const page = await context.newPage();
-    page.setDefaultTimeout(30_000);
+    const { page } = await newWatchedPage(context);
     await page.goto(`${url}/${query}`);
     return page;
   }
-  const act = (page: Page, name: string) =>
-    page.locator(".acts").getByRole("button", { name, exact: true }).click();
-  const inDialog = (page: Page, name: string) =>
-    page.getByRole("dialog").getByRole("button", { name, exact: true }).click();
   const historyOf = async (threadId: string) => {
     const found = [];
     for await (const { checkpoint, metadata, pendingWrites } of saver.list({

@@ -3,6 +3,7 @@ import type { BrowserContext, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { noChromium, startChromium, type TestBrowser } from "../testing/chromium.js";
 import { startEdge } from "../testing/edge.js";
+import { newWatchedPage, of } from "../testing/inspected_page.js";
 
 const bytes = (text: string) => new TextEncoder().encode(text);
 const json = (value: unknown) => ({ type: "json", data: bytes(JSON.stringify(value)) });
@@ -30,13 +31,10 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
 
   async function open(query = ""): Promise<Page> {
     context = await chromium.browser.newContext();
-    complaints = [];
-    const page = await context.newPage();
+    const watched = await newWatchedPage(context);
+    const { page } = watched;
+    complaints = watched.complaints;
     page.setDefaultTimeout(60_000);
-    page.on("pageerror", (error) => complaints.push(error.message));
-    page.on("console", (line) => {
-      if (line.type() === "error") complaints.push(line.text());
-    });
     page.on("request", (request) => {
       const url = request.url();
       if (!url.startsWith(edge.server.url) && !url.startsWith("blob:")) complaints.push(url);
@@ -44,7 +42,6 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
     await page.goto(`${edge.server.url}/${query}`);
     return page;
   }
-  const of = (thread: string, more = "") => `?thread=${encodeURIComponent(thread)}${more}`;
   const elements = (page: Page) => page.evaluate("document.querySelectorAll('*').length");
   const tab = (page: Page, name: string) => page.getByRole("tab", { name }).click();
 

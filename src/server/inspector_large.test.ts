@@ -6,6 +6,7 @@ import type { BrowserContext, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { noChromium, startChromium, type TestBrowser } from "../testing/chromium.js";
 import { startEdge } from "../testing/edge.js";
+import { newWatchedPage } from "../testing/inspected_page.js";
 
 const { serde } = new MemorySaver();
 const size = 50_000_000;
@@ -104,10 +105,9 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
   let complaints: string[] = [];
   async function open(query: string, thread = "large", ready = "State 6"): Promise<Page> {
     context = await chromium.browser.newContext({ acceptDownloads: true });
-    const page = await context.newPage();
-    page.setDefaultTimeout(30_000);
-    complaints = [];
-    page.on("pageerror", (error) => complaints.push(error.message));
+    const watched = await newWatchedPage(context, { console: false });
+    const { page } = watched;
+    complaints = watched.complaints;
     await page.goto(`${edge.server.url}/?thread=${thread}${query}`);
     await page.getByRole("tab", { name: ready }).waitFor();
     await page.evaluate(

@@ -8,6 +8,7 @@ import { ConnectSaver } from "../index.js";
 import { createAuthFile } from "../testing/auth_file.js";
 import { noChromium, startChromium, type TestBrowser } from "../testing/chromium.js";
 import { startEdge } from "../testing/edge.js";
+import { act, inDialog, newWatchedPage, of } from "../testing/inspected_page.js";
 import { ids, runThreads } from "../testing/inspected_threads.js";
 import { startTestServer } from "../testing/test_server.js";
 
@@ -39,18 +40,11 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
 
   async function open(query = "", url = edge.server.url, options: BrowserContextOptions = {}) {
     context = await chromium.browser.newContext(options);
-    complaints = [];
-    const page = await context.newPage();
-    page.setDefaultTimeout(30_000);
-    page.on("pageerror", (error) => complaints.push(error.message));
-    await page.goto(`${url}/${query}`);
-    return page;
+    const watched = await newWatchedPage(context, { console: false });
+    complaints = watched.complaints;
+    await watched.page.goto(`${url}/${query}`);
+    return watched.page;
   }
-  const of = (thread: string, more = "") => `?thread=${encodeURIComponent(thread)}${more}`;
-  const act = (page: Page, name: string) =>
-    page.locator(".acts").getByRole("button", { name, exact: true }).click();
-  const inDialog = (page: Page, name: string) =>
-    page.getByRole("dialog").getByRole("button", { name, exact: true }).click();
   /** Holds back the answers of an RPC until it is told to let them through. */
   async function holdBack(page: Page, method: string) {
     let release = () => {};

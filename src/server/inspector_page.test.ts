@@ -15,10 +15,20 @@ import { ConnectSaver } from "../index.js";
 import { createCertificate } from "../testing/certificate.js";
 import { noChromium, startChromium, type TestBrowser } from "../testing/chromium.js";
 import { startEdge } from "../testing/edge.js";
+import { newWatchedPage, of } from "../testing/inspected_page.js";
 import { answerQuestion, hostileText, ids, runThreads } from "../testing/inspected_threads.js";
 import { startTestServer } from "../testing/test_server.js";
 
 const axeFile = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
+
+/** In a shell: curl, and what understands these arguments of it where there is none. */
+const asCurl = `command -v curl >/dev/null || curl() {
+  "${process.execPath}" --input-type=module -e '
+    const [, type, , body, url] = process.argv.slice(1);
+    const headers = Object.fromEntries([type.split(": ")]);
+    console.log(await (await fetch(url, { method: "POST", headers, body })).text());
+  ' -- "$@"
+}`;
 
 describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`, () => {
   let chromium: TestBrowser;
@@ -57,20 +67,14 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
       viewport: { width: 1280, height: 800 },
       ...options,
     });
-    complaints = [];
-    const page = await context.newPage();
-    page.setDefaultTimeout(30_000);
-    page.on("pageerror", (error) => complaints.push(error.message));
-    page.on("console", (line) => {
-      if (line.type() === "error") complaints.push(line.text());
-    });
-    await page.goto(`${url}/${query}`);
-    return page;
+    const watched = await newWatchedPage(context);
+    complaints = watched.complaints;
+    await watched.page.goto(`${url}/${query}`);
+    return watched.page;
   }
   const configOf = (thread_id: string, checkpoint_id: string) => ({
     configurable: { thread_id, checkpoint_ns: "", checkpoint_id },
   });
-  const of = (thread: string, more = "") => `?thread=${encodeURIComponent(thread)}${more}`;
 
   async function violations(page: Page): Promise<string[]> {
     // As a driver's script it is not under the page's policy.
@@ -439,7 +443,7 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
       // What gRPC cannot do below a path curl can.
       const command = await code.locator("pre").innerText();
       expect(command).toContain(`${url}/checkpointd.v1.CheckpointService/GetTuple`);
-      const run = promisify(execFile)("sh", ["-c", command.replace("curl", "curl -s")]);
+      const run = promisify(execFile)("sh", ["-c", `${asCurl}\n${command}`]);
       expect(JSON.parse((await run).stdout).tuple.key.threadId).toBe(ids.chat);
       await code.getByRole("button", { name: "TypeScript" }).click();
       await code.getByText(`ConnectSaver.fromUrl("${url}", { graph: "shop" })`).waitFor();

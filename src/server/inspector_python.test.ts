@@ -3,6 +3,7 @@ import type { BrowserContext, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { noChromium, startChromium, type TestBrowser } from "../testing/chromium.js";
 import { startEdge } from "../testing/edge.js";
+import { newWatchedPage } from "../testing/inspected_page.js";
 import { noPython, runPython } from "../testing/installed_python.js";
 
 const missing = noChromium ?? noPython;
@@ -29,15 +30,10 @@ describe.skipIf(missing)(`threads of Python${missing ? ` (${missing})` : ""}`, (
 
   async function open(query: string): Promise<Page> {
     context = await chromium.browser.newContext({ viewport: { width: 1280, height: 800 } });
-    const page = await context.newPage();
-    page.setDefaultTimeout(30_000);
-    complaints = [];
-    page.on("pageerror", (error) => complaints.push(error.message));
-    page.on("console", (line) => {
-      if (line.type() === "error") complaints.push(line.text());
-    });
-    await page.goto(`${edge.server.url}/${query}`);
-    return page;
+    const watched = await newWatchedPage(context);
+    complaints = watched.complaints;
+    await watched.page.goto(`${edge.server.url}/${query}`);
+    return watched.page;
   }
   const region = (page: Page, name: string) => page.getByRole("region", { name, exact: true });
 

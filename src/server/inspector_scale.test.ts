@@ -5,6 +5,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from
 import { ListThreadsRequestSchema } from "../../gen/checkpointd/v1/thread_service_pb.js";
 import { noChromium, startChromium, type TestBrowser } from "../testing/chromium.js";
 import { startEdge } from "../testing/edge.js";
+import { newWatchedPage } from "../testing/inspected_page.js";
 import { startTestServer } from "../testing/test_server.js";
 
 const count = 100_000;
@@ -63,13 +64,9 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
   });
 
   async function open(query = "", prepare?: (page: Page) => unknown, url = edge.server.url) {
-    const page = await context.newPage();
-    page.setDefaultTimeout(30_000);
-    complaints = [];
-    page.on("pageerror", (error) => complaints.push(error.message));
-    page.on("console", (line) => {
-      if (line.type() === "error") complaints.push(line.text());
-    });
+    const watched = await newWatchedPage(context);
+    const { page } = watched;
+    complaints = watched.complaints;
     await prepare?.(page);
     await page.goto(`${url}/${query}`);
     return page;

@@ -15,6 +15,7 @@ import { ConnectSaver } from "../index.js";
 import { noChromium, startChromium, type TestBrowser } from "../testing/chromium.js";
 import { startEdge } from "../testing/edge.js";
 import { hostileValues } from "../testing/hostile_values.js";
+import { newWatchedPage } from "../testing/inspected_page.js";
 
 const png =
   "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFElEQVR4nGP4z8Dw/z8DAwMDAwMADfAB/zZ5wLkAAAAASUVORK5CYII=";
@@ -99,13 +100,9 @@ describe.skipIf(noChromium)(`in Chromium${noChromium ? ` (${noChromium})` : ""}`
 
   async function open(query: string): Promise<Page> {
     context = await chromium.browser.newContext({ viewport: { width: 1280, height: 800 } });
-    const page = await context.newPage();
-    page.setDefaultTimeout(30_000);
-    [complaints, asked] = [[], []];
-    page.on("pageerror", (error) => complaints.push(error.message));
-    page.on("console", (line) => {
-      if (line.type() === "error") complaints.push(line.text());
-    });
+    const watched = await newWatchedPage(context);
+    const { page } = watched;
+    [complaints, asked] = [watched.complaints, []];
     page.on("request", (request) => asked.push(request.url()));
     await page.goto(`${edge.server.url}/${query}`);
     return page;
