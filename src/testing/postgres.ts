@@ -1,4 +1,5 @@
 import { randomBytes } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
 import pg from "pg";
 import { inject } from "vitest";
 import { type Db, type DbOptions, openDb } from "../store/db.js";
@@ -31,6 +32,12 @@ export async function createDatabase(options?: { template?: boolean }): Promise<
     url: withDatabase(server, name),
     drop: () =>
       asAdmin(server, async (client) => {
+        // A pool of pg has ended before its connections have: one that is cut then ends the process.
+        for (let i = 0; i < 20; i++) {
+          const left = "select from pg_stat_activity where datname = $1";
+          if ((await client.query(left, [name])).rows.length === 0) break;
+          await sleep(25);
+        }
         await client.query(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`);
       }),
   };
