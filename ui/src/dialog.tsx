@@ -58,10 +58,15 @@ export const Problem = ({ text }: { text: string | undefined }) =>
     </p>
   );
 
-/** Asks once more before something is done. */
-export function Confirm(props: {
+/**
+ * Asks once more before something is done, for what it takes where that is among the children. `status`
+ * is read out while it runs.
+ */
+export function Ask(props: {
   title: string;
   button: string;
+  isDanger?: boolean;
+  status?: string;
   onClose: () => void;
   run: (signal: AbortSignal) => Promise<void>;
   children: ComponentChildren;
@@ -69,16 +74,24 @@ export function Confirm(props: {
   const { isRunning, problem, begin } = useRun(props.run);
   return (
     <Dialog title={props.title} onClose={props.onClose}>
-      {props.children}
-      <Problem text={problem} />
-      <div class="buttons">
-        <button type="button" onClick={props.onClose}>
-          Cancel
-        </button>
-        <button type="button" class="danger" disabled={isRunning} onClick={begin}>
-          {props.button}
-        </button>
-      </div>
+      <form
+        onSubmit={(event) => {
+          event.preventDefault();
+          void begin();
+        }}
+      >
+        {props.children}
+        {props.status !== undefined && <p role="status">{isRunning && props.status}</p>}
+        <Problem text={problem} />
+        <div class="buttons">
+          <button type="button" onClick={props.onClose}>
+            Cancel
+          </button>
+          <button type="submit" class={props.isDanger ? "danger" : "main"} disabled={isRunning}>
+            {props.button}
+          </button>
+        </div>
+      </form>
     </Dialog>
   );
 }

@@ -1,7 +1,7 @@
 /** What can be done with a thread, each thing asked for once more before it is done. */
 import type { Thread } from "checkpointd/client";
 import { useState } from "preact/hooks";
-import { Confirm, Dialog, Problem, useRun } from "../dialog.js";
+import { Ask } from "../dialog.js";
 import { go, type Place } from "../place.js";
 import { checkpoints, isReadOnly, threads } from "../service.js";
 import { interruptIdsOf } from "../values/reasons.js";
@@ -50,7 +50,8 @@ export function Acts(props: Props) {
       {act === "copy" && <Copy threadId={threadId} onClose={onClose} />}
       {act === "prune" && <Prune threadId={threadId} onClose={onClose} onDone={onDone} />}
       {act === "release" && (
-        <Confirm
+        <Ask
+          isDanger
           title="End the lease?"
           button="End the lease"
           onClose={onClose}
@@ -63,10 +64,11 @@ export function Acts(props: Props) {
             <strong>{thread.claim?.owner}</strong> holds this thread. It can store nothing more
             under its lease then, and others may take the thread.
           </p>
-        </Confirm>
+        </Ask>
       )}
       {act === "delete" && (
-        <Confirm
+        <Ask
+          isDanger
           title="Delete this thread?"
           button="Delete it"
           onClose={onClose}
@@ -80,7 +82,7 @@ export function Acts(props: Props) {
             Everything of <strong>{threadId}</strong> goes, in all its namespaces. Nothing brings it
             back, unless you export it first.
           </p>
-        </Confirm>
+        </Ask>
       )}
     </div>
   );
@@ -103,39 +105,23 @@ function startOf(thread: Thread, { ns = "", checkpoint = "" }: Place): Start {
 
 function Copy({ threadId, onClose }: { threadId: string; onClose: () => void }) {
   const [name, setName] = useState(`${threadId}-copy`);
-  const { isRunning, problem, begin } = useRun(async (signal) => {
+  const copy = async (signal: AbortSignal) => {
     await threads.copyThread({ sourceThreadId: threadId, targetThreadId: name });
     if (!signal.aborted) go({ thread: name });
-  });
+  };
   return (
-    <Dialog title="Copy this thread" onClose={onClose}>
-      <form
-        onSubmit={(event) => {
-          event.preventDefault();
-          void begin();
-        }}
-      >
-        <label>
-          The name of the copy
-          <input value={name} onInput={(event) => setName(event.currentTarget.value)} required />
-        </label>
-        <Problem text={problem} />
-        <div class="buttons">
-          <button type="button" onClick={onClose}>
-            Cancel
-          </button>
-          <button type="submit" class="main" disabled={isRunning}>
-            Copy
-          </button>
-        </div>
-      </form>
-    </Dialog>
+    <Ask title="Copy this thread" button="Copy" onClose={onClose} run={copy}>
+      <label>
+        The name of the copy
+        <input value={name} onInput={(event) => setName(event.currentTarget.value)} required />
+      </label>
+    </Ask>
   );
 }
 
 function Export({ threadId, onClose }: { threadId: string; onClose: () => void }) {
   const [read, setRead] = useState(0);
-  const { isRunning, problem, begin } = useRun(async (signal) => {
+  const save = async (signal: AbortSignal) => {
     const url = URL.createObjectURL(await exportThread(threadId, signal, setRead));
     const link = document.createElement("a");
     link.href = url;
@@ -143,22 +129,18 @@ function Export({ threadId, onClose }: { threadId: string; onClose: () => void }
     link.click();
     setTimeout(() => URL.revokeObjectURL(url), 60_000);
     onClose();
-  });
+  };
   return (
-    <Dialog title="Export this thread" onClose={onClose}>
+    <Ask
+      title="Export this thread"
+      button="Export"
+      status={`${toCount(read, "checkpoint")} read…`}
+      onClose={onClose}
+      run={save}
+    >
       <p>
         All of it, as JSON lines: what <code>checkpointd threads import</code> and this page read.
       </p>
-      <p role="status">{isRunning && `${toCount(read, "checkpoint")} read…`}</p>
-      <Problem text={problem} />
-      <div class="buttons">
-        <button type="button" onClick={onClose}>
-          Cancel
-        </button>
-        <button type="button" class="main" disabled={isRunning} onClick={begin}>
-          Export
-        </button>
-      </div>
-    </Dialog>
+    </Ask>
   );
 }
